@@ -1,0 +1,23 @@
+"""What every tool does at its start and end: checks the environment, turns errors into one line and an exit code."""
+
+import os
+import sys
+import warnings
+
+from mindsigma.environment import check_environment
+from mindsigma.errors import MindSigmaError
+
+
+def run(main):
+    """Call main(); exit 2 with one line on stderr for what the user can mend, 130 when interrupted."""
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore's own warnings speak of its internals
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        check_environment()
+        sys.exit(main())
+    except MindSigmaError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

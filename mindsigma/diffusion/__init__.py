@@ -1,0 +1,1 @@
+"""Noise schedule and samplers, in float64 numpy: no tensors, no devices."""

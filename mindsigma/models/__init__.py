@@ -1,0 +1,1 @@
+"""The three networks of PixArt-Σ as MindSpore cells: DiT, T5 encoder, VAE. They know nothing of files."""

@@ -1,0 +1,156 @@
+"""One DiT block: modulated self-attention, cross-attention to the caption, modulated MLP (reference.md 2.5)."""
+
+import mindspore as ms
+from mindspore import nn
+from mindspore.common.initializer import Constant
+
+from mindsigma.models.dit.kv_compression import compress
+from mindsigma.models.layers import Affine, Norm, normal, parameter
+from mindsigma.ops.attention import attend, prepare_keys
+from mindsigma.ops.functional import gelu_tanh, layer_norm, linear, scale_and_shift, spread_rows
+from mindsigma.ops.shared_graph import SharedGraph
+
+NORM_EPS = 1e-6
+QK_NORM_EPS = 1e-5
+
+
+def modulated_norm(x, shift, scale, kernels):
+    """LayerNorm without affine of x (N, T, C), scaled by 1 + scale and shifted, both (N, 1, C)."""
+    return scale_and_shift(layer_norm(x, NORM_EPS, kernels), 1.0 + scale, shift, kernels)
+
+
+def gated_sum(x, gate, branch, kernels):
+    """x + gate * branch for x and branch (N, T, C), gate (N, 1, C)."""
+    return x + spread_rows(gate, x.shape[1], kernels) * branch
+
+
+def self_attention_branch(
+    x, modulation, height, width, num_heads, kernels, qk_norm, sampling, factor, table, qkv_weight, qkv_bias,
+    proj_weight, proj_bias, *norms_and_compression,
+):  # fmt: skip
+    """x + gate * self-attention of x (N, T, C); modulation (N, 6 * C) is the timestep's, table (6, C) the block's."""
+    batch, _, channels = x.shape
+    rows = table + modulation.reshape(batch, 6, channels)  # shift, scale, gate of attention, then of the MLP
+    h = modulated_norm(x, rows[:, 0:1], rows[:, 1:2], kernels)
+    qkv = linear(h, qkv_weight, qkv_bias)
+    q, k, v = qkv[:, :, :channels], qkv[:, :, channels : 2 * channels], qkv[:, :, 2 * channels :]
+    if qk_norm:
+        q = layer_norm(q, QK_NORM_EPS, kernels, norms_and_compression[0], norms_and_compression[1])
+        k = layer_norm(k, QK_NORM_EPS, kernels, norms_and_compression[2], norms_and_compression[3])
+    if sampling is not None:
+        # The same convolution and the same LayerNorm serve keys and values.
+        weights = norms_and_compression[4:] if qk_norm else norms_and_compression
+        k = compress(k, height, width, sampling, factor, kernels, weights)
+        v = compress(v, height, width, sampling, factor, kernels, weights)
+    k, v = prepare_keys(k, v, None, num_heads, kernels)
+    out = linear(attend(q, k, v, num_heads, kernels), proj_weight, proj_bias)
+    return gated_sum(x, rows[:, 2:3], out, kernels)
+
+
+def caption_keys(caption, mask, num_heads, kernels, kv_weight, kv_bias):
+    """Keys and values of a projected caption (N, L, C) with mask (N, L) or None, in the attention kernel's layout."""
+    channels = caption.shape[-1]
+    kv = linear(caption, kv_weight, kv_bias)
+    return prepare_keys(kv[:, :, :channels], kv[:, :, channels:], mask, num_heads, kernels)
+
+
+def cross_attention_branch(x, k, v, num_heads, kernels, q_weight, q_bias, proj_weight, proj_bias):
+    """x + cross-attention of x (N, T, C) to prepared caption keys: no norm and no gate."""
+    q = linear(x, q_weight, q_bias)
+    return x + linear(attend(q, k, v, num_heads, kernels), proj_weight, proj_bias)
+
+
+def mlp_branch(x, modulation, kernels, table, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    """x + gate * MLP of x (N, T, C)."""
+    batch, _, channels = x.shape
+    rows = table + modulation.reshape(batch, 6, channels)
+    h = modulated_norm(x, rows[:, 3:4], rows[:, 4:5], kernels)
+    h = gelu_tanh(linear(h, fc1_weight, fc1_bias), kernels)
+    return gated_sum(x, rows[:, 5:6], linear(h, fc2_weight, fc2_bias), kernels)
+
+
+class SelfAttention(nn.Cell):
+    """Weights of self-attention: fused qkv, projection, optional q/k norms, optional KV compression."""
+
+    def __init__(self, channels, qk_norm, compression, dtype):
+        super().__init__()
+        self.qkv = Affine(channels, 3 * channels, dtype=dtype)
+        self.proj = Affine(channels, channels, dtype=dtype)
+        self.tensors = None
+        extra = ()
+        if qk_norm:
+            self.q_norm, self.k_norm = Norm(channels, dtype=dtype), Norm(channels, dtype=dtype)
+            extra += self.q_norm.tensors + self.k_norm.tensors
+        if compression is not None and compression.sampling == "conv":
+            r = compression.factor
+            average = Constant(1.0 / (r * r))  # "Conv Avg Init"
+            self.sr = Affine(r * r, channels, average, (channels, 1, r, r), dtype=dtype)
+            self.norm = Norm(channels, dtype=dtype)
+            extra += self.sr.tensors + self.norm.tensors
+        object.__setattr__(self, "tensors", self.qkv.tensors + self.proj.tensors + extra)
+
+
+class CrossAttention(nn.Cell):
+    """Weights of cross-attention; the projection starts at zero."""
+
+    def __init__(self, channels, dtype):
+        super().__init__()
+        self.q_linear = Affine(channels, channels, dtype=dtype)
+        self.kv_linear = Affine(channels, 2 * channels, dtype=dtype)
+        self.proj = Affine(channels, channels, "zeros", dtype=dtype)
+
+
+class MLP(nn.Cell):
+    """Weights of the two-layer MLP."""
+
+    def __init__(self, in_features, hidden_features, out_features, init=None, dtype=ms.float32):
+        super().__init__()
+        self.fc1 = Affine(in_features, hidden_features, init, dtype=dtype)
+        self.fc2 = Affine(hidden_features, out_features, init, dtype=dtype)
+
+    @property
+    def tensors(self):
+        """fc1 weight and bias, fc2 weight and bias."""
+        return self.fc1.tensors + self.fc2.tensors
+
+
+class DiTBlock(nn.Cell):
+    """Block `layer` of a DiT. Its three branches are shared graphs: compiled once for all blocks of a kind."""
+
+    def __init__(self, config, layer, dtype, kernels):
+        super().__init__()
+        channels, heads = config.hidden_size, config.num_heads
+        compression = config.layer_compression(layer)
+        self.scale_shift_table = parameter((6, channels), normal(channels**-0.5), dtype)
+        self.attn = SelfAttention(channels, config.qk_norm, compression, dtype)
+        self.cross_attn = CrossAttention(channels, dtype)
+        self.mlp = MLP(channels, int(channels * config.mlp_ratio), channels, dtype=dtype)
+
+        table = (self.scale_shift_table,)
+        sampling, factor = (compression.sampling, compression.factor) if compression else (None, 1)
+        self.self_attention = SharedGraph(
+            self_attention_branch,
+            table + self.attn.tensors,
+            (heads, kernels, config.qk_norm, sampling, factor),
+        )
+        self.caption_keys = SharedGraph(caption_keys, self.cross_attn.kv_linear.tensors, (heads, kernels))
+        self.cross_attention = SharedGraph(
+            cross_attention_branch,
+            self.cross_attn.q_linear.tensors + self.cross_attn.proj.tensors,
+            (heads, kernels),
+        )
+        self.feed_forward = SharedGraph(mlp_branch, table + self.mlp.tensors, (kernels,))
+        self.compressed = compression is not None
+
+    def construct(self, x, modulation, k, v, height, width):
+        """Transform tokens x (N, height * width, C).
+
+        Args:
+            modulation: (N, 6 * C), from the timestep.
+            k, v: caption keys and values from `caption_keys`.
+        """
+        if not self.compressed:
+            height, width = 0, 0  # the graph does not depend on the grid: do not compile one for each
+        x = self.self_attention(x, modulation, height, width)
+        x = self.cross_attention(x, k, v)
+        return self.feed_forward(x, modulation)

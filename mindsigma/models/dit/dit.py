@@ -1,0 +1,184 @@
+"""The diffusion transformer: noisy latents, timestep and caption in, noise and variance out."""
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from mindsigma.errors import MindSigmaError
+from mindsigma.models.dit.block import MLP, DiTBlock, modulated_norm
+from mindsigma.models.dit.embeddings import ScalarEmbedder, embed_scalars, position_tensor
+from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
+from mindsigma.ops.functional import gelu_tanh, linear, silu
+from mindsigma.ops.kernels import default_kernels
+from mindsigma.ops.shared_graph import SharedGraph
+
+
+def project_caption(caption, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    """Caption states (N, L, caption_channels) to (N, L, C)."""
+    return linear(gelu_tanh(linear(caption, fc1_weight, fc1_bias), kernels), fc2_weight, fc2_bias)
+
+
+def embed_latents(latents, position, patch_size, weight, bias):
+    """Tokens (N, T, C) of latents (N, c, h, w), with position (1, T, C)."""
+    tokens = linear(patchify(latents, patch_size), weight, bias)
+    return tokens + ops.tile(position, (tokens.shape[0], 1, 1))
+
+
+def embed_conditions(timestep, image_size, aspect_ratio, dtype, weight, bias, *embedders):
+    """Timestep embedding (N, C), with micro conditions unless these are None, and its modulation (N, 6 * C)."""
+    t = embed_scalars(timestep, dtype, *embedders[:4])
+    if image_size is not None:
+        size = embed_scalars(image_size, dtype, *embedders[4:8])  # (N, 2 C / 3)
+        ratio = embed_scalars(aspect_ratio, dtype, *embedders[8:12])  # (N, C / 3)
+        t = t + ops.concat((size, ratio), -1)
+    return t, linear(silu(t), weight, bias)
+
+
+def predict(x, t, height, width, patch_size, kernels, table, weight, bias):
+    """Output (N, out, h, w) of tokens x (N, height * width, C), modulated by t (N, C) and table (2, C)."""
+    rows = table + t.reshape(-1, 1, t.shape[-1])  # (N, 2, C)
+    x = modulated_norm(x, rows[:, 0:1], rows[:, 1:2], kernels)
+    return unpatchify(linear(x, weight, bias), height, width, patch_size)
+
+
+def patchify(latents, patch_size):
+    """(N, c, h, w) to (N, T, c * p * p), tokens row by row, channels in the order of a convolution's kernel."""
+    batch, channels, height, width = latents.shape
+    p = patch_size
+    x = latents.reshape(batch, channels, height // p, p, width // p, p)
+    return x.transpose(0, 2, 4, 1, 3, 5).reshape(batch, (height // p) * (width // p), channels * p * p)
+
+
+def unpatchify(x, height, width, patch_size):
+    """(N, height * width, p * p * c), channel last, to (N, c, height * p, width * p)."""
+    batch, p = x.shape[0], patch_size
+    x = x.reshape(batch, height, width, p, p, -1)
+    return x.transpose(0, 5, 1, 3, 2, 4).reshape(batch, -1, height * p, width * p)
+
+
+@ops.constexpr
+def check_inputs(config, shape, has_micro_condition):
+    """Raise MindSigmaError for latents (N, c, h, w) or conditions that the model cannot take."""
+    p, side = config.patch_size, config.input_size
+    if len(shape) != 4 or shape[1] != config.in_channels:
+        raise MindSigmaError(f"latents of shape {tuple(shape)}: expected (N, {config.in_channels}, h, w)")
+    if shape[2] % p or shape[3] % p:
+        raise MindSigmaError(f"latents of {shape[2]} x {shape[3]}: both sides must be multiples of {p}")
+    if not config.multi_scale and tuple(shape[2:]) != (side, side):
+        raise MindSigmaError(
+            f"latents of {shape[2]} x {shape[3]}: this single-scale model takes {side} x {side}; "
+            "multi_scale=True allows other sizes"
+        )
+    if config.micro_condition and not has_micro_condition:
+        raise MindSigmaError("this model needs image_size and aspect_ratio (micro_condition)")
+
+
+class PatchEmbedding(nn.Cell):
+    """Weights of the patch convolution, initialised as a linear map of flattened patches."""
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        p, channels = config.patch_size, config.in_channels
+        fan_in = channels * p * p
+        init = xavier_uniform(fan_in, config.hidden_size)
+        self.proj = Affine(fan_in, config.hidden_size, init, (config.hidden_size, channels, p, p), dtype=dtype)
+
+
+class CaptionEmbedding(nn.Cell):
+    """Weights of the caption MLP."""
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        self.y_proj = MLP(config.caption_channels, config.hidden_size, config.hidden_size, normal(0.02), dtype)
+
+
+class FinalLayer(nn.Cell):
+    """Weights of the last modulation and linear map; the map starts at zero."""
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        features = config.patch_size**2 * config.out_channels
+        self.linear = Affine(config.hidden_size, features, "zeros", dtype=dtype)
+        self.scale_shift_table = parameter((2, config.hidden_size), normal(config.hidden_size**-0.5), dtype)
+
+
+class DiT(nn.Cell):
+    """PixArt-Σ's transformer. Parameter names and shapes are the official checkpoint's.
+
+    Called from PyNative it runs one compiled block n times (see SharedGraph); in graph mode, under `mindspore.jit` and
+    in `mindspore.export` it is one graph.
+
+    Args:
+        config: DiTConfig.
+        dtype: MindSpore dtype of weights and activations.
+        kernels: "math" or "fused" (ops/kernels.py); by default what the device target offers.
+    """
+
+    def __init__(self, config, dtype=ms.float32, kernels=None):
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        self.kernels = kernels or default_kernels()
+        channels = config.hidden_size
+        self.x_embedder = PatchEmbedding(config, dtype)
+        self.t_embedder = ScalarEmbedder(channels, dtype)
+        self.t_block = nn.CellList([nn.Identity(), Affine(channels, 6 * channels, normal(0.02), dtype=dtype)])
+        self.y_embedder = CaptionEmbedding(config, dtype)
+        if config.micro_condition:
+            self.csize_embedder = ScalarEmbedder(channels // 3, dtype)
+            self.ar_embedder = ScalarEmbedder(channels // 3, dtype)
+        self.blocks = nn.CellList([DiTBlock(config, i, dtype, self.kernels) for i in range(config.depth)])
+        self.final_layer = FinalLayer(config, dtype)
+
+        p, final = config.patch_size, self.final_layer
+        self.embed_latents = SharedGraph(embed_latents, self.x_embedder.proj.tensors, (p,))
+        embedders = self.t_embedder.tensors
+        if config.micro_condition:
+            embedders += self.csize_embedder.tensors + self.ar_embedder.tensors
+        self.embed_conditions = SharedGraph(embed_conditions, self.t_block[1].tensors + embedders, (dtype,))
+        self.predict = SharedGraph(predict, (final.scale_shift_table,) + final.linear.tensors, (p, self.kernels))
+        self.project_caption = SharedGraph(project_caption, self.y_embedder.y_proj.tensors, (self.kernels,))
+
+    def construct(self, latents, timestep, caption, caption_mask=None, image_size=None, aspect_ratio=None):
+        """Predict noise and variance.
+
+        Args:
+            latents: (N, in_channels, h, w); h and w multiples of patch_size.
+            timestep: (N,), in training steps 0 ... 999; fractions are kept.
+            caption: (N, L, caption_channels), T5 states.
+            caption_mask: (N, L), 1 for tokens that count, or None for all.
+            image_size: (N, 2), height and width in pixels, and aspect_ratio: (N, 1), height / width; both with
+                `micro_condition` only.
+
+        Returns:
+            (N, out_channels, h, w) in the model's dtype.
+        """
+        keys = self.encode_caption(caption, caption_mask)
+        return self.denoise(latents, timestep, keys, image_size, aspect_ratio)
+
+    def encode_caption(self, caption, caption_mask=None):
+        """Return what the blocks derive from the caption alone: a tuple of (keys, values), one pair a block."""
+        caption = self.project_caption(caption.astype(self.dtype))
+        keys = ()
+        for block in self.blocks:
+            keys += (block.caption_keys(caption, caption_mask),)
+        return keys
+
+    def denoise(self, latents, timestep, keys, image_size=None, aspect_ratio=None):
+        """`construct` with the caption given as the result of `encode_caption`."""
+        config = self.config
+        check_inputs(config, latents.shape, image_size is not None and aspect_ratio is not None)
+        p = config.patch_size
+        height, width = latents.shape[2] // p, latents.shape[3] // p
+
+        position = position_tensor(
+            height, width, config.hidden_size, config.base_size, config.pe_interpolation, self.dtype
+        )
+        x = self.embed_latents(latents.astype(self.dtype), position)
+        if not config.micro_condition:
+            image_size, aspect_ratio = None, None
+        t, modulation = self.embed_conditions(timestep, image_size, aspect_ratio)
+
+        for i, block in enumerate(self.blocks):
+            x = block(x, modulation, keys[i][0], keys[i][1], height, width)
+
+        return self.predict(x, t, height, width)

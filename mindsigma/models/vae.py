@@ -1,0 +1,322 @@
+"""SDXL's AutoencoderKL: images to latents and back (reference.md 2.11, 2.14). Parameter names are diffusers'.
+
+Called from PyNative it runs as a chain of small compiled graphs, one for each norm-activation-convolution of a given
+shape, so memory is bounded by the largest activation and not by their sum.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Tuple
+
+import mindspore as ms
+from mindspore import nn, ops
+
+from mindsigma.errors import MindSigmaError
+from mindsigma.models.layers import Affine, Norm, xavier_uniform
+from mindsigma.ops.attention import attend, prepare_keys
+from mindsigma.ops.functional import group_norm, linear, silu, upsample_nearest_2x
+from mindsigma.ops.kernels import default_kernels
+from mindsigma.ops.shared_graph import SharedGraph
+
+NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Shape of an AutoencoderKL; the defaults are SDXL's. Field names are those of diffusers' config.json."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: Tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.13025
+    shift_factor: float = 0.0
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    force_upcast: bool = True  # the activations overflow fp16
+
+    def __post_init__(self):
+        object.__setattr__(self, "block_out_channels", tuple(self.block_out_channels))
+        object.__setattr__(self, "shift_factor", float(self.shift_factor or 0.0))
+        for channels in self.block_out_channels:
+            if channels % self.norm_num_groups:
+                raise MindSigmaError(
+                    f"VAE config: block_out_channels {channels} is not a multiple of norm_num_groups "
+                    f"{self.norm_num_groups}"
+                )
+
+    @property
+    def downsampling(self):
+        """Image pixels a side of one latent pixel."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    @classmethod
+    def from_dict(cls, values):
+        """Build from a diffusers config.json; other block types than SDXL's are refused."""
+        expected = {
+            "act_fn": "silu",
+            "down_block_types": "DownEncoderBlock2D",
+            "up_block_types": "UpDecoderBlock2D",
+            "latents_mean": None,
+            "latents_std": None,
+        }
+        for name, wanted in expected.items():
+            got = values.get(name, wanted)
+            kinds = set(got) if isinstance(got, (list, tuple)) else {got}
+            if kinds != {wanted}:
+                raise MindSigmaError(f"VAE config: {name} {got!r} is not supported, only {wanted!r}")
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
+
+
+def convolve(x, kernel, stride, padding, weight, bias):
+    """Convolution of x (N, C, H, W); padding (top, bottom, left, right)."""
+    mode = "valid" if padding == (0, 0, 0, 0) else "pad"
+    conv = ops.Conv2D(weight.shape[0], kernel, pad_mode=mode, pad=padding, stride=stride)
+    return ops.bias_add(conv(x, weight), bias)
+
+
+def norm_silu_conv(x, groups, kernels, norm_weight, norm_bias, weight, bias):
+    """3x3 convolution of silu(GroupNorm(x)), the unit that most of a VAE is made of."""
+    x = silu(group_norm(x, groups, norm_weight, norm_bias, NORM_EPS, kernels))
+    return convolve(x, 3, 1, (1, 1, 1, 1), weight, bias)
+
+
+def norm_silu_conv_add(x, residual, groups, kernels, norm_weight, norm_bias, weight, bias):
+    """`norm_silu_conv` plus the residual."""
+    return residual + norm_silu_conv(x, groups, kernels, norm_weight, norm_bias, weight, bias)
+
+
+def upsample_conv(x, weight, bias):
+    """3x3 convolution of the image enlarged twofold."""
+    return convolve(upsample_nearest_2x(x), 3, 1, (1, 1, 1, 1), weight, bias)
+
+
+def pixel_attention(x, groups, kernels, norm_weight, norm_bias, *projections):
+    """x (N, C, H, W) plus single-head attention among its pixels; projections: weight and bias of q, k, v, out."""
+    batch, channels, height, width = x.shape
+    h = group_norm(x, groups, norm_weight, norm_bias, NORM_EPS, kernels)
+    h = h.reshape(batch, channels, height * width).transpose(0, 2, 1)  # (N, H * W, C)
+    q, k, v = (linear(h, projections[i], projections[i + 1]) for i in (0, 2, 4))
+    k, v = prepare_keys(k, v, None, 1, kernels)
+    h = linear(attend(q, k, v, 1, kernels), projections[6], projections[7])
+    return x + h.transpose(0, 2, 1).reshape(x.shape)
+
+
+class Conv(nn.Cell):
+    """A convolution that runs as a shared graph of its own."""
+
+    def __init__(
+        self, in_channels, out_channels, kernel=3, stride=1, padding=None, function=convolve, dtype=ms.float32
+    ):
+        super().__init__()
+        pad = kernel // 2
+        padding = (pad, pad, pad, pad) if padding is None else padding
+        fan = kernel * kernel
+        init = xavier_uniform(in_channels * fan, out_channels * fan)
+        shape = (out_channels, in_channels, kernel, kernel)
+        holder = Affine(in_channels, out_channels, init, shape, dtype=dtype)
+        self.weight, self.bias = holder.weight, holder.bias
+        static = (kernel, stride, padding) if function is convolve else ()
+        self.run = SharedGraph(function, self.tensors, static)
+
+    @property
+    def tensors(self):
+        """(weight, bias)."""
+        return (self.weight, self.bias)
+
+    def construct(self, x):
+        return self.run(x)
+
+
+class ResnetBlock(nn.Cell):
+    """Two norm-silu-convolutions with a residual."""
+
+    def __init__(self, in_channels, out_channels, groups, dtype, kernels):
+        super().__init__()
+        self.norm1 = Norm(in_channels, dtype=dtype)
+        self.conv1 = Conv(in_channels, out_channels, dtype=dtype)
+        self.norm2 = Norm(out_channels, dtype=dtype)
+        self.conv2 = Conv(out_channels, out_channels, dtype=dtype)
+        static = (groups, kernels)
+        self.first = SharedGraph(norm_silu_conv, self.norm1.tensors + self.conv1.tensors, static)
+        self.second = SharedGraph(norm_silu_conv_add, self.norm2.tensors + self.conv2.tensors, static)
+        self.conv_shortcut = None
+        if in_channels != out_channels:
+            self.conv_shortcut = Conv(in_channels, out_channels, kernel=1, dtype=dtype)
+
+    def construct(self, x):
+        h = self.first(x)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return self.second(h, x)
+
+
+class PixelAttention(nn.Cell):
+    """The attention of the middle block."""
+
+    def __init__(self, channels, groups, dtype, kernels):
+        super().__init__()
+        self.group_norm = Norm(channels, dtype=dtype)
+        self.to_q = Affine(channels, channels, dtype=dtype)
+        self.to_k = Affine(channels, channels, dtype=dtype)
+        self.to_v = Affine(channels, channels, dtype=dtype)
+        self.to_out = nn.CellList([Affine(channels, channels, dtype=dtype)])
+        weights = self.group_norm.tensors + self.to_q.tensors + self.to_k.tensors + self.to_v.tensors
+        self.run = SharedGraph(pixel_attention, weights + self.to_out[0].tensors, (groups, kernels))
+
+    def construct(self, x):
+        return self.run(x)
+
+
+class MidBlock(nn.Cell):
+    """Two resnet blocks with attention between."""
+
+    def __init__(self, channels, config, dtype, kernels):
+        super().__init__()
+        groups = config.norm_num_groups
+        self.resnets = nn.CellList([ResnetBlock(channels, channels, groups, dtype, kernels) for _ in range(2)])
+        self.attentions = None
+        if config.mid_block_add_attention:
+            self.attentions = nn.CellList([PixelAttention(channels, groups, dtype, kernels)])
+
+    def construct(self, x):
+        x = self.resnets[0](x)
+        if self.attentions is not None:
+            x = self.attentions[0](x)
+        return self.resnets[1](x)
+
+
+class _Resampler(nn.Cell):
+    def __init__(self, conv):
+        super().__init__()
+        self.conv = conv
+
+
+class Level(nn.Cell):
+    """The resnet blocks of one resolution, and the convolution that leads to the next."""
+
+    def __init__(self, in_channels, out_channels, num_layers, resample, config, dtype, kernels):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * num_layers
+        self.resnets = nn.CellList(
+            [ResnetBlock(a, b, config.norm_num_groups, dtype, kernels) for a, b in zip(widths, widths[1:])]
+        )
+        self.resample = resample
+        if resample == "down":
+            # Padded at the bottom and right only.
+            conv = Conv(out_channels, out_channels, stride=2, padding=(0, 1, 0, 1), dtype=dtype)
+            self.downsamplers = nn.CellList([_Resampler(conv)])
+        elif resample == "up":
+            conv = Conv(out_channels, out_channels, function=upsample_conv, dtype=dtype)
+            self.upsamplers = nn.CellList([_Resampler(conv)])
+
+    def construct(self, x):
+        for resnet in self.resnets:
+            x = resnet(x)
+        if self.resample == "down":
+            x = self.downsamplers[0].conv(x)
+        elif self.resample == "up":
+            x = self.upsamplers[0].conv(x)
+        return x
+
+
+class Encoder(nn.Cell):
+    """Image to moments: levels of growing width, a middle block, a convolution to mean and log variance."""
+
+    def __init__(self, config, dtype, kernels):
+        super().__init__()
+        widths = config.block_out_channels
+        self.conv_in = Conv(config.in_channels, widths[0], dtype=dtype)
+        levels = []
+        for i, width in enumerate(widths):
+            resample = "down" if i + 1 < len(widths) else "none"
+            before = widths[max(i - 1, 0)]
+            levels.append(Level(before, width, config.layers_per_block, resample, config, dtype, kernels))
+        self.down_blocks = nn.CellList(levels)
+        self.mid_block = MidBlock(widths[-1], config, dtype, kernels)
+        self.conv_norm_out = Norm(widths[-1], dtype=dtype)
+        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, dtype=dtype)
+        weights = self.conv_norm_out.tensors + self.conv_out.tensors
+        self.last = SharedGraph(norm_silu_conv, weights, (config.norm_num_groups, kernels))
+
+    def construct(self, x):
+        x = self.conv_in(x)
+        for level in self.down_blocks:
+            x = level(x)
+        return self.last(self.mid_block(x))
+
+
+class Decoder(nn.Cell):
+    """Latents to image: a middle block, levels of shrinking width, a convolution to colours."""
+
+    def __init__(self, config, dtype, kernels):
+        super().__init__()
+        widths = config.block_out_channels[::-1]
+        self.conv_in = Conv(config.latent_channels, widths[0], dtype=dtype)
+        self.mid_block = MidBlock(widths[0], config, dtype, kernels)
+        levels = []
+        for i, width in enumerate(widths):
+            resample = "up" if i + 1 < len(widths) else "none"
+            before = widths[max(i - 1, 0)]
+            levels.append(Level(before, width, config.layers_per_block + 1, resample, config, dtype, kernels))
+        self.up_blocks = nn.CellList(levels)
+        self.conv_norm_out = Norm(widths[-1], dtype=dtype)
+        self.conv_out = Conv(widths[-1], config.out_channels, dtype=dtype)
+        weights = self.conv_norm_out.tensors + self.conv_out.tensors
+        self.last = SharedGraph(norm_silu_conv, weights, (config.norm_num_groups, kernels))
+
+    def construct(self, z):
+        x = self.mid_block(self.conv_in(z))
+        for level in self.up_blocks:
+            x = level(x)
+        return self.last(x)
+
+
+class VAE(nn.Cell):
+    """AutoencoderKL.
+
+    Args:
+        config: VAEConfig.
+        dtype: dtype of weights and activations.
+        kernels: "math" or "fused"; by default what the device target offers.
+    """
+
+    def __init__(self, config, dtype=ms.float32, kernels=None):
+        super().__init__()
+        self.config = config
+        self.dtype = dtype
+        kernels = kernels or default_kernels()
+        self.encoder = Encoder(config, dtype, kernels)
+        self.decoder = Decoder(config, dtype, kernels)
+        channels = config.latent_channels
+        self.quant_conv, self.post_quant_conv = None, None
+        if config.use_quant_conv:
+            self.quant_conv = Conv(2 * channels, 2 * channels, kernel=1, dtype=dtype)
+        if config.use_post_quant_conv:
+            self.post_quant_conv = Conv(channels, channels, kernel=1, dtype=dtype)
+
+    def construct(self, latents):
+        """Decode scaled latents, as the DiT handles them: (N, c, h, w) to images (N, 3, 8h, 8w), about [-1, 1]."""
+        return self.decode(latents.astype(self.dtype) / self.config.scaling_factor + self.config.shift_factor)
+
+    def encode(self, images):
+        """Moments of images (N, 3, H, W) in [-1, 1]: (N, 2 * c, H / 8, W / 8), mean and then log variance, unscaled."""
+        moments = self.encoder(images.astype(self.dtype))
+        return moments if self.quant_conv is None else self.quant_conv(moments)
+
+    def decode(self, z):
+        """Images (N, 3, 8h, 8w) of unscaled latents (N, c, h, w)."""
+        z = z.astype(self.dtype)
+        return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+
+def sample_posterior(moments, noise, config):
+    """Scaled latents mean + std * noise from moments (N, 2 * c, h, w) and noise (N, c, h, w); noise None: the mean."""
+    channels = config.latent_channels
+    z = moments[:, :channels]
+    if noise is not None:
+        log_variance = ops.clip_by_value(moments[:, channels:], -30.0, 20.0)
+        z = z + ops.exp(0.5 * log_variance) * noise
+    return (z - config.shift_factor) * config.scaling_factor

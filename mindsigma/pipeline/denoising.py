@@ -1,0 +1,111 @@
+"""One guided denoising step as a cell, and the loop over the solver's table as a generator."""
+
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindsigma.diffusion.dpm_solver import MAX_ORDER
+from mindsigma.ops.shared_graph import SharedGraph
+
+
+@dataclass
+class Step:
+    """State after a denoising step: index from 0, number of steps, the model's timestep, latents (N, c, h, w) fp32."""
+
+    index: int
+    total: int
+    timestep: float
+    latents: Tensor
+
+
+def advance(latents, history, numbers, guidance_scale, prediction, guided):
+    """Guidance and one multistep update (see GuidedStep); prediction (2 * N or N, 2 * c, h, w) is the DiT's."""
+    batch, channels = latents.shape[:2]
+    noise = prediction[:, :channels].astype(ms.float32)
+    if guided:
+        unconditional, conditional = noise[:batch], noise[batch:]
+        noise = unconditional + guidance_scale * (conditional - unconditional)
+    x0 = (latents - numbers[2] * noise) / numbers[1]
+    latents = numbers[3] * latents + numbers[4] * x0
+    for i in range(MAX_ORDER - 1):
+        latents = latents + numbers[5 + i] * history[i]
+    return latents, ops.concat((x0.expand_dims(0), history[:-1]), 0)
+
+
+def model_inputs(latents, numbers, guided):
+    """Latents, doubled for guidance, and the timestep for each of them."""
+    inputs = ops.concat((latents, latents), 0) if guided else latents
+    return inputs, ops.broadcast_to(numbers[0:1], (inputs.shape[0],))
+
+
+class GuidedStep(nn.Cell):
+    """Noise prediction with classifier-free guidance and one multistep update. One graph in graph mode.
+
+    Args:
+        dit: the DiT.
+        guided: whether the captions hold an unconditional half, first, and a conditional half.
+    """
+
+    def __init__(self, dit, guided):
+        super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
+        self.dit = dit
+        self.model_inputs = SharedGraph(model_inputs, static=(guided,))
+        self.advance = SharedGraph(advance, static=(guided,))
+
+    def construct(self, latents, history, numbers, guidance_scale, keys, image_size=None, aspect_ratio=None):
+        """Advance the latents by one step.
+
+        Args:
+            latents: (N, c, h, w) fp32.
+            history: (MAX_ORDER - 1, N, c, h, w) fp32, earlier predictions of x0, the newest first.
+            numbers: fp32 (4 + MAX_ORDER,): timestep, alpha, sigma, keep and weights of a SolverStep.
+            guidance_scale: fp32 scalar tensor.
+            keys: result of dit.encode_caption for 2 * N captions, or N if not guided.
+
+        Returns:
+            latents and history after the step.
+        """
+        inputs, timestep = self.model_inputs(latents, numbers)
+        prediction = self.dit.denoise(inputs, timestep, keys, image_size, aspect_ratio)
+        return self.advance(latents, history, numbers, guidance_scale, prediction)
+
+
+def denoising_steps(dit, latents, table, caption, guidance_scale, unconditional=None, conditions=None):
+    """Generate the trajectory of the latents.
+
+    Args:
+        dit: DiT.
+        latents: start noise, Tensor (N, c, h, w) fp32.
+        table: list of SolverStep.
+        caption: (states, mask) for N images.
+        guidance_scale: weight of guidance; used if `unconditional` is given.
+        unconditional: (states, mask) for N images, of the same length as caption's, or None for no guidance.
+        conditions: (image_size (N, 2), aspect_ratio (N, 1)) or None.
+
+    Yields:
+        first the prepared caption keys (so that the caller can free the text encoder), then a Step for each of the
+        table.
+    """
+    guided = unconditional is not None
+    states, mask = caption
+    if guided:
+        states = ops.concat((unconditional[0], states), 0)
+        mask = ops.concat((unconditional[1], mask), 0)
+    keys = dit.encode_caption(states, mask)
+    yield keys
+
+    step = GuidedStep(dit, guided)
+    extra = ()
+    if conditions is not None:
+        extra = tuple(ops.concat((value, value), 0) if guided else value for value in conditions)
+    if ms.get_context("mode") == ms.GRAPH_MODE:
+        keys = ms.mutable(keys)  # inputs of the graph, not constants of it
+    scale = Tensor(guidance_scale, ms.float32)
+    history = ops.zeros((MAX_ORDER - 1,) + latents.shape, ms.float32)
+    for i, entry in enumerate(table):
+        weights = entry.weights + (0.0,) * (MAX_ORDER - len(entry.weights))
+        numbers = np.array([entry.timestep, entry.alpha, entry.sigma, entry.keep, *weights], np.float32)
+        latents, history = step(latents, history, Tensor(numbers), scale, keys, *extra)
+        yield Step(i, len(table), entry.timestep, latents)

@@ -1,0 +1,417 @@
+"""Prompts in, images out."""
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, List
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+from tqdm import tqdm
+
+from mindsigma.diffusion.dpm_solver import CONVENTIONS, solver_table
+from mindsigma.errors import MindSigmaError
+from mindsigma.models.vae_tiling import decode_tiled
+from mindsigma.pipeline.aspect_ratio import bin_base, closest_bin, inference_bins
+from mindsigma.pipeline.denoising import denoising_steps
+from mindsigma.pipeline.images import cover_and_crop, to_pil, to_unit_range
+from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
+from mindsigma.pipeline.locate import locate
+from mindsigma.pipeline.text import Caption, TextEncoder, Tokenizer
+from mindsigma.pipeline.text_cleaning import clean_caption as clean_text
+from mindsigma.pipeline.text_cleaning import plain_caption
+from mindsigma.runtime import set_device
+
+OUTPUT_TYPES = ("pil", "np", "latent")
+
+# Latent side above which the decoder works in tiles, unless told otherwise: 1024 px decode whole.
+TILE_ABOVE = 128
+
+
+@dataclass
+class PipelineOutput:
+    """images: PIL images, float32 (N, H, W, 3) in [0, 1], or latents (N, c, h, w); seeds: one for each image."""
+
+    images: Any
+    seeds: List[int]
+
+
+class PixArtSigmaPipeline:
+    """PixArt-Σ text to image. Build it with `from_pretrained`.
+
+    Args:
+        dit, vae, t5: Pending networks (pipeline/loading.py); each is loaded when first used.
+        tokenizer: Tokenizer.
+        convention: "diffusers" or "official": time grid and end of the solver, and which mask the unconditional half
+            uses (reference.md 2.7, 2.10).
+        name: what the images' metadata call the model.
+    """
+
+    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers", name="PixArt-Sigma"):
+        for what, name, value, other, width in (
+            ("T5", "d_model", t5.config.d_model, "caption_channels", dit.config.caption_channels),
+            ("VAE", "latent_channels", vae.config.latent_channels, "in_channels", dit.config.in_channels),
+        ):
+            if value != width:
+                raise MindSigmaError(
+                    f"{dit.tensors.path}: the DiT's {other} {width} do not fit the {what}'s {name} {value}; "
+                    "give the model and the components that belong together (--model, --components)"
+                )
+        self._pending = {"dit": dit, "vae": vae, "t5": t5}
+        self._loaded = {}
+        self.tokenizer = tokenizer
+        self.convention = _one_of("convention", convention, CONVENTIONS)
+        self.name = name
+        self.vae_tiling = None  # None: above TILE_ABOVE; True or False: always or never
+
+    @classmethod
+    def from_pretrained(cls, name_or_path, dtype=None, device=None, components=None, convention="diffusers", **config):
+        """Open a model; its weights are checked now and read when first used.
+
+        Args:
+            name_or_path: bundled name, folder of a diffusers pipeline or of this project, hub id, or the weight file
+                of a DiT (.pth, .ckpt, .safetensors), which then needs `components`.
+            dtype: "fp32", "fp16" or "bf16"; default fp32 on the CPU, fp16 on Ascend.
+            device: "CPU" or "Ascend"; default what MindSpore finds.
+            components: folder, or hub id, with vae/, text_encoder/ and tokenizer/, if not in `name_or_path`.
+            convention: see the class.
+            config: DiTConfig fields that override what the files tell.
+
+        Raises:
+            MindSigmaError: a file is missing, damaged or does not fit.
+        """
+        set_device(device)
+        path = locate(name_or_path)
+        if path.is_file() and components is None:
+            raise MindSigmaError(
+                f"{path}: a weight file holds the DiT alone; name the folder with vae/, text_encoder/ and tokenizer/ "
+                "as components (--components)"
+            )
+        rest = path if components is None else locate(components)
+        return cls(
+            open_dit(path, dtype, **config),
+            open_vae(rest, dtype),
+            open_t5(rest, dtype),
+            Tokenizer(rest / "tokenizer"),
+            convention,
+            Path(name_or_path).name,
+        )
+
+    def _component(self, name):
+        if name not in self._loaded:
+            self._loaded[name] = self._pending[name].load()
+        return self._loaded[name]
+
+    @property
+    def dit(self):
+        """The DiT."""
+        return self._component("dit")
+
+    @property
+    def vae(self):
+        """The VAE."""
+        return self._component("vae")
+
+    @property
+    def text_encoder(self):
+        """The TextEncoder."""
+        return TextEncoder(self.tokenizer, self._component("t5"))
+
+    @property
+    def default_size(self):
+        """Side of a square image at the model's base resolution, in pixels."""
+        return self._pending["dit"].config.input_size * self._pending["vae"].config.downsampling
+
+    def release_text_encoder(self):
+        """Free T5's memory; it is read again if another prompt comes."""
+        self._loaded.pop("t5", None)
+
+    def encode_prompts(self, prompts, max_sequence_length=300, clean_caption=False, min_length=1):
+        """Caption (states (N, L, d), mask (N, L)) of a list of prompts, prepared as the convention has it."""
+        if clean_caption:
+            texts = [clean_text(prompt) for prompt in prompts]
+        else:
+            texts = [plain_caption(prompt, self.convention == "diffusers") for prompt in prompts]
+        return self.text_encoder(texts, max_sequence_length, min_length)
+
+    def image_size(self, height=None, width=None, use_resolution_binning=True):
+        """Return (height, width) to denoise at, in pixels, for what is asked; None is the base resolution."""
+        height = self.default_size if height is None else height
+        width = self.default_size if width is None else width
+        unit = self._pending["vae"].config.downsampling * self._pending["dit"].config.patch_size
+        for name, side in (("height", height), ("width", width)):
+            if not isinstance(side, (int, np.integer)) or side < unit:
+                raise MindSigmaError(f"{name} must be a whole number of at least {unit} pixels, not {side!r}")
+        if use_resolution_binning:
+            return closest_bin(height, width, self._bins())[1]
+        for name, side in (("height", height), ("width", width)):
+            if side % unit:
+                near = max(unit, round(side / unit) * unit)
+                raise MindSigmaError(
+                    f"{name} {side} is not a multiple of {unit}, which this model needs without resolution binning; "
+                    f"use {near}"
+                )
+        return height, width
+
+    def _bins(self):
+        return inference_bins(bin_base(self._pending["dit"].config.input_size))
+
+    def start_noise(self, seeds, height, width):
+        """Standard normal latents (N, c, h, w) fp32 for images of height x width pixels; each from its own seed."""
+        config = self._pending["vae"].config
+        shape = config.latent_channels, height // config.downsampling, width // config.downsampling
+        return np.stack([np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds])
+
+    def denoise(self, latents, caption, guidance_scale=4.5, negative=None, num_inference_steps=20, solver_order=2):
+        """Generator over the denoising of latents (N, c, h, w): first the caption keys, then a Step each.
+
+        Args:
+            caption: Caption of N images.
+            negative: Caption of 1 or N images of the same length; used if guidance_scale > 1.
+        """
+        table = solver_table(num_inference_steps, solver_order, self.convention)
+        batch, _, h, w = latents.shape
+        unconditional = None
+        if guidance_scale > 1:
+            mask = caption.mask if self.convention == "official" else _repeat(negative.mask, batch)
+            unconditional = (_repeat(negative.states, batch), mask)
+        return denoising_steps(
+            self.dit,
+            Tensor(np.asarray(latents, np.float32)),
+            table,
+            (caption.states, caption.mask),
+            guidance_scale,
+            unconditional,
+            self._conditions(batch, h, w),
+        )
+
+    def _conditions(self, batch, h, w):
+        """Micro conditions of a model that has them: (image size, aspect ratio) of the generated image."""
+        if not self._pending["dit"].config.micro_condition:
+            return None
+        scale = self._pending["vae"].config.downsampling
+        size = np.tile(np.array([[h * scale, w * scale]], np.float32), (batch, 1))
+        ratio, _ = closest_bin(h * scale, w * scale, self._bins())
+        return Tensor(size), Tensor(np.full((batch, 1), ratio, np.float32))
+
+    def decode(self, latents):
+        """Images (N, H, W, 3), float32 in [0, 1], of scaled latents (N, c, h, w); one after the other."""
+        tiled = max(latents.shape[2:]) > TILE_ABOVE if self.vae_tiling is None else self.vae_tiling
+        images = []
+        for i in range(latents.shape[0]):
+            one = latents[i : i + 1]
+            images.append(decode_tiled(self.vae, one) if tiled else self.vae(one).astype(ms.float32).asnumpy())
+        return to_unit_range(np.concatenate(images))
+
+    def __call__(
+        self,
+        prompt=None,
+        negative_prompt="",
+        height=None,
+        width=None,
+        num_inference_steps=20,
+        guidance_scale=4.5,
+        num_images_per_prompt=1,
+        seed=None,
+        latents=None,
+        prompt_embeds=None,
+        prompt_mask=None,
+        negative_prompt_embeds=None,
+        negative_prompt_mask=None,
+        output_type="pil",
+        callback_on_step_end=None,
+        use_resolution_binning=True,
+        clean_caption=False,
+        max_sequence_length=300,
+        solver_order=2,
+        progress=True,
+        clock=None,
+    ):
+        """Draw images.
+
+        Args:
+            prompt: a text or a list of texts; or prompt_embeds (N, L, d) with prompt_mask (N, L).
+            negative_prompt: what guidance leads away from: a text or one for each prompt; or negative_prompt_embeds.
+            height, width: pixels; with use_resolution_binning the model draws at the nearest size that it was trained
+                at and the picture is resized and cropped to what was asked.
+            guidance_scale: 1 or less draws without guidance, in half the time.
+            seed: image i is drawn from seed + i; a list gives one for each image; None draws one at random.
+            latents: start noise (N, c, h, w) instead of a seed.
+            output_type: "pil", "np" (float32 (N, H, W, 3) in [0, 1]) or "latent" (scaled, (N, c, h, w)).
+            callback_on_step_end: called as f(pipeline, step index, timestep, {"latents": ...}); a dict that it returns
+                replaces the latents.
+            clean_caption: strip web debris (links, markup, file names) from the prompts, as diffusers does by default.
+            max_sequence_length: prompts are cut there, with a warning.
+            solver_order: 1, 2 or 3.
+            progress: show a progress bar.
+            clock: PhaseClock that is told about the phases text, denoise and decode.
+
+        Returns:
+            PipelineOutput with num_images_per_prompt images of the first prompt, then of the second, and so on.
+        """
+        _one_of("output_type", output_type, OUTPUT_TYPES)
+        solver_table(num_inference_steps, solver_order, self.convention)  # bad values fail before the work starts
+        if not np.isfinite(guidance_scale):
+            raise MindSigmaError(f"guidance_scale must be a finite number, not {guidance_scale!r}")
+        _positive("num_images_per_prompt", num_images_per_prompt)
+        _positive("max_sequence_length", max_sequence_length)
+        size = self.image_size(height, width, use_resolution_binning)
+        phase = clock.phase if clock is not None else lambda name: nullcontext()
+
+        with phase("text"):
+            given = _given_caption("prompt", prompt_embeds, prompt_mask)
+            given_negative = _given_caption("negative_prompt", negative_prompt_embeds, negative_prompt_mask)
+            caption, negative = self._captions(
+                prompt, negative_prompt, given, given_negative, guidance_scale, clean_caption, max_sequence_length
+            )
+            caption = _each(caption, num_images_per_prompt)
+            if negative is not None and negative.states.shape[0] > 1:
+                negative = _each(negative, num_images_per_prompt)
+        count = caption.states.shape[0]
+        seeds = _seeds(seed, count)
+        noise = self.start_noise(seeds, *size) if latents is None else self._check_latents(latents, count)
+
+        with phase("denoise"):
+            latents = self._run(
+                noise, caption, negative, guidance_scale, num_inference_steps, solver_order, callback_on_step_end,
+                progress,
+            )  # fmt: skip
+        if output_type == "latent":
+            return PipelineOutput(latents.asnumpy(), seeds)
+        with phase("decode"):
+            images = self.decode(latents)
+            if use_resolution_binning and (height is not None or width is not None):
+                images = cover_and_crop(images, height or self.default_size, width or self.default_size)
+        return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds)
+
+    def _run(self, noise, caption, negative, guidance_scale, steps, order, callback, progress):
+        trajectory = self.denoise(noise, caption, guidance_scale, negative, steps, order)
+        next(trajectory)  # the caption keys
+        bar = tqdm(total=steps, desc="denoise", unit="step", disable=not progress)
+        latents = replacement = None
+        with bar:
+            while True:
+                try:
+                    step = trajectory.send(replacement)
+                except StopIteration:
+                    return latents
+                latents = step.latents
+                replacement = None
+                if callback is not None:
+                    changed = callback(self, step.index, step.timestep, {"latents": latents}) or {}
+                    if "latents" in changed:
+                        replacement = latents = changed["latents"]
+                if progress:
+                    latents.asnumpy()  # wait for the device, so that the bar tells the truth
+                bar.update()
+
+    def _captions(self, prompt, negative_prompt, given, given_negative, guidance_scale, clean, max_length):
+        """Caption and, with guidance, negative Caption of the same length."""
+        prompts = [] if given else _texts("prompt", prompt)
+        if given and prompt is not None:
+            raise MindSigmaError("give either prompt or prompt_embeds, not both")
+        count = given.states.shape[0] if given else len(prompts)
+        negatives = []
+        if guidance_scale > 1 and not given_negative:
+            negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+            if len(negatives) not in (1, count):
+                raise MindSigmaError(
+                    f"{len(negatives)} negative prompts for {count} prompts; give one, or one for each"
+                )
+        lengths = [caption.states.shape[1] for caption in (given, given_negative) if caption]
+        encoded = None
+        if prompts or negatives:
+            encoded = self.encode_prompts(prompts + negatives, max_length, clean, max([1] + lengths))
+            lengths.append(encoded.states.shape[1])
+        caption = given or Caption(encoded.states[:count], encoded.mask[:count])
+        negative = None
+        if guidance_scale > 1:
+            start = len(prompts)
+            negative = given_negative or Caption(encoded.states[start:], encoded.mask[start:])
+        length = max(lengths)
+        return _pad(caption, length), _pad(negative, length)
+
+    def _check_latents(self, latents, count):
+        latents = latents.asnumpy() if isinstance(latents, Tensor) else np.asarray(latents)
+        channels = self._pending["dit"].config.in_channels
+        if latents.ndim != 4 or latents.shape[:2] != (count, channels):
+            raise MindSigmaError(f"latents of shape {latents.shape}: expected ({count}, {channels}, h, w)")
+        return latents
+
+    def save_pretrained(self, folder, dtype="fp16"):
+        """Write the model in this project's format: a folder each for dit, vae, text_encoder and tokenizer."""
+        from mindsigma.pipeline.saving import save_pipeline
+
+        save_pipeline(self, Path(folder), dtype)
+
+
+def _one_of(name, value, known):
+    if value not in known:
+        raise MindSigmaError(f"{name} must be one of {', '.join(known)}, not {value!r}")
+    return value
+
+
+def _positive(name, value):
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise MindSigmaError(f"{name} must be a whole number of at least 1, not {value!r}")
+
+
+def _texts(name, value):
+    texts = [value] if isinstance(value, str) else value
+    if texts is None or not isinstance(texts, (list, tuple)) or not texts:
+        raise MindSigmaError(f"{name} must be a text or a list of at least one text, not {value!r}")
+    for text in texts:
+        if not isinstance(text, str):
+            raise MindSigmaError(f"{name} must hold texts, not {type(text).__name__}")
+    return list(texts)
+
+
+def _given_caption(name, states, mask):
+    """Caption from embeddings that the caller computed, or None."""
+    if states is None:
+        return None
+    states = Tensor(states) if not isinstance(states, Tensor) else states
+    if mask is None or len(states.shape) != 3 or tuple(mask.shape) != tuple(states.shape[:2]):
+        raise MindSigmaError(f"{name}_embeds (N, L, d) needs {name}_mask (N, L)")
+    mask = Tensor(mask) if not isinstance(mask, Tensor) else mask
+    return Caption(states, mask.astype(ms.int32))
+
+
+def _pad(caption, length):
+    """Lengthen a Caption with masked zeros."""
+    if caption is None or caption.states.shape[1] == length:
+        return caption
+    batch, tokens, channels = caption.states.shape
+    missing = length - tokens
+    states = ops.concat((caption.states, ops.zeros((batch, missing, channels), caption.states.dtype)), 1)
+    return Caption(states, ops.concat((caption.mask, ops.zeros((batch, missing), caption.mask.dtype)), 1))
+
+
+def _repeat(tensor, count):
+    """(1, ...) to (count, ...); (count, ...) as it is."""
+    return tensor if tensor.shape[0] == count else ops.broadcast_to(tensor, (count,) + tensor.shape[1:])
+
+
+def _each(caption, times):
+    """Every caption `times` times in a row."""
+    if times == 1:
+        return caption
+    index = Tensor(np.repeat(np.arange(caption.states.shape[0]), times).astype(np.int32))
+    return Caption(ops.gather(caption.states, index, 0), ops.gather(caption.mask, index, 0))
+
+
+def _seeds(seed, count):
+    if seed is None:
+        seed = int.from_bytes(os.urandom(4), "little")
+    if isinstance(seed, (list, tuple)):
+        if len(seed) != count:
+            raise MindSigmaError(f"{len(seed)} seeds for {count} images; give one number, or one for each image")
+        seeds = list(seed)
+    else:
+        seeds = [seed + i for i in range(count)]
+    for value in seeds:
+        if not isinstance(value, (int, np.integer)) or value < 0:
+            raise MindSigmaError(f"seed must be a whole number of at least 0, not {value!r}")
+    return [int(value) for value in seeds]

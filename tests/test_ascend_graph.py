@@ -1,0 +1,99 @@
+"""The graph an NPU would run, exported on this host and inspected: one graph, fused attention, legal shapes."""
+
+from collections import Counter
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor
+from mindspore.nn.utils import no_init_parameters
+from mindspore.train import mind_ir_pb2
+
+from mindsigma.models.dit import DiT, DiTConfig
+from mindsigma.models.t5 import T5Config, T5Encoder
+from mindsigma.models.vae import VAE, VAEConfig
+
+DEPTH = 3
+CONFIG = DiTConfig(depth=DEPTH, kv_compression="conv:2:2")
+
+
+def exported(cell, inputs, folder):
+    """Nodes of the exported graph: list of (kind, output shape, output dtype)."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        ms.export(cell, *inputs, file_name=str(folder / "graph"), file_format="MINDIR")
+    finally:
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+    model = mind_ir_pb2.ModelProto()
+    model.ParseFromString((folder / "graph.mindir").read_bytes())
+    nodes = []
+    for function in [model.graph, *model.functions]:
+        for node in function.node:
+            shape = next((attribute for attribute in node.attribute if attribute.name == "shape"), None)
+            tensors = list(shape.tensors) if shape is not None and shape.tensors else []
+            dims, kind = (tuple(tensors[0].dims), tensors[0].data_type) if tensors else (None, None)
+            nodes.append((node.op_type.split("::")[-1].split(":")[0], dims, kind))
+    return nodes
+
+
+def weights(cell):
+    """Fill a cell built without initialisation, cheaply."""
+    for parameter in cell.get_parameters():
+        parameter.set_data(Tensor(np.zeros(parameter.shape, np.float32)).astype(parameter.dtype))
+    return cell
+
+
+@pytest.mark.parametrize("dtype", [ms.float16, ms.bfloat16])
+def test_dit_is_one_graph_with_fused_attention(dtype, tmp_path):
+    """XL's width at 1024 px: heads of 72 reach the kernel as 80, keys of the compressed layer as a quarter."""
+    with no_init_parameters():
+        dit = DiT(CONFIG, dtype, kernels="fused")
+    inputs = (
+        Tensor(np.zeros((2, 4, 128, 128), np.float32)),
+        Tensor(np.zeros(2, np.float32)),
+        Tensor(np.zeros((2, 64, 4096), np.float32)),
+        Tensor(np.ones((2, 64), np.int32)),
+    )
+    nodes = exported(weights(dit), inputs, tmp_path)
+    count = Counter(kind for kind, _, _ in nodes)
+    assert count["FlashAttentionScore"] == 2 * DEPTH
+    assert count["Softmax"] == count["SoftmaxExt"] == count["BatchMatMul"] == 0
+    half = mind_ir_pb2.TensorProto.FLOAT16 if dtype == ms.float16 else mind_ir_pb2.TensorProto.BFLOAT16
+    wide = [dims for kind, dims, data in nodes if kind == "MatMul" and data == half]
+    assert (2 * 4096, 3 * 1152) in wide and (2 * 4096, 4608) in wide  # the heavy products are in half precision
+    keys = {dims for kind, dims, _ in nodes if kind == "Concat" and dims and dims[-1] == 80}
+    assert keys == {(2, 4096, 16, 80), (2, 1024, 16, 80), (2, 64, 16, 80)}
+
+
+def test_vae_and_t5_export(tmp_path):
+    with no_init_parameters():
+        vae = VAE(VAEConfig(block_out_channels=(32, 64), layers_per_block=1), ms.float16, kernels="fused")
+        t5 = T5Encoder(T5Config(vocab_size=64, d_model=128, d_ff=256, num_layers=2, num_heads=2), ms.float16, "fused")
+    nodes = exported(weights(vae), (Tensor(np.zeros((1, 4, 32, 32), np.float16)),), tmp_path)
+    count = Counter(kind for kind, _, _ in nodes)
+    assert count["FlashAttentionScore"] == 1 and count["Conv2D"] > 10
+    ids = Tensor(np.zeros((1, 16), np.int32))
+    nodes = exported(weights(t5), (ids, ids), tmp_path)
+    assert sum(kind == "MatMul" for kind, _, _ in nodes) == 2 * 7
+
+
+def test_denoising_step_with_its_solver_is_one_graph(tmp_path):
+    from mindsigma.pipeline.denoising import GuidedStep
+
+    class Exported(ms.nn.Cell):
+        """The step with its caption keys made inside, since an exported graph takes tensors only."""
+
+        def __init__(self, dit):
+            super().__init__()
+            self.dit = dit
+            self.step = GuidedStep(dit, True)
+
+        def construct(self, latents, history, numbers, scale, caption, mask):
+            return self.step(latents, history, numbers, scale, self.dit.encode_caption(caption, mask))
+
+    with no_init_parameters():
+        dit = DiT(DiTConfig(depth=2, hidden_size=144, num_heads=2, caption_channels=32), ms.float16, kernels="fused")
+    inputs = [np.zeros(shape, np.float32) for shape in ((1, 4, 32, 32), (2, 1, 4, 32, 32), (7,), (), (2, 16, 32))]
+    step = Exported(weights(dit))
+    nodes = exported(step, [*map(Tensor, inputs), Tensor(np.ones((2, 16), np.int32))], tmp_path)
+    assert sum(kind == "FlashAttentionScore" for kind, _, _ in nodes) == 4

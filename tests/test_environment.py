@@ -1,0 +1,136 @@
+"""The check of Python and MindSpore: before anything is imported, in one line, for every version there may be."""
+
+import ast
+import subprocess
+import sys
+import warnings
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from mindsigma import environment
+from mindsigma.environment import check_environment
+from mindsigma.errors import MindSigmaError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """installed(version) makes this the version of MindSpore that pip knows; an exception stands for none."""
+
+    def install(version):
+        def answer(name):
+            assert name == "mindspore"
+            if isinstance(version, Exception):
+                raise version
+            return version
+
+        monkeypatch.setattr(metadata, "version", answer)
+
+    return install
+
+
+@pytest.mark.parametrize("python", [(2, 7), (3, 8), (3, 12), (4, 0)])
+def test_python_without_mindspore_is_refused(installed, python):
+    installed("2.7.1")
+    with pytest.raises(MindSigmaError) as caught:
+        check_environment(python=python)
+    assert str(caught.value) == f"Python {python[0]}.{python[1]} has no MindSpore 2.7.1; use Python 3.9 to 3.11"
+
+
+def test_python_comes_first(installed):
+    installed(metadata.PackageNotFoundError("mindspore"))  # which this Python could not install
+    with pytest.raises(MindSigmaError, match="Python 3.12"):
+        check_environment(python=(3, 12))
+
+
+@pytest.mark.parametrize("python", [(3, 9), (3, 10), (3, 11), (3, 11, 7)])
+@pytest.mark.parametrize("version", ["2.7.1", "2.7.0", "2.7.0rc1", "2.7rc1", "2.8.0", "2.8.0.dev2025", "2.8rc1+cpu"])
+def test_fitting_versions_pass_in_silence(installed, python, version):
+    installed(version)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_environment(python=python)
+
+
+@pytest.mark.parametrize("version", ["2.6", "2.6.0", "2.2.14", "1.10.1", "2.6.0rc1"])
+def test_old_mindspore_is_refused(installed, version):
+    installed(version)
+    with pytest.raises(MindSigmaError) as caught:
+        check_environment(python=(3, 11))
+    assert str(caught.value) == f"MindSpore {version} is too old; run: pip install mindspore==2.7.1"
+
+
+@pytest.mark.parametrize("version", ["2.9", "2.9.0", "2.9.0.dev1", "2.10.1", "3.0rc1"])
+def test_slow_mindspore_is_warned_of(installed, version):
+    installed(version)
+    with pytest.warns(UserWarning, match="250 times slower than 2.7.1") as caught:
+        check_environment(python=(3, 11))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize("version", ["master", "2", "", None])  # None: a damaged installation
+def test_unknown_version_is_warned_of(installed, version):
+    installed(version)
+    with pytest.warns(UserWarning, match="unknown version"):
+        check_environment(python=(3, 11))
+
+
+def test_absent_mindspore_is_named(installed):
+    installed(metadata.PackageNotFoundError("mindspore"))
+    with pytest.raises(MindSigmaError) as caught:
+        check_environment(python=(3, 11))
+    assert str(caught.value) == "MindSpore is not installed; run: pip install -r requirements.txt"
+
+
+def test_tested_version_is_the_required_one():
+    assert f"mindspore=={environment.TESTED}" in (ROOT / "requirements.txt").read_text().splitlines()
+
+
+# What is imported before the check must import, and parse, where the check is to fail.
+
+LOADED = """
+import sys
+sys.path.insert(0, "tools")
+import generate, mindsigma.environment
+generate.build_parser()
+foreign = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names) - set(before)
+print(sorted(foreign))
+"""
+
+
+@pytest.mark.skipif(sys.version_info < (3, 10), reason="needs sys.stdlib_module_names")
+def test_nothing_but_python_is_imported_before_the_check():
+    code = "import sys; before = {name.partition('.')[0] for name in sys.modules}" + LOADED
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['generate', 'mindsigma']"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "tools/generate.py",
+        *(f"mindsigma/{n}.py" for n in ["__init__", "command_line", "config_file", "environment", "errors"]),
+    ],
+)
+def test_older_python_can_parse_what_refuses_it(file):
+    ast.parse((ROOT / file).read_text(), feature_version=(3, 7))
+
+
+def test_the_attribute_checks_before_it_imports():
+    code = """
+import sys
+from importlib import metadata
+metadata.version = lambda name: "2.6.0"
+import mindsigma
+assert "mindspore" not in sys.modules
+try:
+    mindsigma.PixArtSigmaPipeline
+except ValueError as error:
+    print(error)
+assert "mindspore" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "MindSpore 2.6.0 is too old; run: pip install mindspore==2.7.1\n"

@@ -1,0 +1,194 @@
+"""Whole trajectories and images against the official code and diffusers, and what the pipeline promises its caller."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import GOLDEN, psnr, relative_error
+from mindspore import Tensor
+
+from mindsigma import MindSigmaError, PixArtSigmaPipeline
+
+QUICK = {"num_inference_steps": 2, "progress": False}
+
+
+def draw(pipeline, reference, steps):
+    """Latents and images for a reference's prompts and start noise."""
+    prompts = [str(prompt) for prompt in reference["prompts"]]
+    latents = pipeline(
+        prompts,
+        latents=reference["z"],
+        num_inference_steps=steps,
+        guidance_scale=4.5,
+        use_resolution_binning=False,
+        output_type="latent",
+        progress=False,
+    ).images
+    return latents, pipeline.decode(Tensor(latents))
+
+
+@pytest.mark.parametrize("steps", [8, 20])
+@pytest.mark.parametrize("convention", ["diffusers", "official"])
+def test_trajectory_and_image_are_the_peers(mini, convention, steps, monkeypatch):
+    monkeypatch.setattr(mini, "convention", convention)
+    reference = np.load(GOLDEN / f"mini_{convention}_dpm_{steps}.npz")
+    latents, images = draw(mini, reference, steps)
+    assert relative_error(latents, reference["latents"]) < 1e-3
+    expected = np.clip(reference["image"].astype(np.float32).transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
+    assert psnr(images, expected, 1.0) > 45
+    other = np.load(GOLDEN / f"mini_{'official' if convention == 'diffusers' else 'diffusers'}_dpm_{steps}.npz")
+    assert relative_error(latents, other["latents"]) > 1e-2  # the conventions do differ
+
+
+def test_official_checkpoint_draws_the_same(mini):
+    """The DiT from the official .pth, T5 and VAE from a folder."""
+    from mindsigma.pipeline.locate import BUNDLED
+
+    pipeline = PixArtSigmaPipeline.from_pretrained(
+        GOLDEN / "sigma-mini-official.pth", components=BUNDLED / "sigma-mini"
+    )
+    a, b = (p("a red apple", seed=3, output_type="latent", **QUICK).images for p in (pipeline, mini))
+    assert (a == b).all()
+
+
+def test_graph_mode_draws_the_same(mini):
+    """One graph a step, as on Ascend."""
+    reference = mini("a red apple", seed=3, output_type="latent", **QUICK).images
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        latents = mini("a red apple", seed=3, output_type="latent", **QUICK).images
+    finally:
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+    assert relative_error(latents, reference) < 1e-5
+
+
+def test_seed_fixes_the_image_whatever_the_batch(mini):
+    together = mini(["a red apple", "a cat"], seed=5, output_type="latent", **QUICK)
+    assert together.seeds == [5, 6]
+    alone = mini("a cat", seed=6, output_type="latent", **QUICK).images
+    assert relative_error(together.images[1], alone[0]) < 1e-5
+    assert (mini("a cat", seed=6, output_type="latent", **QUICK).images == alone).all()
+    random = mini("a cat", output_type="latent", **QUICK)
+    assert (mini("a cat", seed=random.seeds, output_type="latent", **QUICK).images == random.images).all()
+
+
+def test_images_of_one_prompt_follow_each_other(mini):
+    result = mini(["a cat", "an owl"], seed=1, num_images_per_prompt=2, output_type="latent", **QUICK)
+    assert result.seeds == [1, 2, 3, 4]
+    assert relative_error(mini("an owl", seed=3, output_type="latent", **QUICK).images[0], result.images[2]) < 1e-5
+
+
+def test_embeddings_stand_for_prompts(mini):
+    texts = mini("a cat", negative_prompt="red", seed=1, output_type="latent", **QUICK).images
+    caption, negative = mini.encode_prompts(["a cat"]), mini.encode_prompts(["red"], min_length=100)
+    given = mini(
+        prompt_embeds=caption.states.asnumpy(),
+        prompt_mask=caption.mask.asnumpy(),
+        negative_prompt_embeds=negative.states,
+        negative_prompt_mask=negative.mask,
+        seed=1,
+        output_type="latent",
+        **QUICK,
+    ).images
+    assert relative_error(given, texts) < 1e-5
+    embedded = {"prompt_embeds": caption.states, "prompt_mask": caption.mask}
+    mixed = mini(**embedded, negative_prompt="red", seed=1, output_type="latent", **QUICK).images
+    assert relative_error(mixed, texts) < 1e-5
+
+
+def test_negative_prompt_and_guidance_matter(mini):
+    plain = mini("a cat", seed=1, output_type="latent", **QUICK).images
+    assert relative_error(mini("a cat", "cat", seed=1, output_type="latent", **QUICK).images, plain) > 1e-2
+    single = mini("a cat", seed=1, guidance_scale=1.0, output_type="latent", **QUICK).images
+    assert relative_error(single, plain) > 1e-2
+    near = mini("a cat", seed=1, guidance_scale=1.0001, output_type="latent", **QUICK).images
+    assert relative_error(near, single) < 1e-3  # guidance of 1 is the conditional prediction
+
+
+def test_callback_sees_and_changes_the_latents(mini):
+    seen = []
+
+    def replace(pipeline, index, timestep, arguments):
+        seen.append((index, timestep))
+        return {"latents": arguments["latents"] * 0} if index == 1 else None
+
+    latents = mini("a cat", seed=1, callback_on_step_end=replace, output_type="latent", **QUICK).images
+    assert [index for index, _ in seen] == [0, 1] and seen[0][1] == 999
+    assert (latents == 0).all()
+
+
+def test_output_types_and_sizes(mini):
+    image = mini("a cat", seed=1, height=200, width=300, **QUICK).images[0]
+    assert image.size == (300, 200) and image.mode == "RGB"  # drawn at the nearest bin, then resized and cropped
+    array = mini("a cat", seed=1, height=224, width=288, use_resolution_binning=False, output_type="np", **QUICK).images
+    assert array.shape == (1, 224, 288, 3) and array.dtype == np.float32 and array.min() >= 0 and array.max() <= 1
+    assert mini.image_size(256, 1024) == (128, 512) and mini.image_size() == (256, 256)
+
+
+def test_text_encoder_can_be_released(mini):
+    mini.encode_prompts(["a cat"])
+    assert "t5" in mini._loaded
+    mini.release_text_encoder()
+    assert "t5" not in mini._loaded
+    mini.encode_prompts(["a cat"])
+
+
+def test_vae_moments_and_tiles(mini):
+    from mindsigma.models.vae import sample_posterior
+    from mindsigma.models.vae_tiling import decode_tiled, encode_tiled
+
+    reference = np.load(GOLDEN / "mini_vae.npz")
+    images = reference["image"].astype(np.float32)
+    moments = mini.vae.encode(Tensor(images))
+    assert relative_error(moments.asnumpy(), reference["moments"]) < 1e-4
+    latents = sample_posterior(moments, None, mini.vae.config)
+    assert psnr(mini.vae(latents).asnumpy(), images, 2.0) > 35
+    tiles = decode_tiled(mini.vae, latents, tile=16, overlap=0.5)
+    assert psnr(tiles, mini.vae(latents).asnumpy(), 2.0) > 33  # a tile's norms see the tile alone
+    hard = decode_tiled(mini.vae, latents, tile=16, overlap=0.0)
+    assert psnr(hard, mini.vae(latents).asnumpy(), 2.0) < psnr(tiles, mini.vae(latents).asnumpy(), 2.0)
+    tiled_moments = encode_tiled(mini.vae, images, tile=128, overlap=0.5)
+    mean = moments.asnumpy()[:, :4]
+    assert relative_error(tiled_moments[:, :4], mean) < 0.06
+    noise = Tensor(np.ones(mean.shape, np.float32))
+    std = np.exp(0.5 * np.clip(reference["moments"][:, 4:], -30, 20))
+    expected = (reference["moments"][:, :4] + std) * mini.vae.config.scaling_factor
+    assert relative_error(sample_posterior(moments, noise, mini.vae.config).asnumpy(), expected) < 1e-4
+
+
+def test_vae_in_graph_mode(mini, mode):
+    reference = np.load(GOLDEN / "mini_diffusers_dpm_8.npz")
+    image = mini.vae(Tensor(reference["latents"][:1])).asnumpy()
+    assert psnr(image, reference["image"][:1].astype(np.float32), 2.0) > 60
+
+
+def test_fp16_draws_the_same_picture(mini):
+    half = PixArtSigmaPipeline.from_pretrained("sigma-mini", dtype="fp16")
+    reference = mini("a red apple", seed=1, output_type="np", **QUICK).images
+    image = half("a red apple", seed=1, output_type="np", **QUICK).images
+    assert image.dtype == np.float32 and psnr(image, reference, 1.0) > 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ({"prompt": []}, "prompt"),
+        ({"prompt": None}, "prompt"),
+        ({"prompt": [3]}, "prompt"),
+        ({"num_inference_steps": -1}, "num_inference_steps"),
+        ({"height": 100, "use_resolution_binning": False}, "height 100 .* use 96"),
+        ({"height": 8}, "height"),
+        ({"width": 100.5}, "width"),
+        ({"seed": -1}, "seed"),
+        ({"seed": [1, 2]}, "seeds"),
+        ({"output_type": "jpeg"}, "output_type"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        ({"max_sequence_length": 0}, "max_sequence_length"),
+        ({"latents": np.zeros((2, 4, 32, 32))}, "latents"),
+        ({"negative_prompt": ["a", "b"]}, "negative"),
+        ({"prompt_embeds": np.zeros((1, 16, 256), np.float32)}, "prompt_mask"),
+        ({"solver_order": 5}, "solver_order"),
+    ],
+)
+def test_bad_arguments_are_named(mini, arguments, word):
+    with pytest.raises(MindSigmaError, match=word):
+        mini(**{"prompt": "a cat", "progress": False, **arguments})

@@ -1,0 +1,189 @@
+"""Measure seconds and peak memory: sigma-mini images cold and warm, guided steps of XL/2.
+
+    python tools/benchmark.py
+
+Every case runs in a process of its own; the first run of a case compiles and is not counted. Prints a table and
+writes JSON with the machine and the versions.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mindsigma import __version__, command_line  # noqa: E402
+from mindsigma.errors import MindSigmaError  # noqa: E402
+
+PROMPT = "a penguin on a yellow background"
+CAPTION_TOKENS = 300  # XL/2 is measured with the longest caption
+XL_CASES = {
+    "xl-256": ("PixArt-Sigma-XL-2-256x256", 256),
+    "xl-512": ("PixArt-Sigma-XL-2-512-MS", 512),
+    "xl-1024": ("PixArt-Sigma-XL-2-1024-MS", 1024),
+    "xl-1024-kv": ("PixArt-Sigma-XL-2-1024-MS-KV", 1024),
+}
+CASES = ("mini-cold", "mini-warm", *XL_CASES)
+DEFAULT_CASES = ("mini-cold", "mini-warm", "xl-256", "xl-512")
+
+
+def mini_cold(_):
+    """One image from process start to file."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "tools" / "generate.py"), PROMPT, "--out", f"{folder}/image.png"]
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        errors = process.stderr.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - start
+        process.stderr.close()
+        if status != 0:
+            raise MindSigmaError(f"tools/generate.py failed: {errors.decode().strip().splitlines()[-1]}")
+    return {"seconds": [seconds], "first_seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024}
+
+
+def mini_warm(repeats):
+    """One image of 256 px in 20 steps, prompt to picture, in a process that has drawn before."""
+    from mindsigma import PixArtSigmaPipeline
+
+    pipeline = PixArtSigmaPipeline.from_pretrained("sigma-mini")
+    return timed(lambda: pipeline(PROMPT, seed=0, progress=False), repeats)
+
+
+def xl_step(name, pixels):
+    """A function (repeats) that times one guided step (batch 2) of XL/2 with random weights."""
+
+    def measure(repeats):
+        import numpy as np
+        from mindspore import Tensor
+        from mindspore.nn.utils import no_init_parameters
+
+        from mindsigma.models.dit import DiT
+        from mindsigma.models.dit.config import preset
+        from mindsigma.runtime import set_device
+
+        set_device()
+        rng = np.random.default_rng(0)
+        with no_init_parameters():
+            dit = DiT(preset(name))
+        for parameter in dit.get_parameters():
+            parameter.set_data(Tensor(rng.standard_normal(parameter.shape, np.float32) * np.float32(0.02)))
+        side = pixels // 8
+        latents = Tensor(rng.standard_normal((2, 4, side, side), np.float32))
+        timestep = Tensor(np.full(2, 500.0, np.float32))
+        caption = Tensor(rng.standard_normal((2, CAPTION_TOKENS, dit.config.caption_channels), np.float32))
+        keys = dit.encode_caption(caption, Tensor(np.ones((2, CAPTION_TOKENS), np.int32)))
+
+        def step():
+            if not np.isfinite(dit.denoise(latents, timestep, keys).asnumpy()).all():
+                raise MindSigmaError(f"{name}: the step gave values that are not finite")
+
+        return timed(step, repeats)
+
+    return measure
+
+
+def timed(function, repeats):
+    """Seconds of `repeats` calls after a first one, which compiles, and peak memory of the process."""
+    from mindsigma.pipeline.phases import peak_bytes
+
+    seconds = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds[1:] or seconds, "first_seconds": seconds[0], "peak_bytes": peak_bytes()}
+
+
+def run_case(case, repeats):
+    """Result of one case, measured in this process."""
+    if case == "mini-cold":
+        runs = [mini_cold(None) for _ in range(max(repeats, 1))]
+        return {
+            "seconds": [run["seconds"][0] for run in runs],
+            "first_seconds": runs[0]["first_seconds"],
+            "peak_bytes": max(run["peak_bytes"] for run in runs),
+        }
+    return (mini_warm if case == "mini-warm" else xl_step(*XL_CASES[case]))(repeats)
+
+
+def in_new_process(case, repeats):
+    """Result of one case, measured in a process of its own."""
+    command = [sys.executable, __file__, "--only", case, "--repeats", str(repeats)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise MindSigmaError(f"case {case} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def machine():
+    """Processor, cores, memory and versions."""
+    from importlib import metadata
+
+    model = platform.processor()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    versions = {name: metadata.version(name) for name in ("mindspore", "numpy")}
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory / 1e9, 1),
+        "python": platform.python_version(),
+        "mindsigma": __version__,
+        **versions,
+    }
+
+
+def median(values):
+    """Middle value."""
+    ordered = sorted(values)
+    middle = len(ordered) // 2
+    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def main():
+    """Run the cases, print the table, write the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(DEFAULT_CASES), help="what to measure")
+    parser.add_argument("--repeats", type=int, default=5, help="counted runs a case; with 0 the first one counts")
+    parser.add_argument("--out", default="outputs/benchmark.json", help="where the numbers go")
+    parser.add_argument("--only", choices=CASES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.repeats < 0:
+        raise MindSigmaError(f"--repeats must be at least 0, not {args.repeats}")
+    if args.only:
+        print(json.dumps(run_case(args.only, args.repeats)))
+        return 0
+    report = {"machine": machine(), "cases": {}}
+    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    print(f"{'case':<12} {'median s':>9} {'first s':>9} {'peak GB':>8}")
+    for case in args.cases:
+        result = in_new_process(case, args.repeats)
+        report["cases"][case] = {**result, "median_seconds": median(result["seconds"])}
+        print(
+            f"{case:<12} {median(result['seconds']):9.2f} {result['first_seconds']:9.2f} "
+            f"{result['peak_bytes'] / 1e9:8.2f}",
+            flush=True,
+        )
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.part")
+    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    partial.replace(out)
+    print(out)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

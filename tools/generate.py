@@ -1,0 +1,257 @@
+"""Draw images from prompts.
+
+python tools/generate.py "a penguin on a yellow background"
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mindsigma import __version__, command_line  # noqa: E402
+from mindsigma.config_file import parse_with_config  # noqa: E402
+from mindsigma.errors import MindSigmaError  # noqa: E402
+
+MAX_NAME_BYTES = 80
+
+
+def build_parser():
+    """The options of this tool; `--config` may set any of them."""
+    parser = argparse.ArgumentParser(
+        description="Draw images from prompts with PixArt-Sigma.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("prompt", nargs="*", help="what to draw; several prompts draw several images")
+    add("--config", metavar="FILE.yaml", help="options from a file (configs/infer/); flags override it")
+    add("--prompts-file", metavar="FILE", help="one prompt a line")
+    add("--model", default="sigma-mini", help="bundled name, folder, hub id, or DiT weight file")
+    add("--components", help="folder or hub id with vae/, text_encoder/, tokenizer/, if --model is a weight file")
+    add("--pe-interpolation", type=float, help="scale of the position grid, where the weight file does not tell")
+    add("--input-size", type=int, help="latent side of the base resolution, where the weight file does not tell")
+    add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="as in uniform:2:14-27, for modes without weights")
+    add("--negative-prompt", default="", help="what to lead away from")
+    add("--height", type=int, help="pixels; default the model's base resolution")
+    add("--width", type=int, help="pixels; default the model's base resolution")
+    add(
+        "--resolution-binning",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="draw at the nearest size that the model was trained at, then resize",
+    )
+    add("--steps", type=int, default=20, help="denoising steps")
+    add("--guidance-scale", type=float, default=4.5, help="weight of the prompt; 1 draws without guidance")
+    add("--seed", type=int, default=0, help="image i is drawn from seed + i")
+    add("--num-images", type=int, default=1, help="images a prompt")
+    add("--batch-size", type=int, default=1, help="images drawn at once")
+    add("--solver-order", type=int, choices=(1, 2, 3), default=2, help="order of DPM-Solver++")
+    add("--convention", choices=("diffusers", "official"), default="diffusers", help="whose sampler to reproduce")
+    add(
+        "--clean-caption",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="strip web debris from the prompts",
+    )
+    add("--max-sequence-length", type=int, default=300, help="longest prompt, in tokens")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), help="default fp32 on the CPU, fp16 on Ascend")
+    add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
+    add("--out", default="outputs", help="folder, or the name of one .png file")
+    add("--grid", action=argparse.BooleanOptionalAction, default=False, help="also write all images as one")
+    add(
+        "--verbose",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="print seconds, compile time and peak memory of each phase",
+    )
+    return parser
+
+
+def read_prompts(args):
+    """Prompts of the command line and of --prompts-file."""
+    prompts = list(args.prompt)
+    if args.prompts_file:
+        try:
+            lines = Path(args.prompts_file).read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise MindSigmaError(f"--prompts-file {args.prompts_file}: cannot be read ({error})") from None
+        listed = [line.strip() for line in lines if line.strip()]
+        prompts += listed
+        if not listed:
+            raise MindSigmaError(f"--prompts-file {args.prompts_file}: holds no prompt")
+    if not prompts:
+        raise MindSigmaError('nothing to draw; give a prompt, as in: tools/generate.py "a red apple"')
+    for prompt in prompts:
+        if not is_text(prompt):
+            raise MindSigmaError(f"the prompt {prompt!r} is not UTF-8 text")
+    return prompts
+
+
+def is_text(value):
+    """Whether an argument survived the terminal's encoding."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check(args, count):
+    """Raise for option values that no model could take."""
+    for name in ("steps", "num_images", "batch_size", "max_sequence_length"):
+        if getattr(args, name) < 1:
+            raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
+    if args.seed < 0:
+        raise MindSigmaError(f"--seed must be at least 0, not {args.seed}")
+    if not math.isfinite(args.guidance_scale):
+        raise MindSigmaError(f"--guidance-scale must be a finite number, not {args.guidance_scale}")
+    from mindsigma.diffusion.dpm_solver import solver_table
+
+    solver_table(args.steps, args.solver_order, args.convention)
+    out = Path(args.out)
+    if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".bmp", ".gif"):
+        raise MindSigmaError(f"--out {out}: pictures are written as .png")
+    if is_png(out) and count > 1:
+        raise MindSigmaError(f"--out {out}: one file for {count} images; give a folder")
+
+
+def make_folder(out):
+    """Create the folder of the pictures, so that a mistake there is told before the work."""
+    folder = out.parent if is_png(out) else out
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MindSigmaError(f"--out {out}: cannot be written ({error.strerror or error})") from None
+
+
+def is_png(path):
+    """Whether --out names one file rather than a folder."""
+    return path.suffix.lower() == ".png"
+
+
+def file_names(jobs):
+    """A file name for each (prompt, seed): its words and the seed, numbered where two would be the same."""
+    names, taken = [], {}
+    for prompt, seed in jobs:
+        words = "".join(c if c.isalnum() else "-" for c in prompt.lower())
+        words = "-".join(part for part in words.split("-") if part)
+        words = words.encode("utf-8")[:MAX_NAME_BYTES].decode("utf-8", "ignore").rstrip("-")
+        name = f"{words or 'image'}-{seed}"
+        taken[name] = taken.get(name, 0) + 1
+        names.append(f"{name}.png" if taken[name] == 1 else f"{name}-{taken[name]}.png")
+    return names
+
+
+def main():
+    """Parse, draw, write; returns the exit code."""
+    args = parse_with_config(build_parser())
+    prompts = read_prompts(args)
+    jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]
+    check(args, len(jobs))
+
+    from mindsigma.pipeline.images import image_grid, save_png
+    from mindsigma.pipeline.phases import PhaseClock
+    from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
+
+    clock = PhaseClock()
+    config = {
+        name: getattr(args, name)
+        for name in ("pe_interpolation", "input_size", "kv_compression")
+        if getattr(args, name) is not None
+    }
+    with clock.phase("load"):
+        pipeline = PixArtSigmaPipeline.from_pretrained(
+            args.model, args.dtype, args.device, args.components, args.convention, **config
+        )
+    if args.model == "sigma-mini":
+        print(
+            "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
+            "For the released PixArt-Sigma weights: --model FOLDER, see README, Released weights"
+        )
+    size = pipeline.image_size(args.height, args.width, args.resolution_binning)
+    out = Path(args.out)
+    make_folder(out)
+    with clock.phase("text"):
+        captions = encode_all(pipeline, prompts, args)
+        pipeline.release_text_encoder()
+
+    images, names = [], file_names(jobs)
+    for start in range(0, len(jobs), args.batch_size):
+        batch = jobs[start : start + args.batch_size]
+        rows = [prompts.index(prompt) for prompt, _ in batch]
+        begin = time.perf_counter()
+        result = pipeline(
+            **captions.select(rows),
+            height=args.height,
+            width=args.width,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance_scale,
+            seed=[seed for _, seed in batch],
+            use_resolution_binning=args.resolution_binning,
+            max_sequence_length=args.max_sequence_length,
+            solver_order=args.solver_order,
+            clock=clock,
+        )
+        seconds = time.perf_counter() - begin
+        for (prompt, seed), name, image in zip(batch, names[start:], result.images):
+            path = out if is_png(out) else out / name
+            save_png(image, path, metadata(args, prompt, seed, image.size))
+            print(path)
+        if args.verbose:
+            print(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
+        images += result.images
+    if args.grid:
+        path = (out.parent if is_png(out) else out) / "grid.png"
+        save_png(image_grid(images), path, {"Software": f"mindsigma {__version__}", "prompts": "\n".join(prompts)})
+        print(path)
+    if args.verbose:
+        print(clock.table())
+    return 0
+
+
+class Captions:
+    """T5 states of all prompts and of the negative prompt, so that T5 is gone before the DiT works."""
+
+    def __init__(self, states, masks, negative):
+        self.states, self.masks, self.negative = states, masks, negative
+
+    def select(self, rows):
+        """Arguments of the pipeline for the prompts of these rows."""
+        chosen = {"prompt_embeds": self.states[rows], "prompt_mask": self.masks[rows]}
+        if self.negative is not None:
+            chosen["negative_prompt_embeds"] = self.negative[0]
+            chosen["negative_prompt_mask"] = self.negative[1]
+        return chosen
+
+
+def encode_all(pipeline, prompts, args):
+    """Encode every prompt, and the negative one if guidance asks for it."""
+    guided = args.guidance_scale > 1
+    texts = prompts + ([args.negative_prompt] if guided else [])
+    caption = pipeline.encode_prompts(texts, args.max_sequence_length, args.clean_caption)
+    states, masks = caption.states.asnumpy(), caption.mask.asnumpy()
+    count = len(prompts)
+    return Captions(states[:count], masks[:count], (states[count:], masks[count:]) if guided else None)
+
+
+def metadata(args, prompt, seed, size):
+    """What the PNG says of its making; size (width, height)."""
+    return {
+        "Software": f"mindsigma {__version__}",
+        "prompt": prompt,
+        "negative_prompt": args.negative_prompt,
+        "model": args.model,
+        "seed": seed,
+        "steps": args.steps,
+        "guidance_scale": args.guidance_scale,
+        "solver_order": args.solver_order,
+        "convention": args.convention,
+        "size": f"{size[0]}x{size[1]}",
+        "dtype": args.dtype or "default",
+    }
+
+
+if __name__ == "__main__":
+    command_line.run(main)
