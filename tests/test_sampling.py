@@ -107,13 +107,19 @@ def test_negative_prompt_and_guidance_matter(mini):
 def test_callback_sees_and_changes_the_latents(mini):
     seen = []
 
-    def replace(pipeline, index, timestep, arguments):
-        seen.append((index, timestep))
-        return {"latents": arguments["latents"] * 0} if index == 1 else None
+    def replace(at):
+        def callback(pipeline, index, timestep, arguments):
+            seen.append((index, timestep))
+            return {"latents": arguments["latents"] * 0} if index == at else None
 
-    latents = mini("a cat", seed=1, callback_on_step_end=replace, output_type="latent", **QUICK).images
+        return callback
+
+    plain = mini("a cat", seed=1, output_type="latent", **QUICK).images
+    last = mini("a cat", seed=1, callback_on_step_end=replace(1), output_type="latent", **QUICK).images
     assert [index for index, _ in seen] == [0, 1] and seen[0][1] == 999
-    assert (latents == 0).all()
+    assert (last == 0).all()
+    first = mini("a cat", seed=1, callback_on_step_end=replace(0), output_type="latent", **QUICK).images
+    assert relative_error(first, plain) > 1e-2  # the next step went on from the replaced latents
 
 
 def test_output_types_and_sizes(mini):

@@ -86,7 +86,7 @@ def denoising_steps(dit, latents, table, caption, guidance_scale, unconditional=
 
     Yields:
         first the prepared caption keys (so that the caller can free the text encoder), then a Step for each of the
-        table.
+        table; latents that are sent back replace the step's.
     """
     guided = unconditional is not None
     states, mask = caption
@@ -108,4 +108,5 @@ def denoising_steps(dit, latents, table, caption, guidance_scale, unconditional=
         weights = entry.weights + (0.0,) * (MAX_ORDER - len(entry.weights))
         numbers = np.array([entry.timestep, entry.alpha, entry.sigma, entry.keep, *weights], np.float32)
         latents, history = step(latents, history, Tensor(numbers), scale, keys, *extra)
-        yield Step(i, len(table), entry.timestep, latents)
+        replacement = yield Step(i, len(table), entry.timestep, latents)
+        latents = latents if replacement is None else replacement

@@ -1,6 +1,5 @@
 """Prompts in, images out."""
 
-import os
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,18 +7,21 @@ from typing import Any, List
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 from tqdm import tqdm
 
 from mindsigma.diffusion.dpm_solver import CONVENTIONS, solver_table
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae_tiling import decode_tiled
+from mindsigma.pipeline.arguments import one_of, positive, seeds_for, texts_of
 from mindsigma.pipeline.aspect_ratio import bin_base, closest_bin, inference_bins
+from mindsigma.pipeline.captions import Caption, each, given_caption, pad, repeat_rows
 from mindsigma.pipeline.denoising import denoising_steps
 from mindsigma.pipeline.images import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import locate
-from mindsigma.pipeline.text import Caption, TextEncoder, Tokenizer
+from mindsigma.pipeline.saving import save_pipeline
+from mindsigma.pipeline.text import TextEncoder, Tokenizer
 from mindsigma.pipeline.text_cleaning import clean_caption as clean_text
 from mindsigma.pipeline.text_cleaning import plain_caption
 from mindsigma.runtime import set_device
@@ -62,7 +64,7 @@ class PixArtSigmaPipeline:
         self._pending = {"dit": dit, "vae": vae, "t5": t5}
         self._loaded = {}
         self.tokenizer = tokenizer
-        self.convention = _one_of("convention", convention, CONVENTIONS)
+        self.convention = one_of("convention", convention, CONVENTIONS)
         self.name = name
         self.vae_tiling = None  # None: above TILE_ABOVE; True or False: always or never
 
@@ -175,8 +177,8 @@ class PixArtSigmaPipeline:
         batch, _, h, w = latents.shape
         unconditional = None
         if guidance_scale > 1:
-            mask = caption.mask if self.convention == "official" else _repeat(negative.mask, batch)
-            unconditional = (_repeat(negative.states, batch), mask)
+            mask = caption.mask if self.convention == "official" else repeat_rows(negative.mask, batch)
+            unconditional = (repeat_rows(negative.states, batch), mask)
         return denoising_steps(
             self.dit,
             Tensor(np.asarray(latents, np.float32)),
@@ -251,26 +253,26 @@ class PixArtSigmaPipeline:
         Returns:
             PipelineOutput with num_images_per_prompt images of the first prompt, then of the second, and so on.
         """
-        _one_of("output_type", output_type, OUTPUT_TYPES)
+        one_of("output_type", output_type, OUTPUT_TYPES)
         solver_table(num_inference_steps, solver_order, self.convention)  # bad values fail before the work starts
         if not np.isfinite(guidance_scale):
             raise MindSigmaError(f"guidance_scale must be a finite number, not {guidance_scale!r}")
-        _positive("num_images_per_prompt", num_images_per_prompt)
-        _positive("max_sequence_length", max_sequence_length)
+        positive("num_images_per_prompt", num_images_per_prompt)
+        positive("max_sequence_length", max_sequence_length)
         size = self.image_size(height, width, use_resolution_binning)
         phase = clock.phase if clock is not None else lambda name: nullcontext()
 
         with phase("text"):
-            given = _given_caption("prompt", prompt_embeds, prompt_mask)
-            given_negative = _given_caption("negative_prompt", negative_prompt_embeds, negative_prompt_mask)
+            given = given_caption("prompt", prompt_embeds, prompt_mask)
+            given_negative = given_caption("negative_prompt", negative_prompt_embeds, negative_prompt_mask)
             caption, negative = self._captions(
                 prompt, negative_prompt, given, given_negative, guidance_scale, clean_caption, max_sequence_length
             )
-            caption = _each(caption, num_images_per_prompt)
+            caption = each(caption, num_images_per_prompt)
             if negative is not None and negative.states.shape[0] > 1:
-                negative = _each(negative, num_images_per_prompt)
+                negative = each(negative, num_images_per_prompt)
         count = caption.states.shape[0]
-        seeds = _seeds(seed, count)
+        seeds = seeds_for(seed, count)
         noise = self.start_noise(seeds, *size) if latents is None else self._check_latents(latents, count)
 
         with phase("denoise"):
@@ -309,13 +311,13 @@ class PixArtSigmaPipeline:
 
     def _captions(self, prompt, negative_prompt, given, given_negative, guidance_scale, clean, max_length):
         """Caption and, with guidance, negative Caption of the same length."""
-        prompts = [] if given else _texts("prompt", prompt)
+        prompts = [] if given else texts_of("prompt", prompt)
         if given and prompt is not None:
             raise MindSigmaError("give either prompt or prompt_embeds, not both")
         count = given.states.shape[0] if given else len(prompts)
         negatives = []
         if guidance_scale > 1 and not given_negative:
-            negatives = _texts("negative_prompt", "" if negative_prompt is None else negative_prompt)
+            negatives = texts_of("negative_prompt", "" if negative_prompt is None else negative_prompt)
             if len(negatives) not in (1, count):
                 raise MindSigmaError(
                     f"{len(negatives)} negative prompts for {count} prompts; give one, or one for each"
@@ -331,7 +333,7 @@ class PixArtSigmaPipeline:
             start = len(prompts)
             negative = given_negative or Caption(encoded.states[start:], encoded.mask[start:])
         length = max(lengths)
-        return _pad(caption, length), _pad(negative, length)
+        return pad(caption, length), pad(negative, length)
 
     def _check_latents(self, latents, count):
         latents = latents.asnumpy() if isinstance(latents, Tensor) else np.asarray(latents)
@@ -342,76 +344,4 @@ class PixArtSigmaPipeline:
 
     def save_pretrained(self, folder, dtype="fp16"):
         """Write the model in this project's format: a folder each for dit, vae, text_encoder and tokenizer."""
-        from mindsigma.pipeline.saving import save_pipeline
-
         save_pipeline(self, Path(folder), dtype)
-
-
-def _one_of(name, value, known):
-    if value not in known:
-        raise MindSigmaError(f"{name} must be one of {', '.join(known)}, not {value!r}")
-    return value
-
-
-def _positive(name, value):
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise MindSigmaError(f"{name} must be a whole number of at least 1, not {value!r}")
-
-
-def _texts(name, value):
-    texts = [value] if isinstance(value, str) else value
-    if texts is None or not isinstance(texts, (list, tuple)) or not texts:
-        raise MindSigmaError(f"{name} must be a text or a list of at least one text, not {value!r}")
-    for text in texts:
-        if not isinstance(text, str):
-            raise MindSigmaError(f"{name} must hold texts, not {type(text).__name__}")
-    return list(texts)
-
-
-def _given_caption(name, states, mask):
-    """Caption from embeddings that the caller computed, or None."""
-    if states is None:
-        return None
-    states = Tensor(states) if not isinstance(states, Tensor) else states
-    if mask is None or len(states.shape) != 3 or tuple(mask.shape) != tuple(states.shape[:2]):
-        raise MindSigmaError(f"{name}_embeds (N, L, d) needs {name}_mask (N, L)")
-    mask = Tensor(mask) if not isinstance(mask, Tensor) else mask
-    return Caption(states, mask.astype(ms.int32))
-
-
-def _pad(caption, length):
-    """Lengthen a Caption with masked zeros."""
-    if caption is None or caption.states.shape[1] == length:
-        return caption
-    batch, tokens, channels = caption.states.shape
-    missing = length - tokens
-    states = ops.concat((caption.states, ops.zeros((batch, missing, channels), caption.states.dtype)), 1)
-    return Caption(states, ops.concat((caption.mask, ops.zeros((batch, missing), caption.mask.dtype)), 1))
-
-
-def _repeat(tensor, count):
-    """(1, ...) to (count, ...); (count, ...) as it is."""
-    return tensor if tensor.shape[0] == count else ops.broadcast_to(tensor, (count,) + tensor.shape[1:])
-
-
-def _each(caption, times):
-    """Every caption `times` times in a row."""
-    if times == 1:
-        return caption
-    index = Tensor(np.repeat(np.arange(caption.states.shape[0]), times).astype(np.int32))
-    return Caption(ops.gather(caption.states, index, 0), ops.gather(caption.mask, index, 0))
-
-
-def _seeds(seed, count):
-    if seed is None:
-        seed = int.from_bytes(os.urandom(4), "little")
-    if isinstance(seed, (list, tuple)):
-        if len(seed) != count:
-            raise MindSigmaError(f"{len(seed)} seeds for {count} images; give one number, or one for each image")
-        seeds = list(seed)
-    else:
-        seeds = [seed + i for i in range(count)]
-    for value in seeds:
-        if not isinstance(value, (int, np.integer)) or value < 0:
-            raise MindSigmaError(f"seed must be a whole number of at least 0, not {value!r}")
-    return [int(value) for value in seeds]

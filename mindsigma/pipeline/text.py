@@ -1,26 +1,18 @@
 """Prompts to caption states: tokens, lengths in few buckets, T5."""
 
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from mindspore import Tensor
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.pipeline.captions import Caption
 
 PAD, EOS = 0, 1
 
 # Token counts that captions are padded to. Fewer lengths mean fewer compilations; the mask makes padding exact.
 LENGTH_BUCKETS = (16, 32, 64, 128, 192, 256)
-
-
-@dataclass
-class Caption:
-    """T5 states (N, L, d) fp32 and mask (N, L) int32, 1 for tokens; L is a bucket and not the model's maximum."""
-
-    states: Tensor
-    mask: Tensor
 
 
 def bucket_length(length, max_length):
