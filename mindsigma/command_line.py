@@ -1,6 +1,7 @@
 """What every tool does at its start and end: checks the environment, turns errors into one line and an exit code."""
 
 import os
+import signal
 import sys
 import warnings
 
@@ -14,10 +15,18 @@ def run(main):
     warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         check_environment()
+        _keep_interrupts()
         sys.exit(main())
     except MindSigmaError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        os._exit(130)  # MindSpore's exit hooks crash after an interrupt
+
+
+def _keep_interrupts():
+    """Let Ctrl-C raise KeyboardInterrupt: MindSpore's import takes the signal and ends the process without a word."""
+    import mindspore  # noqa: F401
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)

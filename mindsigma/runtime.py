@@ -8,37 +8,44 @@ DEVICES = ("CPU", "Ascend")
 DTYPES = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 
 
-def set_device(device=None):
+def device():
+    """Name of the device that networks run on."""
+    return ms.get_context("device_target")
+
+
+def set_device(name=None):
     """Select "CPU" or "Ascend" and the mode that fits it; None takes what MindSpore finds. Returns the device's name.
 
-    The CPU runs PyNative around small compiled graphs (ops/shared_graph.py), Ascend one graph a network.
+    The CPU runs PyNative around small compiled graphs (ops/shared_graph.py), Ascend one graph a network. The mode is
+    MindSpore's global one.
     """
-    found = ms.get_context("device_target")
-    device = device or found
-    if device not in DEVICES:
-        raise MindSigmaError(f"device {device!r} is unknown; choose from {', '.join(DEVICES)}")
-    if device != found:
+    found = device()
+    name = name or found
+    if name not in DEVICES:
+        raise MindSigmaError(f"device {name!r} is unknown; choose from {', '.join(DEVICES)}")
+    if name != found:
         try:
-            ms.set_device(device)
+            ms.set_device(name)
         except (RuntimeError, ValueError):
             raise MindSigmaError(
-                f"device {device!r} is not available to this MindSpore, which runs on {found}; "
+                f"device {name!r} is not available to this MindSpore, which runs on {found}; "
                 "on an NPU box check the driver and CANN (README, Ascend set-up)"
             ) from None
-    ms.set_context(mode=ms.GRAPH_MODE if device == "Ascend" else ms.PYNATIVE_MODE)
-    return device
+    ms.set_context(mode=ms.GRAPH_MODE if name == "Ascend" else ms.PYNATIVE_MODE)
+    return name
 
 
-def resolve_dtype(name, device):
+def resolve_dtype(name):
     """MindSpore dtype for "fp32", "fp16", "bf16" or a MindSpore dtype; None is fp32 on the CPU and fp16 on Ascend."""
+    on_cpu = device() == "CPU"
     if name is None:
-        return ms.float32 if device == "CPU" else ms.float16
+        return ms.float32 if on_cpu else ms.float16
     if name in DTYPES.values():
         dtype = name
     elif name in DTYPES:
         dtype = DTYPES[name]
     else:
         raise MindSigmaError(f"dtype {name!r} is unknown; choose from {', '.join(DTYPES)}")
-    if device == "CPU" and dtype == ms.bfloat16:
+    if on_cpu and dtype == ms.bfloat16:
         raise MindSigmaError("dtype bf16: MindSpore's CPU backend has no bf16 matrix product; use fp32")
     return dtype

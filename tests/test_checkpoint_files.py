@@ -465,7 +465,7 @@ def test_other_kinds_of_file_are_named(tmp_path, file):
     for content, words in {
         b"": "the file is empty",
         b"hello, weights": "neither a safetensors file",
-        b"\n.\n\x03a.w\x12'\x08\x02\x08\x03\x12\x07Float32": "a MindSpore checkpoint",
+        b"\n.\n\x03a.w\x12'\x08\x02\x08\x03\x12\x07Float32": "damaged MindSpore checkpoint: truncated",
         b"\n\n\nfoo": "neither a safetensors file",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:0": "git lfs pull",
         pickle.dumps({"a": 1}, protocol=2): "an old PyTorch pickle; re-save",

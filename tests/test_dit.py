@@ -9,7 +9,7 @@ from mindspore import Tensor, ops
 from mindsigma import MindSigmaError, load_dit
 from mindsigma.models.dit import DiT, DiTConfig, KVCompression
 from mindsigma.models.dit.config import PRESETS, preset
-from mindsigma.ops import attention
+from mindsigma.ops import attention, functional
 
 CASES = [
     "ms_plain",
@@ -58,6 +58,13 @@ def test_thresholds_notice_small_mistakes():
     assert relative_error(case.build(kv_compression=None)(*case.inputs()).asnumpy(), case.out) > LIMIT
 
 
+def layer_norm_stand_in(x, normalized_shape, weight, bias, eps):
+    """LayerNorm over the last axis, for Ascend's operation."""
+    assert normalized_shape == x.shape[-1:]
+    centred = x - x.mean(-1, keep_dims=True)
+    return centred * ops.rsqrt((centred * centred).mean(-1, keep_dims=True) + eps) * weight + bias
+
+
 def flash_attention_stand_in(query, key, value, head_num, scalar_value=1.0, input_layout="BSH", **unused):
     """FlashAttentionScore's documented semantics for layout BSND without a mask, after checking what it demands."""
     assert not unused and input_layout == "BSND"
@@ -70,8 +77,10 @@ def flash_attention_stand_in(query, key, value, head_num, scalar_value=1.0, inpu
 
 @pytest.mark.parametrize("name", ["ms_plain", "ms_kv_conv_odd", "ms_qk_norm", "ms_micro"])
 def test_fused_kernels_compute_the_same(name, monkeypatch):
-    """The Ascend composition, run through a stand-in of its one operation that a CPU lacks."""
+    """The Ascend composition, run in fp32 through stand-ins of the operations that a CPU lacks."""
+    monkeypatch.setattr(attention, "FUSED_DTYPES", (ms.float32,))
     monkeypatch.setattr(attention.ops, "flash_attention_score", flash_attention_stand_in)
+    monkeypatch.setattr(functional.mint.nn.functional, "layer_norm", layer_norm_stand_in)
     case = Case(name)
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
@@ -200,6 +209,18 @@ def test_bad_calls_are_named():
         dit(x, t, y, mask)
     with pytest.raises(MindSigmaError, match="multiples of 2"):
         dit(x[:, :, :13], t, y, mask, x, x)
+    with pytest.raises(MindSigmaError, match="timestep"):
+        dit(x, t[:1], y, mask, x, x)
+    with pytest.raises(MindSigmaError, match="caption of shape"):
+        dit(x, t, y[:, :, :5], mask, x, x)
+    with pytest.raises(MindSigmaError, match="caption_mask"):
+        dit(x, t, y, mask[:, :5], x, x)
+    with pytest.raises(MindSigmaError, match="too small"):
+        compressed = Case("ms_kv_conv")
+        inputs = compressed.inputs()
+        compressed.build(kv_compression="ave:7:1")(inputs[0][:, :, :12, :12], *inputs[1:])
+    with pytest.raises(MindSigmaError, match="kernels"):
+        Case("ms_plain").build(kernels="flash")
     with pytest.raises(MindSigmaError, match="single-scale"):
         square = Case("square_256")
         inputs = square.inputs()

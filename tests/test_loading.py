@@ -211,6 +211,31 @@ def test_scale_and_length_can_be_left_to_the_rule(tmp_path):
     assert load_dit(tmp_path / "bare.safetensors", input_size=64).config.pe_interpolation == 1.0
 
 
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0, 4.0, 8.0])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_position_scale_is_read_off_in_any_precision(dtype, scale):
+    import ml_dtypes
+
+    from mindsigma.models.dit.embeddings import position_embedding
+    from mindsigma.pipeline.configs import _config_from_buffers
+
+    side = int(32 * scale)
+    stored = position_embedding(side, side, 1152, side, scale)[:, : side * side]
+    kind = ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype
+
+    class Source(dict):
+        def shape(self, name):
+            return self[name].shape
+
+        def read(self, name):
+            return self[name]
+
+    assert _config_from_buffers(Source(pos_embed=stored.astype(kind)), 2) == {
+        "input_size": 2 * side,
+        "pe_interpolation": scale,
+    }
+
+
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_stored_dtypes(dtype, tmp_path):
     import ml_dtypes

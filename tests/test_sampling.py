@@ -51,14 +51,18 @@ def test_official_checkpoint_draws_the_same(mini):
 
 
 def test_graph_mode_draws_the_same(mini):
-    """One graph a step, as on Ascend."""
+    """One graph for the captions and one a step, as on Ascend, compiled once for all images."""
     reference = mini("a red apple", seed=3, output_type="latent", **QUICK).images
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
         latents = mini("a red apple", seed=3, output_type="latent", **QUICK).images
+        graphs = [len(mini._steps.step[True].compile_cache), len(mini._steps.caption_keys.compile_cache)]
+        mini("a red apple", seed=4, output_type="latent", **QUICK)
+        again = [len(mini._steps.step[True].compile_cache), len(mini._steps.caption_keys.compile_cache)]
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
     assert relative_error(latents, reference) < 1e-5
+    assert graphs == again == [1, 1]
 
 
 def test_seed_fixes_the_image_whatever_the_batch(mini):
@@ -121,6 +125,14 @@ def test_callback_sees_and_changes_the_latents(mini):
     first = mini("a cat", seed=1, callback_on_step_end=replace(0), output_type="latent", **QUICK).images
     assert relative_error(first, plain) > 1e-2  # the next step went on from the replaced latents
 
+    def as_array(pipeline, index, timestep, arguments):
+        return {"latents": arguments["latents"].asnumpy()}
+
+    same = mini("a cat", seed=1, callback_on_step_end=as_array, output_type="latent", **QUICK).images
+    assert relative_error(same, plain) < 1e-6
+    with pytest.raises(MindSigmaError, match="callback"):
+        mini("a cat", callback_on_step_end=lambda *_: {"latents": np.zeros(3)}, **QUICK)
+
 
 def test_output_types_and_sizes(mini):
     image = mini("a cat", seed=1, height=200, width=300, **QUICK).images[0]
@@ -128,6 +140,37 @@ def test_output_types_and_sizes(mini):
     array = mini("a cat", seed=1, height=224, width=288, use_resolution_binning=False, output_type="np", **QUICK).images
     assert array.shape == (1, 224, 288, 3) and array.dtype == np.float32 and array.min() >= 0 and array.max() <= 1
     assert mini.image_size(256, 1024) == (128, 512) and mini.image_size() == (256, 256)
+
+
+def test_own_loop_over_the_steps(mini):
+    caption, negative = mini.encode_prompts(["a cat"]), mini.encode_prompts([""], min_length=100)
+    noise = mini.start_noise([1], 256, 256)
+    keys, *steps = mini.denoise(noise, caption, 4.5, negative, num_inference_steps=2)
+    assert len(keys) == 8 and [step.index for step in steps] == [0, 1]
+    reference = mini("a cat", seed=1, output_type="latent", **QUICK).images
+    assert relative_error(steps[-1].latents.asnumpy(), reference) < 1e-5
+    with pytest.raises(MindSigmaError, match="negative caption"):
+        mini.denoise(noise, caption)
+
+
+def test_official_convention_wants_all_states_of_the_negative(mini, monkeypatch):
+    monkeypatch.setattr(mini, "convention", "official")
+    short, long = mini.encode_prompts(["red"]), mini.encode_prompts(["a cat"], min_length=100)
+    with pytest.raises(MindSigmaError, match="min_length"):
+        mini.denoise(mini.start_noise([1], 256, 256), long, 4.5, short)
+
+
+@pytest.mark.parametrize(
+    ("size", "tiled"), [((128, 128), False), ((144, 112), False), ((64, 256), False), ((160, 112), True)]
+)
+def test_only_beyond_1024_px_is_decoded_in_tiles(mini, monkeypatch, size, tiled):
+    from mindsigma.pipeline import pipeline as module
+
+    used = []
+    monkeypatch.setattr(module, "decode_tiled", lambda vae, latents: used.append(1) or np.zeros((1, 3, 8, 8)))
+    monkeypatch.setitem(mini._loaded, "vae", lambda latents: Tensor(np.zeros((1, 3, 8, 8), np.float32)))
+    mini.decode(Tensor(np.zeros((1, 4, *size), np.float32)))
+    assert bool(used) == tiled
 
 
 def test_text_encoder_can_be_released(mini):
@@ -193,6 +236,13 @@ def test_fp16_draws_the_same_picture(mini):
         ({"negative_prompt": ["a", "b"]}, "negative"),
         ({"prompt_embeds": np.zeros((1, 16, 256), np.float32)}, "prompt_mask"),
         ({"solver_order": 5}, "solver_order"),
+        ({"height": 20000}, "height"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"latents": np.zeros((1, 4, 32, 32)), "height": 512}, "latents are of 256 x 256"),
+        (
+            {"prompt": None, "prompt_embeds": np.zeros((1, 16, 7), np.float16), "prompt_mask": np.ones((1, 16))},
+            "prompt_embeds of shape",
+        ),
     ],
 )
 def test_bad_arguments_are_named(mini, arguments, word):

@@ -77,7 +77,10 @@ def test_buckets_follow_the_definition():
 
     buckets = relative_position_buckets(300, 32, 128)
     expected = [[bucket(key - query) for key in range(300)] for query in range(300)]
-    assert (buckets == np.array(expected)).mean() > 0.999  # the boundaries differ by rounding in float32
+    # At 16, 32 and 64 the logarithm is a whole number, which rounding may miss: Hugging Face's float32 does not.
+    exact = np.isin(np.abs(np.subtract.outer(np.arange(300), np.arange(300))), (16, 32, 64))
+    assert (buckets == np.array(expected))[~exact].all()
+    assert [buckets[200, 200 - distance] for distance in (16, 32, 64)] == [10, 12, 14]
     assert buckets.min() == 0 and buckets.max() == 31
 
 

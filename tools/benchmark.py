@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -145,13 +146,6 @@ def machine():
     }
 
 
-def median(values):
-    """Middle value."""
-    ordered = sorted(values)
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
 def main():
     """Run the cases, print the table, write the file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -170,9 +164,9 @@ def main():
     print(f"{'case':<12} {'median s':>9} {'first s':>9} {'peak GB':>8}")
     for case in args.cases:
         result = in_new_process(case, args.repeats)
-        report["cases"][case] = {**result, "median_seconds": median(result["seconds"])}
+        report["cases"][case] = {**result, "median_seconds": statistics.median(result["seconds"])}
         print(
-            f"{case:<12} {median(result['seconds']):9.2f} {result['first_seconds']:9.2f} "
+            f"{case:<12} {statistics.median(result['seconds']):9.2f} {result['first_seconds']:9.2f} "
             f"{result['peak_bytes'] / 1e9:8.2f}",
             flush=True,
         )

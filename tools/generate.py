@@ -6,6 +6,7 @@ python tools/generate.py "a penguin on a yellow background"
 import argparse
 import math
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def build_parser():
     )
     add("--steps", type=int, default=20, help="denoising steps")
     add("--guidance-scale", type=float, default=4.5, help="weight of the prompt; 1 draws without guidance")
-    add("--seed", type=int, default=0, help="image i is drawn from seed + i")
+    add("--seed", type=int, default=0, help="image i of each prompt is drawn from seed + i")
     add("--num-images", type=int, default=1, help="images a prompt")
     add("--batch-size", type=int, default=1, help="images drawn at once")
     add("--solver-order", type=int, choices=(1, 2, 3), default=2, help="order of DPM-Solver++")
@@ -122,6 +123,7 @@ def make_folder(out):
     folder = out.parent if is_png(out) else out
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise MindSigmaError(f"--out {out}: cannot be written ({error.strerror or error})") from None
 
@@ -171,6 +173,11 @@ def main():
             "For the released PixArt-Sigma weights: --model FOLDER, see README, Released weights"
         )
     size = pipeline.image_size(args.height, args.width, args.resolution_binning)
+    asked = args.height or size[0], args.width or size[1]
+    if asked != size:
+        print(
+            f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped"
+        )
     out = Path(args.out)
     make_folder(out)
     with clock.phase("text"):
@@ -197,14 +204,15 @@ def main():
         seconds = time.perf_counter() - begin
         for (prompt, seed), name, image in zip(batch, names[start:], result.images):
             path = out if is_png(out) else out / name
-            save_png(image, path, metadata(args, prompt, seed, image.size))
+            save_png(image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size)})
             print(path)
         if args.verbose:
             print(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
         images += result.images
     if args.grid:
         path = (out.parent if is_png(out) else out) / "grid.png"
-        save_png(image_grid(images), path, {"Software": f"mindsigma {__version__}", "prompts": "\n".join(prompts)})
+        grid = image_grid(images)
+        save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **metadata(args, size, grid.size)})
         print(path)
     if args.verbose:
         print(clock.table())
@@ -236,20 +244,30 @@ def encode_all(pipeline, prompts, args):
     return Captions(states[:count], masks[:count], (states[count:], masks[count:]) if guided else None)
 
 
-def metadata(args, prompt, seed, size):
-    """What the PNG says of its making; size (width, height)."""
+def metadata(args, drawn, size):
+    """What the PNG says of its making beside prompt and seed.
+
+    Args:
+        drawn: (height, width) that the model worked at.
+        size: (width, height) of the picture.
+    """
+    from mindsigma import runtime
+
+    dtype = runtime.resolve_dtype(args.dtype)
     return {
         "Software": f"mindsigma {__version__}",
-        "prompt": prompt,
         "negative_prompt": args.negative_prompt,
         "model": args.model,
-        "seed": seed,
+        "components": args.components or args.model,
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
         "solver_order": args.solver_order,
         "convention": args.convention,
         "size": f"{size[0]}x{size[1]}",
-        "dtype": args.dtype or "default",
+        "drawn_size": f"{drawn[1]}x{drawn[0]}",
+        "clean_caption": args.clean_caption,
+        "max_sequence_length": args.max_sequence_length,
+        "dtype": next(name for name, value in runtime.DTYPES.items() if value == dtype),
     }
 
 

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Tuple
 
 import numpy as np
@@ -34,8 +35,18 @@ def rules(*pairs, squeeze=False, suffixes=("weight", "bias")):
     )
 
 
+@cache
 def _pattern(template):
     return re.compile(r"(\d+)".join(re.escape(part) for part in template.split("{}")))
+
+
+def slots(rule_table, ours):
+    """Foreign names that one of our tensors goes to, in order, or None if no rule makes it."""
+    for rule in rule_table:
+        match = _pattern(rule.ours).fullmatch(ours)
+        if match:
+            return [template.format(*match.groups()) for template in rule.theirs]
+    return None
 
 
 class MappedSource:

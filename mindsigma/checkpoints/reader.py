@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
+from mindsigma.checkpoints.mindspore_file import read_mindspore_ckpt
 from mindsigma.checkpoints.safetensors_file import MAX_HEADER, load_json, map_file, one_line, read_safetensors
 from mindsigma.checkpoints.torch_file import read_torch
 from mindsigma.errors import MindSigmaError
@@ -19,13 +20,14 @@ FOLDER_SUFFIXES = (
 )
 USUAL_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # preferred to a variant such as `model.fp16`
 # of protobuf `Checkpoint { repeated Value { string tag = 1; TensorProto tensor = 2 } = 1 }`: length, tag, tensor
-MINDSPORE_HEAD = re.compile(rb"\n[\x80-\xff]{0,9}[\x00-\x7f]\n([\x01-\x7f])([\x21-\x7e]+)\x12")
+MINDSPORE_HEAD = re.compile(rb"\n[\x80-\xff]{0,9}[\x00-\x7f]\n([\x01-\x7f])")
 
 
 class TensorSource:
     """Named tensors of one checkpoint, mapped from disk and read only when used.
 
-    `path`: the Path given by the caller. `metadata`: dict[str, str] of the safetensors header(s), else empty.
+    `path`: the Path given by the caller. `metadata`: dict[str, str] of the safetensors header(s), or the texts a
+    MindSpore checkpoint holds beside its tensors, else empty.
     `extra`: dict of the numbers, texts, bools and None a PyTorch file holds beside its state dict, such as epoch, step.
     """
 
@@ -53,21 +55,27 @@ class TensorSource:
 
     def shape(self, name):
         """tuple[int, ...]; raises MindSigmaError for a name the checkpoint lacks, as the next two do."""
-        return self.read(name).shape
+        return self._find(name).shape
 
     def dtype(self, name):
         """NumPy dtype, `ml_dtypes.bfloat16` included."""
-        return self.read(name).dtype
+        return self._find(name).dtype
 
     def read(self, name):
-        """Read-only array mapped from the file: its bytes are read when used. It may be strided or unaligned."""
+        """Read-only array mapped from the file: its bytes are read when used. It may be strided or unaligned.
+
+        Only what a MindSpore checkpoint holds in slices, a tensor of more than 512 MB, is put together in memory.
+        """
+        return np.asarray(self._find(name))
+
+    def _find(self, name):
         if name not in self._tensors:
             raise MindSigmaError(f"{self.path}: holds no tensor '{one_line(name)}' among its {len(self)}")
         return self._tensors[name]
 
 
 def open_checkpoint(path, ema=False):
-    """Open a safetensors file, a PyTorch zip file, a sharded index, or a folder with one of these, as a TensorSource.
+    """Open a weights file (safetensors, PyTorch zip, MindSpore .ckpt), a sharded index or a folder, as a TensorSource.
 
     Of a PyTorch file the state dict is `state_dict_ema` if `ema`, else `state_dict`, else `model`, else the whole dict;
     of WRAPPERS, the prefixes that all its names share are stripped. Nothing in a file is executed, no tensor is read
@@ -84,11 +92,11 @@ def open_checkpoint(path, ema=False):
         return TensorSource(path, _unwrap(file, tensors), extra=extra)
     if ema:
         raise MindSigmaError(f"{file}: only a PyTorch training file holds EMA weights; open it without EMA")
-    return TensorSource(path, *(_read_index(file) if kind == "index" else read_safetensors(file)))
+    return TensorSource(path, *READERS[kind](file))
 
 
 def _recognise(file):
-    """'safetensors', 'torch' or 'index', by the first bytes; whatever is known but not read has its own remedy."""
+    """A key of READERS or 'torch', by the first bytes; whatever is known but not read has its own remedy."""
     head = map_file(file)[:512].tobytes()
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return "safetensors"
@@ -102,17 +110,14 @@ def _recognise(file):
             "or as safetensors"
         )
     mindspore = MINDSPORE_HEAD.match(head)
-    if mindspore and len(mindspore[2]) == mindspore[1][0]:
-        raise MindSigmaError(
-            f"{file}: a MindSpore checkpoint, which is not read here; "
-            "save it with mindspore.save_checkpoint(..., format='safetensors')"
-        )
+    if mindspore and head[mindspore.end() + mindspore[1][0] :][:1] == b"\x12":
+        return "mindspore"
     if head.startswith(b"version https://git-lfs"):
         raise MindSigmaError(f"{file}: a Git LFS pointer instead of the weights; fetch them with `git lfs pull`")
     if file.suffix == ".safetensors":
         read_safetensors(file)  # says what is wrong with the header
     raise MindSigmaError(
-        f"{file}: neither a safetensors file, nor a PyTorch zip file, nor a sharded index; "
+        f"{file}: neither a safetensors file, nor a PyTorch zip file, nor a MindSpore .ckpt, nor a sharded index; "
         "it is damaged or of another kind: copy or download it again, or convert it to safetensors"
     )
 
@@ -129,7 +134,7 @@ def _weights_in_folder(folder):
             listed = ", ".join(one_line(name, 60) for name in found[:4]) + (", ..." if len(found) > 4 else "")
             raise MindSigmaError(f"{folder}: {len(found)} files could be meant ({listed}); give the path of one")
     raise MindSigmaError(
-        f"{folder}: holds no weights; expected one .safetensors file, .safetensors.index.json or PyTorch .pth/.bin"
+        f"{folder}: holds no weights; expected one .safetensors file, .safetensors.index.json, .pth, .bin or .ckpt"
     )
 
 
@@ -191,7 +196,10 @@ def _read_shard(shard):
     kind = _recognise(shard)
     if kind == "index":
         raise MindSigmaError(f"{shard}: a shard must hold weights, but this is a JSON file; download it again")
-    return (_state_dict(shard, read_torch(shard), ema=False)[0], {}) if kind == "torch" else read_safetensors(shard)
+    return (_state_dict(shard, read_torch(shard), ema=False)[0], {}) if kind == "torch" else READERS[kind](shard)
+
+
+READERS = {"safetensors": read_safetensors, "mindspore": read_mindspore_ckpt, "index": _read_index}
 
 
 def _state_dict(file, saved, ema):

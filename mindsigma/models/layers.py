@@ -17,7 +17,16 @@ def parameter(shape, init="zeros", dtype=ms.float32):
     return Parameter(initializer(init, shape, dtype))
 
 
-class Affine(nn.Cell):
+class Holder(nn.Cell):
+    """Holds the parameters `weight` and, unless it is None, `bias`."""
+
+    @property
+    def tensors(self):
+        """(weight, bias), or (weight,) without bias."""
+        return (self.weight,) if self.bias is None else (self.weight, self.bias)
+
+
+class Affine(Holder):
     """weight (out, in) or `shape`, and bias (out,) unless `has_bias` is False."""
 
     def __init__(self, in_features, out_features, init=None, shape=None, has_bias=True, dtype=ms.float32):
@@ -26,24 +35,14 @@ class Affine(nn.Cell):
         self.weight = parameter(shape or (out_features, in_features), init, dtype)
         self.bias = parameter((out_features,), "zeros", dtype) if has_bias else None
 
-    @property
-    def tensors(self):
-        """(weight, bias), or (weight,) without bias."""
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
-
-class Norm(nn.Cell):
+class Norm(Holder):
     """weight and, unless `has_bias` is False, bias (channels,) of a normalisation."""
 
     def __init__(self, channels, has_bias=True, dtype=ms.float32):
         super().__init__()
         self.weight = parameter((channels,), "ones", dtype)
         self.bias = parameter((channels,), "zeros", dtype) if has_bias else None
-
-    @property
-    def tensors(self):
-        """(weight, bias), or (weight,) without bias."""
-        return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
 
 def normal(sigma):

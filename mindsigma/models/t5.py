@@ -14,7 +14,7 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.models.layers import Affine, Norm, normal
 from mindsigma.ops.attention import attention_with_bias
 from mindsigma.ops.functional import gelu_tanh, linear, rms_norm
-from mindsigma.ops.kernels import default_kernels
+from mindsigma.ops.kernels import resolve_kernels
 from mindsigma.ops.shared_graph import SharedGraph
 
 MASKED = -1e9
@@ -142,7 +142,7 @@ class T5Encoder(nn.Cell):
         super().__init__()
         self.config = config
         self.dtype = dtype
-        kernels = kernels or default_kernels()
+        kernels = resolve_kernels(kernels)
         self.shared = Affine(0, 0, normal(1.0), (config.vocab_size, config.d_model), has_bias=False, dtype=dtype)
         self.encoder = _Stack(config, dtype, kernels)
         self.last_norm = SharedGraph(

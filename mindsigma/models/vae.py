@@ -11,10 +11,10 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.models.layers import Affine, Norm, xavier_uniform
+from mindsigma.models.layers import Affine, Holder, Norm, xavier_uniform
 from mindsigma.ops.attention import attend, prepare_keys
 from mindsigma.ops.functional import group_norm, linear, silu, upsample_nearest_2x
-from mindsigma.ops.kernels import default_kernels
+from mindsigma.ops.kernels import resolve_kernels
 from mindsigma.ops.shared_graph import SharedGraph
 
 NORM_EPS = 1e-6
@@ -104,7 +104,7 @@ def pixel_attention(x, groups, kernels, norm_weight, norm_bias, *projections):
     return x + h.transpose(0, 2, 1).reshape(x.shape)
 
 
-class Conv(nn.Cell):
+class Conv(Holder):
     """A convolution that runs as a shared graph of its own."""
 
     def __init__(
@@ -120,11 +120,6 @@ class Conv(nn.Cell):
         self.weight, self.bias = holder.weight, holder.bias
         static = (kernel, stride, padding) if function is convolve else ()
         self.run = SharedGraph(function, self.tensors, static)
-
-    @property
-    def tensors(self):
-        """(weight, bias)."""
-        return (self.weight, self.bias)
 
     def construct(self, x):
         return self.run(x)
@@ -274,6 +269,18 @@ class Decoder(nn.Cell):
         return self.last(x)
 
 
+class _Moments(nn.Cell):
+    """The encoding half of a VAE, so that in graph mode it is one graph."""
+
+    def __init__(self, vae):
+        super().__init__(auto_prefix=False)
+        self.vae = vae
+
+    def construct(self, images):
+        moments = self.vae.encoder(images)
+        return moments if self.vae.quant_conv is None else self.vae.quant_conv(moments)
+
+
 class VAE(nn.Cell):
     """AutoencoderKL.
 
@@ -287,7 +294,7 @@ class VAE(nn.Cell):
         super().__init__()
         self.config = config
         self.dtype = dtype
-        kernels = kernels or default_kernels()
+        kernels = resolve_kernels(kernels)
         self.encoder = Encoder(config, dtype, kernels)
         self.decoder = Decoder(config, dtype, kernels)
         channels = config.latent_channels
@@ -297,14 +304,15 @@ class VAE(nn.Cell):
         if config.use_post_quant_conv:
             self.post_quant_conv = Conv(channels, channels, kernel=1, dtype=dtype)
 
+        object.__setattr__(self, "_moments", _Moments(self))
+
     def construct(self, latents):
         """Decode scaled latents, as the DiT handles them: (N, c, h, w) to images (N, 3, 8h, 8w), about [-1, 1]."""
         return self.decode(latents.astype(self.dtype) / self.config.scaling_factor + self.config.shift_factor)
 
     def encode(self, images):
         """Moments of images (N, 3, H, W) in [-1, 1]: (N, 2 * c, H / 8, W / 8), mean and then log variance, unscaled."""
-        moments = self.encoder(images.astype(self.dtype))
-        return moments if self.quant_conv is None else self.quant_conv(moments)
+        return self._moments(images.astype(self.dtype))
 
     def decode(self, z):
         """Images (N, 3, 8h, 8w) of unscaled latents (N, c, h, w)."""

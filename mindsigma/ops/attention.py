@@ -5,6 +5,7 @@ then answers queries. A key mask costs no mask tensor: it rides in an extra colu
 one and the key holds 0 (kept) or `MASKED` (dropped).
 """
 
+from mindspore import dtype as mstype
 from mindspore import ops
 
 from mindsigma.ops.kernels import FUSED
@@ -16,14 +17,17 @@ MASKED = -3000.0
 # Largest block of attention weights alive at once on the portable path, in elements.
 MAX_SCORES = 1 << 24
 
+# The fused kernel takes no others; fp32 goes through the portable path on every device.
+FUSED_DTYPES = (mstype.float16, mstype.bfloat16)
+
 _scores = ops.BatchMatMul(transpose_b=True)
 _weighted = ops.BatchMatMul()
 
 
-def _head_width(head_dim, masked, kernels):
+def _head_width(head_dim, masked, fused):
     """Columns of a head in the kernel's layout; the fused kernel wants a multiple of 16."""
     width = head_dim + (1 if masked else 0)
-    return -(-width // 16) * 16 if kernels == FUSED else width
+    return -(-width // 16) * 16 if fused else width
 
 
 def _widen(x, width, first):
@@ -38,6 +42,10 @@ def _widen(x, width, first):
     return ops.concat((x, first, ops.zeros(x.shape[:-1] + (missing - 1,), x.dtype)), -1)
 
 
+def _is_fused(dtype, kernels):
+    return kernels == FUSED and dtype in FUSED_DTYPES
+
+
 def prepare_keys(k, v, mask, num_heads, kernels):
     """Bring keys and values (N, L, C) into the kernel's layout.
 
@@ -49,17 +57,18 @@ def prepare_keys(k, v, mask, num_heads, kernels):
     """
     batch, length, channels = k.shape
     head_dim = channels // num_heads
-    width = _head_width(head_dim, mask is not None, kernels)
+    fused = _is_fused(k.dtype, kernels)
+    width = _head_width(head_dim, mask is not None, fused)
     k = k.reshape(batch, length, num_heads, head_dim)
     v = v.reshape(batch, length, num_heads, head_dim)
     if mask is None:
         k = _widen(k, width, 0.0)
     else:
         # The fused kernel scales the whole product, the portable path scales only the query.
-        penalty = MASKED * head_dim**0.5 if kernels == FUSED else MASKED
+        penalty = MASKED * head_dim**0.5 if fused else MASKED
         column = ((1.0 - mask.astype(k.dtype)) * penalty).reshape(batch, length, 1, 1)
         k = _widen(k, width, ops.broadcast_to(column, (batch, length, num_heads, 1)))
-    if kernels == FUSED:
+    if fused:
         return k, _widen(v, width, 0.0)
     return k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
@@ -69,7 +78,7 @@ def attend(q, k, v, num_heads, kernels):
     batch, length, channels = q.shape
     head_dim = channels // num_heads
     q = q.reshape(batch, length, num_heads, head_dim)
-    if kernels == FUSED:
+    if _is_fused(q.dtype, kernels):
         q = _widen(q, k.shape[-1], 1.0)
         out = ops.flash_attention_score(q, k, v, num_heads, scalar_value=head_dim**-0.5, input_layout="BSND")
         return out[..., :head_dim].reshape(batch, length, channels)

@@ -104,6 +104,9 @@ _LEFT_OUT = {
 
 _LATENT_PIXEL = 8
 
+# Latent sides that have inference bins.
+INPUT_SIZES = tuple(base // _LATENT_PIXEL for base in _LEFT_OUT)
+
 
 def training_bins(base):
     """All 40 sizes trained on at a base of 256, 512, 1024, 2048, 2880 or 4096 pixels.

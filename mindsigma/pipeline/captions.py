@@ -21,7 +21,8 @@ def given_caption(name, states, mask):
     """Caption from embeddings that the caller computed, or None."""
     if states is None:
         return None
-    states = Tensor(states) if not isinstance(states, Tensor) else states
+    states = Tensor(np.asarray(states, np.float32)) if not isinstance(states, Tensor) else states.astype(ms.float32)
+    mask = np.asarray(mask) if isinstance(mask, (list, tuple)) else mask
     if mask is None or len(states.shape) != 3 or tuple(mask.shape) != tuple(states.shape[:2]):
         raise MindSigmaError(f"{name}_embeds (N, L, d) needs {name}_mask (N, L)")
     mask = Tensor(mask) if not isinstance(mask, Tensor) else mask

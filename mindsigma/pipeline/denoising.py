@@ -72,11 +72,31 @@ class GuidedStep(nn.Cell):
         return self.advance(latents, history, numbers, guidance_scale, prediction)
 
 
-def denoising_steps(dit, latents, table, caption, guidance_scale, unconditional=None, conditions=None):
+class CaptionKeys(nn.Cell):
+    """`DiT.encode_caption` as a graph of its own."""
+
+    def __init__(self, dit):
+        super().__init__(auto_prefix=False)
+        self.dit = dit
+
+    def construct(self, states, mask):
+        """See DiT.encode_caption."""
+        return self.dit.encode_caption(states, mask)
+
+
+class DenoisingGraphs:
+    """The graphs of a DiT's denoising, kept so that they are compiled once however often images are drawn."""
+
+    def __init__(self, dit):
+        self.caption_keys = CaptionKeys(dit)
+        self.step = {guided: GuidedStep(dit, guided) for guided in (False, True)}
+
+
+def denoising_steps(graphs, latents, table, caption, guidance_scale, unconditional=None, conditions=None):
     """Generate the trajectory of the latents.
 
     Args:
-        dit: DiT.
+        graphs: DenoisingGraphs.
         latents: start noise, Tensor (N, c, h, w) fp32.
         table: list of SolverStep.
         caption: (states, mask) for N images.
@@ -93,10 +113,10 @@ def denoising_steps(dit, latents, table, caption, guidance_scale, unconditional=
     if guided:
         states = ops.concat((unconditional[0], states), 0)
         mask = ops.concat((unconditional[1], mask), 0)
-    keys = dit.encode_caption(states, mask)
+    keys = graphs.caption_keys(states, mask)
     yield keys
 
-    step = GuidedStep(dit, guided)
+    step = graphs.step[guided]
     extra = ()
     if conditions is not None:
         extra = tuple(ops.concat((value, value), 0) if guided else value for value in conditions)

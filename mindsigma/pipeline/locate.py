@@ -9,8 +9,9 @@ from mindsigma.errors import MindSigmaError
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 DEFAULT_MODEL = "sigma-mini"
 
-# What a pipeline folder on the hub holds that a pipeline here reads.
-HUB_FILES = ("*.json", "*/*.json", "*/*.safetensors", "*/*.model")
+# Of a folder on the hub: what a pipeline here reads, without copies of the weights in other precisions.
+HUB_FILES = ("*.json", "*.safetensors", "*.model")
+HUB_IGNORE = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
 
 
 def bundled_names():
@@ -18,11 +19,12 @@ def bundled_names():
     return sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()) if BUNDLED.is_dir() else []
 
 
-def locate(name_or_path):
+def locate(name_or_path, subfolders=None):
     """Path of a model given as a path, a bundled name or a hub id `owner/name`.
 
     A hub id is looked up in huggingface-hub's cache and fetched if absent; HF_HUB_OFFLINE=1 forbids fetching and
-    HF_HOME moves the cache. A weight file on the hub is named `owner/name/file.pth`.
+    HF_HOME moves the cache. A weight file on the hub is named `owner/name/file.pth`. Of a folder on the hub only
+    `subfolders` are fetched, if given.
     """
     path = Path(name_or_path).expanduser()
     if path.exists():
@@ -31,14 +33,14 @@ def locate(name_or_path):
     if text in bundled_names():
         return BUNDLED / text
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", text) and not text.startswith(".") and not path.is_absolute():
-        return _from_hub(text)
+        return _from_hub(text, subfolders)
     raise MindSigmaError(
         f"{text}: no such file or folder, and no bundled model of that name (bundled: {', '.join(bundled_names())}); "
         "a hub id has the form owner/name"
     )
 
 
-def _from_hub(text):
+def _from_hub(text, subfolders):
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -46,18 +48,21 @@ def _from_hub(text):
     try:
         if file:
             return Path(hf_hub_download(f"{owner}/{name}", "/".join(file)))
-        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=list(HUB_FILES)))
+        wanted = list(HUB_FILES)
+        if subfolders is not None:
+            wanted = ["*.json"] + [f"{folder}/{pattern}" for folder in subfolders for pattern in HUB_FILES]
+        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted, ignore_patterns=list(HUB_IGNORE)))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MindSigmaError(
             f"{text}: no such path here, and not to be had from the hub ({type(error).__name__}: {reason}); "
-            "check the name and the network, or give a local folder"
+            "check the name, the network and HF_HUB_OFFLINE, or give a local folder"
         ) from None
 
 
 def component_folder(name_or_path, subfolders):
     """Path of one component: a weight file as it is, the first existing of `subfolders`, else the folder itself."""
-    path = locate(name_or_path)
+    path = locate(name_or_path, subfolders)
     if path.is_dir():
         for subfolder in subfolders:
             if (path / subfolder).is_dir():

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mindspore as ms
 
 from mindsigma.ops import shared_graph
+from mindsigma.runtime import device
 
 
 @dataclass
@@ -45,17 +46,18 @@ class PhaseClock:
     def table(self):
         """The phases as text, one a line."""
         lines = [f"{'phase':<10} {'seconds':>8} {'compile':>8} {'graphs':>6} {'peak GB':>8}"]
+        whole = ms.get_context("mode") == ms.GRAPH_MODE  # MindSpore compiles networks whole and does not tell when
         for phase in self.phases.values():
+            compiling, graphs = ("-", "-") if whole else (f"{phase.compile_seconds:.2f}", phase.graphs)
             lines.append(
-                f"{phase.name:<10} {phase.seconds:8.2f} {phase.compile_seconds:8.2f} {phase.graphs:6d} "
-                f"{phase.peak_bytes / 1e9:8.2f}"
+                f"{phase.name:<10} {phase.seconds:8.2f} {compiling:>8} {graphs:>6} {phase.peak_bytes / 1e9:8.2f}"
             )
         return "\n".join(lines)
 
 
 def peak_bytes():
     """Peak memory since the last reset, in bytes: resident set on the CPU, device allocator on Ascend."""
-    if ms.get_context("device_target") == "Ascend":
+    if device() == "Ascend":
         return ms.runtime.max_memory_allocated()
     try:
         with open("/proc/self/status", encoding="ascii") as status:
@@ -66,7 +68,7 @@ def peak_bytes():
 
 
 def _reset_peak():
-    if ms.get_context("device_target") == "Ascend":
+    if device() == "Ascend":
         ms.runtime.reset_max_memory_allocated()
         return
     try:

@@ -14,9 +14,9 @@ from mindsigma.diffusion.dpm_solver import CONVENTIONS, solver_table
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae_tiling import decode_tiled
 from mindsigma.pipeline.arguments import one_of, positive, seeds_for, texts_of
-from mindsigma.pipeline.aspect_ratio import bin_base, closest_bin, inference_bins
+from mindsigma.pipeline.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
 from mindsigma.pipeline.captions import Caption, each, given_caption, pad, repeat_rows
-from mindsigma.pipeline.denoising import denoising_steps
+from mindsigma.pipeline.denoising import DenoisingGraphs, denoising_steps
 from mindsigma.pipeline.images import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import locate
@@ -28,8 +28,11 @@ from mindsigma.runtime import set_device
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 
-# Latent side above which the decoder works in tiles, unless told otherwise: 1024 px decode whole.
-TILE_ABOVE = 128
+# Latent pixels above which the decoder works in tiles, unless told otherwise: the 1024 px bins decode whole.
+TILE_ABOVE = 128 * 128
+
+# Sides beyond this are refused: 4K is the largest the family was made for, and its longest bin has 8192 pixels.
+LARGEST_SIDE = 8192
 
 
 @dataclass
@@ -48,10 +51,9 @@ class PixArtSigmaPipeline:
         tokenizer: Tokenizer.
         convention: "diffusers" or "official": time grid and end of the solver, and which mask the unconditional half
             uses (reference.md 2.7, 2.10).
-        name: what the images' metadata call the model.
     """
 
-    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers", name="PixArt-Sigma"):
+    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers"):
         for what, name, value, other, width in (
             ("T5", "d_model", t5.config.d_model, "caption_channels", dit.config.caption_channels),
             ("VAE", "latent_channels", vae.config.latent_channels, "in_channels", dit.config.in_channels),
@@ -63,9 +65,9 @@ class PixArtSigmaPipeline:
                 )
         self._pending = {"dit": dit, "vae": vae, "t5": t5}
         self._loaded = {}
+        self._steps = None
         self.tokenizer = tokenizer
         self.convention = one_of("convention", convention, CONVENTIONS)
-        self.name = name
         self.vae_tiling = None  # None: above TILE_ABOVE; True or False: always or never
 
     @classmethod
@@ -98,7 +100,6 @@ class PixArtSigmaPipeline:
             open_t5(rest, dtype),
             Tokenizer(rest / "tokenizer"),
             convention,
-            Path(name_or_path).name,
         )
 
     def _component(self, name):
@@ -144,9 +145,14 @@ class PixArtSigmaPipeline:
         width = self.default_size if width is None else width
         unit = self._pending["vae"].config.downsampling * self._pending["dit"].config.patch_size
         for name, side in (("height", height), ("width", width)):
-            if not isinstance(side, (int, np.integer)) or side < unit:
-                raise MindSigmaError(f"{name} must be a whole number of at least {unit} pixels, not {side!r}")
+            if not isinstance(side, (int, np.integer)) or not unit <= side <= LARGEST_SIDE:
+                raise MindSigmaError(f"{name} must be a whole number of {unit} ... {LARGEST_SIDE} pixels, not {side!r}")
         if use_resolution_binning:
+            if self._pending["dit"].config.input_size not in INPUT_SIZES:
+                raise MindSigmaError(
+                    f"there are no trained sizes for a base of {self.default_size} px; draw at exact sizes with "
+                    "use_resolution_binning=False (--no-resolution-binning)"
+                )
             return closest_bin(height, width, self._bins())[1]
         for name, side in (("height", height), ("width", width)):
             if side % unit:
@@ -171,16 +177,27 @@ class PixArtSigmaPipeline:
 
         Args:
             caption: Caption of N images.
-            negative: Caption of 1 or N images of the same length; used if guidance_scale > 1.
+            negative: Caption of 1 or N images; needed if guidance_scale > 1.
         """
+        if guidance_scale > 1 and negative is None:
+            raise MindSigmaError("guidance needs a negative caption, as from encode_prompts(['']), or guidance_scale=1")
         table = solver_table(num_inference_steps, solver_order, self.convention)
         batch, _, h, w = latents.shape
         unconditional = None
         if guidance_scale > 1:
+            length = max(caption.states.shape[1], negative.states.shape[1])
+            if self.convention == "official" and negative.states.shape[1] < length:
+                raise MindSigmaError(
+                    f"convention official attends to the negative caption wherever the prompt has tokens: give states "
+                    f"for {length} tokens, not {negative.states.shape[1]} (encode_prompts(..., min_length={length}))"
+                )
+            caption, negative = pad(caption, length), pad(negative, length)
             mask = caption.mask if self.convention == "official" else repeat_rows(negative.mask, batch)
             unconditional = (repeat_rows(negative.states, batch), mask)
+        if self._steps is None:
+            self._steps = DenoisingGraphs(self.dit)
         return denoising_steps(
-            self.dit,
+            self._steps,
             Tensor(np.asarray(latents, np.float32)),
             table,
             (caption.states, caption.mask),
@@ -195,12 +212,13 @@ class PixArtSigmaPipeline:
             return None
         scale = self._pending["vae"].config.downsampling
         size = np.tile(np.array([[h * scale, w * scale]], np.float32), (batch, 1))
-        ratio, _ = closest_bin(h * scale, w * scale, self._bins())
+        side = self._pending["dit"].config.input_size
+        ratio = closest_bin(h * scale, w * scale, self._bins())[0] if side in INPUT_SIZES else h / w
         return Tensor(size), Tensor(np.full((batch, 1), ratio, np.float32))
 
     def decode(self, latents):
         """Images (N, H, W, 3), float32 in [0, 1], of scaled latents (N, c, h, w); one after the other."""
-        tiled = max(latents.shape[2:]) > TILE_ABOVE if self.vae_tiling is None else self.vae_tiling
+        tiled = latents.shape[2] * latents.shape[3] > TILE_ABOVE if self.vae_tiling is None else self.vae_tiling
         images = []
         for i in range(latents.shape[0]):
             one = latents[i : i + 1]
@@ -273,7 +291,10 @@ class PixArtSigmaPipeline:
                 negative = each(negative, num_images_per_prompt)
         count = caption.states.shape[0]
         seeds = seeds_for(seed, count)
-        noise = self.start_noise(seeds, *size) if latents is None else self._check_latents(latents, count)
+        if latents is None:
+            noise = self.start_noise(seeds, *size)
+        else:
+            noise = self._check_latents(latents, count, size if height is not None or width is not None else None)
 
         with phase("denoise"):
             latents = self._run(
@@ -304,7 +325,7 @@ class PixArtSigmaPipeline:
                 if callback is not None:
                     changed = callback(self, step.index, step.timestep, {"latents": latents}) or {}
                     if "latents" in changed:
-                        replacement = latents = changed["latents"]
+                        replacement = latents = _like(changed["latents"], latents)
                 if progress:
                     latents.asnumpy()  # wait for the device, so that the bar tells the truth
                 bar.update()
@@ -322,7 +343,14 @@ class PixArtSigmaPipeline:
                 raise MindSigmaError(
                     f"{len(negatives)} negative prompts for {count} prompts; give one, or one for each"
                 )
+        width = self._pending["dit"].config.caption_channels
+        for name, caption, rows in (("prompt", given, (count,)), ("negative_prompt", given_negative, (1, count))):
+            if caption and (caption.states.shape[0] not in rows or caption.states.shape[2] != width):
+                raise MindSigmaError(
+                    f"{name}_embeds of shape {caption.states.shape}: expected ({rows[-1]}, L, {width})"
+                )
         lengths = [caption.states.shape[1] for caption in (given, given_negative) if caption]
+        max_length = max([max_length, *lengths])
         encoded = None
         if prompts or negatives:
             encoded = self.encode_prompts(prompts + negatives, max_length, clean, max([1] + lengths))
@@ -335,13 +363,25 @@ class PixArtSigmaPipeline:
         length = max(lengths)
         return pad(caption, length), pad(negative, length)
 
-    def _check_latents(self, latents, count):
+    def _check_latents(self, latents, count, size):
         latents = latents.asnumpy() if isinstance(latents, Tensor) else np.asarray(latents)
         channels = self._pending["dit"].config.in_channels
         if latents.ndim != 4 or latents.shape[:2] != (count, channels):
             raise MindSigmaError(f"latents of shape {latents.shape}: expected ({count}, {channels}, h, w)")
+        scale = self._pending["vae"].config.downsampling
+        drawn = latents.shape[2] * scale, latents.shape[3] * scale
+        if size is not None and drawn != tuple(size):
+            raise MindSigmaError(f"latents are of {drawn[0]} x {drawn[1]} pixels, but height and width ask for {size}")
         return latents
 
     def save_pretrained(self, folder, dtype="fp16"):
         """Write the model in this project's format: a folder each for dit, vae, text_encoder and tokenizer."""
         save_pipeline(self, Path(folder), dtype)
+
+
+def _like(value, latents):
+    """Latents that a callback brought, as a Tensor like those they replace."""
+    value = value if isinstance(value, Tensor) else Tensor(np.asarray(value, np.float32))
+    if value.shape != latents.shape:
+        raise MindSigmaError(f"callback_on_step_end: latents of shape {value.shape}, expected {latents.shape}")
+    return value.astype(ms.float32)

@@ -20,8 +20,8 @@ def save_network(network, folder, dtype="fp16"):
         raise MindSigmaError(f"dtype {dtype!r}: weights are written as {' or '.join(_NUMPY)}")
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        parameter.name: np.ascontiguousarray(parameter.asnumpy().astype(_NUMPY[dtype]))
-        for parameter in network.get_parameters()
+        name: np.ascontiguousarray(parameter.asnumpy().astype(_NUMPY[dtype]))
+        for name, parameter in network.parameters_and_names()  # not parameter.name, which a parent cell prefixes
     }
     partial = folder / f".model.safetensors.{os.getpid()}.part"
     save_file(tensors, str(partial), metadata={**FORMAT, "dtype": dtype})

@@ -102,16 +102,25 @@ class DiTConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "kv_compression", KVCompression.parse(self.kv_compression))
-        for name in ("input_size", "patch_size", "in_channels", "hidden_size", "num_heads", "caption_channels"):
-            if getattr(self, name) < 1:
-                raise MindSigmaError(f"{name} must be at least 1, not {getattr(self, name)!r}")
+        for name in (
+            "input_size",
+            "patch_size",
+            "in_channels",
+            "hidden_size",
+            "depth",
+            "num_heads",
+            "caption_channels",
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise MindSigmaError(f"{name} must be a whole number of at least 1, not {value!r}")
         if self.hidden_size % self.num_heads:
             raise MindSigmaError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
         if self.hidden_size % 4:
             raise MindSigmaError(f"hidden_size {self.hidden_size} is not a multiple of 4, which the position needs")
         if self.micro_condition and self.hidden_size % 3:
             raise MindSigmaError(f"hidden_size {self.hidden_size} is not a multiple of 3, which micro_condition needs")
-        if not 0 < self.pe_interpolation < float("inf"):
+        if not isinstance(self.pe_interpolation, (int, float)) or not 0 < self.pe_interpolation < float("inf"):
             raise MindSigmaError(f"pe_interpolation must be a positive number, not {self.pe_interpolation!r}")
         if self.kv_compression and not set(self.kv_compression.layers) <= set(range(self.depth)):
             raise MindSigmaError(f"kv_compression: layers {self.kv_compression.layers} exceed depth {self.depth}")

@@ -8,7 +8,7 @@ from mindsigma.models.dit.block import MLP, DiTBlock, modulated_norm
 from mindsigma.models.dit.embeddings import ScalarEmbedder, embed_scalars, position_tensor
 from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
 from mindsigma.ops.functional import gelu_tanh, linear, silu
-from mindsigma.ops.kernels import default_kernels
+from mindsigma.ops.kernels import resolve_kernels
 from mindsigma.ops.shared_graph import SharedGraph
 
 
@@ -56,8 +56,8 @@ def unpatchify(x, height, width, patch_size):
 
 
 @ops.constexpr
-def check_inputs(config, shape, has_micro_condition):
-    """Raise MindSigmaError for latents (N, c, h, w) or conditions that the model cannot take."""
+def check_inputs(config, shape, timestep, has_micro_condition):
+    """Raise MindSigmaError for shapes of latents and timestep, or for conditions, that the model cannot take."""
     p, side = config.patch_size, config.input_size
     if len(shape) != 4 or shape[1] != config.in_channels:
         raise MindSigmaError(f"latents of shape {tuple(shape)}: expected (N, {config.in_channels}, h, w)")
@@ -68,8 +68,27 @@ def check_inputs(config, shape, has_micro_condition):
             f"latents of {shape[2]} x {shape[3]}: this single-scale model takes {side} x {side}; "
             "multi_scale=True allows other sizes"
         )
+    rows, columns = shape[2] // p, shape[3] // p
+    compression = config.kv_compression
+    if compression is not None:
+        smallest = rows * columns if compression.sampling == "uniform_every" else min(rows, columns)
+        if smallest < compression.factor:
+            raise MindSigmaError(f"latents of {shape[2]} x {shape[3]} are too small for {compression}")
+    if len(timestep) != 1 or timestep[0] != shape[0]:
+        raise MindSigmaError(
+            f"timestep of shape {tuple(timestep)}: expected ({shape[0]},), one for each of the latents"
+        )
     if config.micro_condition and not has_micro_condition:
         raise MindSigmaError("this model needs image_size and aspect_ratio (micro_condition)")
+
+
+@ops.constexpr
+def check_caption(config, shape, mask):
+    """Raise MindSigmaError for shapes of a caption and its mask that the model cannot take."""
+    if len(shape) != 3 or shape[2] != config.caption_channels:
+        raise MindSigmaError(f"caption of shape {tuple(shape)}: expected (N, L, {config.caption_channels})")
+    if mask is not None and tuple(mask) != tuple(shape[:2]):
+        raise MindSigmaError(f"caption_mask of shape {tuple(mask)}: expected {tuple(shape[:2])}")
 
 
 class PatchEmbedding(nn.Cell):
@@ -105,7 +124,8 @@ class DiT(nn.Cell):
     """PixArt-Σ's transformer. Parameter names and shapes are the official checkpoint's.
 
     Called from PyNative it runs one compiled block n times (see SharedGraph); in graph mode, under `mindspore.jit` and
-    in `mindspore.export` it is one graph.
+    in `mindspore.export` it is one graph. (A graph made with `mindspore.jit` keeps the memory its weights had when it
+    was compiled: change them in place, with `ops.assign`, not with `set_data`.)
 
     Args:
         config: DiTConfig.
@@ -117,7 +137,7 @@ class DiT(nn.Cell):
         super().__init__()
         self.config = config
         self.dtype = dtype
-        self.kernels = kernels or default_kernels()
+        self.kernels = resolve_kernels(kernels)
         channels = config.hidden_size
         self.x_embedder = PatchEmbedding(config, dtype)
         self.t_embedder = ScalarEmbedder(channels, dtype)
@@ -157,6 +177,7 @@ class DiT(nn.Cell):
 
     def encode_caption(self, caption, caption_mask=None):
         """Return what the blocks derive from the caption alone: a tuple of (keys, values), one pair a block."""
+        check_caption(self.config, caption.shape, None if caption_mask is None else caption_mask.shape)
         caption = self.project_caption(caption.astype(self.dtype))
         keys = ()
         for block in self.blocks:
@@ -166,7 +187,7 @@ class DiT(nn.Cell):
     def denoise(self, latents, timestep, keys, image_size=None, aspect_ratio=None):
         """`construct` with the caption given as the result of `encode_caption`."""
         config = self.config
-        check_inputs(config, latents.shape, image_size is not None and aspect_ratio is not None)
+        check_inputs(config, latents.shape, timestep.shape, image_size is not None and aspect_ratio is not None)
         p = config.patch_size
         height, width = latents.shape[2] // p, latents.shape[3] // p
 

@@ -1,0 +1,71 @@
+"""Streaming writer of MindSpore's `.ckpt` files, which mindspore.load_checkpoint reads; no protobuf is needed."""
+
+from mindsigma.checkpoints.atomic import replacing
+from mindsigma.checkpoints.mindspore_file import TYPES
+from mindsigma.checkpoints.safetensors_file import one_line
+from mindsigma.checkpoints.tensor_stream import checked_specs, fetch, pieces, write_pieces
+from mindsigma.errors import MindSigmaError
+
+TYPE_NAMES = {dtype: name for name, dtype in TYPES.items()}
+SLICE = 512 * 2**20  # bytes of content in one Value, as save_checkpoint has it
+
+
+def write_mindspore_ckpt(path, specs, read, progress=None):
+    """Write a `.ckpt` that mindspore.load_checkpoint reads; returns dict name -> CRC-32 of its bytes.
+
+    `path` is a Path; `specs`, `read` and `progress` are those of write_safetensors. Raises MindSigmaError for a dtype
+    or a shape MindSpore cannot read from such a file, and as write_safetensors does.
+    """
+    specs = checked_specs(path, specs, TYPE_NAMES, "MindSpore .ckpt")
+    for spec in specs:
+        if spec.shape == (0,):  # load_checkpoint takes it for a scalar
+            raise MindSigmaError(f"{path}: tensor '{one_line(spec.name)}' has shape (0,), which .ckpt cannot hold")
+    crcs = {}
+    with replacing(path) as file:
+        for spec in specs:
+            array = fetch(path, spec, read)
+            crcs[spec.name] = write_pieces(_Values(file, spec), pieces(array), progress)
+            if not spec.nbytes:
+                file.write(_value_head(spec, 0))
+    return crcs
+
+
+class _Values:
+    """Takes the bytes of one tensor and puts the head of a Value before each slice of them."""
+
+    def __init__(self, file, spec):
+        self.file, self.spec = file, spec
+        self.left, self.room = spec.nbytes, 0
+
+    def write(self, piece):
+        data = memoryview(piece)
+        while len(data):
+            if self.room == 0:
+                self.room = min(self.left, SLICE)
+                self.file.write(_value_head(self.spec, self.room))
+            count = min(len(data), self.room)
+            self.file.write(data[:count])
+            data = data[count:]
+            self.room -= count
+            self.left -= count
+
+
+def _value_head(spec, count):
+    """All of a Value but its `count` bytes of content."""
+    tensor = b"".join(b"\x08" + _varint(size) for size in spec.shape)
+    tensor += _field(2, TYPE_NAMES[spec.dtype].encode()) + b"\x1a" + _varint(count)
+    value = _field(1, spec.name.encode()) + b"\x12" + _varint(len(tensor) + count) + tensor
+    return b"\n" + _varint(len(value) + count) + value
+
+
+def _field(number, content):
+    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+
+
+def _varint(number):
+    encoded = bytearray()
+    while number > 127:
+        encoded.append(number & 127 | 128)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)

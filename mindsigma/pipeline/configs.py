@@ -1,0 +1,166 @@
+"""The config of a network: from config.json beside its weights, else from what the tensors' names and shapes tell."""
+
+import numpy as np
+
+from mindsigma.errors import MindSigmaError
+from mindsigma.models.dit import DiTConfig, KVCompression
+from mindsigma.models.dit.config import canonical_fields
+from mindsigma.models.t5 import T5Config
+from mindsigma.models.vae import VAEConfig
+from mindsigma.pipeline.locate import read_json
+
+
+def stored_dit_fields(path):
+    """What config.json beside the weights tells, as DiTConfig fields; empty where there is none."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    if not file.is_file():
+        return {}
+    stored = read_json(file)
+    if stored.get("_class_name") == "DiT":
+        return canonical_fields({name: value for name, value in stored.items() if name[0] != "_"})
+    if stored.get("_class_name") == "PixArtTransformer2DModel":
+        side = stored.get("sample_size") or 128
+        return {
+            "num_heads": stored.get("num_attention_heads", 16),
+            "input_size": side,
+            "pe_interpolation": stored.get("interpolation_scale") or max(side // 64, 1),
+        }
+    if path.is_dir():
+        raise MindSigmaError(f"{file}: _class_name {stored.get('_class_name')!r} is not a PixArt transformer")
+    return {}
+
+
+def dit_config(tensors, stored, overrides):
+    """Work out a DiTConfig: overrides win over the stored config, which wins over what the tensors' shapes tell."""
+    known = {**_config_from_shapes(tensors), **stored, **overrides}
+    if "input_size" not in known and "pe_interpolation" in known:
+        known["input_size"] = int(64 * known["pe_interpolation"])
+    if "pe_interpolation" not in known and "input_size" in known:
+        known["pe_interpolation"] = known["input_size"] / 64  # holds for every PixArt-Σ model
+    absent = [name for name in ("num_heads", "input_size", "pe_interpolation") if name not in known]
+    if absent:
+        raise MindSigmaError(
+            f"{tensors.path}: the file does not tell {' and '.join(absent)}; give "
+            f"{', '.join(f'{name}=...' for name in absent)} (--input-size at the command line; XL/2 of 1024 px: 128)"
+        )
+    return DiTConfig(**known)
+
+
+def _config_from_shapes(tensors):
+    """DiTConfig fields that the tensors' names, shapes and position embedding determine."""
+    needed = ("x_embedder.proj.weight", "final_layer.linear.weight", "y_embedder.y_proj.fc1.weight")
+    for name in needed:
+        if name not in tensors:
+            raise MindSigmaError(f"{tensors.path}: tensor '{name}' is missing; this is not a PixArt transformer")
+    hidden, channels, patch, _ = _shape(tensors, needed[0], 4)
+    names = tensors.names()
+    blocks = [int(name.split(".")[1]) for name in names if name.startswith("blocks.")]
+    depth = max(blocks) + 1 if blocks else 0
+    fields = {
+        "patch_size": patch,
+        "in_channels": channels,
+        "hidden_size": hidden,
+        "depth": depth,
+        "caption_channels": _shape(tensors, needed[2], 2)[1],
+        "learn_sigma": _shape(tensors, needed[1], 2)[0] == 2 * channels * patch**2,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        "micro_condition": "csize_embedder.mlp.0.weight" in tensors,
+    }
+    if hidden % 72 == 0:
+        fields["num_heads"] = hidden // 72
+    if "blocks.0.mlp.fc1.weight" in tensors:
+        fields["mlp_ratio"] = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0] / hidden
+    compressed = [i for i in range(depth) if f"blocks.{i}.attn.sr.weight" in tensors]
+    if compressed:
+        factor = _shape(tensors, f"blocks.{compressed[0]}.attn.sr.weight", 4)[-1]
+        fields["kv_compression"] = KVCompression("conv", factor, tuple(compressed))
+    return {**fields, **_config_from_buffers(tensors.source, patch)}
+
+
+def _shape(tensors, name, ndim):
+    shape = tensors.shape(name)
+    if len(shape) != ndim:
+        raise MindSigmaError(f"{tensors.path}: tensor '{name}' has shape {shape}, expected {ndim} axes")
+    return shape
+
+
+def _config_from_buffers(source, patch):
+    """What the buffers of an official checkpoint tell: caption length, base size and scale of the position grid."""
+    fields = {}
+    if "y_embedder.y_embedding" in source:
+        fields["model_max_length"] = source.shape("y_embedder.y_embedding")[0]
+    if "pos_embed" in source and len(source.shape("pos_embed")) == 3:
+        _, tokens, channels = source.shape("pos_embed")
+        side = int(round(tokens**0.5))
+        if side * side == tokens and side > 1:
+            fields["input_size"] = side * patch
+            # Token 1 is at column 1 / scale; its first frequency is 1, stored as [sin | cos].
+            row = np.asarray(source.read("pos_embed")[0, 1], np.float64)
+            sine, cosine = row[0], row[channels // 4]
+            if abs(np.hypot(sine, cosine) - 1.0) < 1e-2:
+                scale = 1.0 / float(np.arctan2(sine, cosine) % (2 * np.pi))
+                nearest = round(scale * 4) / 4  # half precision leaves 3 digits, and scales are multiples of 1/4
+                fields["pe_interpolation"] = nearest if abs(scale - nearest) < 0.01 * scale else scale
+    return fields
+
+
+def _config_file(path):
+    """config.json of a folder; of a weight file the one beside it, if it exists."""
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    return file if path.is_dir() or file.is_file() else None
+
+
+def vae_config(path, tensors):
+    """VAEConfig of a folder with config.json, or of a weight file that stands alone.
+
+    A file alone does not tell the number of groups and the scaling factor: SDXL's are taken.
+    """
+    file = _config_file(path)
+    if file is not None:
+        return VAEConfig.from_dict(read_json(file))
+    names = tensors.names()
+    widths, layers = {}, 0
+    for name in names:
+        parts = name.split(".")
+        if name.startswith("encoder.down_blocks.") and name.endswith("conv1.weight"):
+            widths[int(parts[2])] = _shape(tensors, name, 4)[0]
+            layers = max(layers, int(parts[4]) + 1)
+    if not widths or "decoder.conv_in.weight" not in tensors:
+        raise MindSigmaError(f"{tensors.path}: holds no VAE")
+    return VAEConfig(
+        latent_channels=_shape(tensors, "decoder.conv_in.weight", 4)[1],
+        block_out_channels=tuple(widths[level] for level in sorted(widths)),
+        layers_per_block=layers,
+        mid_block_add_attention="encoder.mid_block.attentions.0.to_q.weight" in tensors,
+        use_quant_conv="quant_conv.weight" in tensors,
+        use_post_quant_conv="post_quant_conv.weight" in tensors,
+    )
+
+
+def t5_config(path, tensors):
+    """T5Config of a folder with config.json, or of a weight file that stands alone."""
+    file = _config_file(path)
+    if file is not None:
+        return T5Config.from_dict(read_json(file))
+    first = "encoder.block.0.layer."
+    needed = (
+        "shared.weight",
+        f"{first}0.SelfAttention.relative_attention_bias.weight",
+        f"{first}0.SelfAttention.q.weight",
+        f"{first}1.DenseReluDense.wi_0.weight",
+    )
+    for name in needed:
+        if name not in tensors:
+            raise MindSigmaError(f"{tensors.path}: tensor '{name}' is missing; this is not a T5 v1.1 encoder")
+    vocab_size, d_model = _shape(tensors, needed[0], 2)
+    buckets, heads = _shape(tensors, needed[1], 2)
+    layers = [int(name.split(".")[2]) for name in tensors.names() if name.startswith("encoder.block.")]
+    return T5Config(
+        vocab_size=vocab_size,
+        d_model=d_model,
+        d_kv=_shape(tensors, needed[2], 2)[0] // heads,
+        d_ff=_shape(tensors, needed[3], 2)[0],
+        num_layers=max(layers) + 1,
+        num_heads=heads,
+        relative_attention_num_buckets=buckets,
+    )
