@@ -1,4 +1,4 @@
-"""Reading weights of other frameworks from disk, without executing anything found there."""
+"""Reading and writing weights of every framework, tensor by tensor, without executing anything found in a file."""
 
 from mindsigma.checkpoints.reader import TensorSource, open_checkpoint
 

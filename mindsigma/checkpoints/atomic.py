@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import json
 import os
 import re
 import time
@@ -36,6 +37,22 @@ def replacing(path):
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+def write_json(path, value):
+    """Write a JSON document; the folder is made if it is absent. Raises as `replacing` does."""
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=2) + "\n").encode())
+
+
+def copy_file(source, path):
+    """Copy a small file; the folder is made if it is absent. Raises as `replacing` does."""
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(source.read_bytes())
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """The config of a network: from config.json beside its weights, else from what the tensors' names and shapes tell."""
 
+import json
+
 import numpy as np
 
 from mindsigma.errors import MindSigmaError
@@ -10,24 +12,35 @@ from mindsigma.models.vae import VAEConfig
 from mindsigma.pipeline.locate import read_json
 
 
-def stored_dit_fields(path):
-    """What config.json beside the weights tells, as DiTConfig fields; empty where there is none."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.is_file():
-        return {}
-    stored = read_json(file)
-    if stored.get("_class_name") == "DiT":
-        return canonical_fields({name: value for name, value in stored.items() if name[0] != "_"})
-    if stored.get("_class_name") == "PixArtTransformer2DModel":
+def stored_dit_fields(path, tensors):
+    """What config.json beside the weights, or the header of our own files, tells, as DiTConfig fields."""
+    stored = _stored(path, tensors)
+    name = stored.get("_class_name")
+    if name == "DiT":
+        return canonical_fields({key: value for key, value in stored.items() if key[0] != "_"})
+    if name == "PixArtTransformer2DModel":
         side = stored.get("sample_size") or 128
         return {
             "num_heads": stored.get("num_attention_heads", 16),
             "input_size": side,
             "pe_interpolation": stored.get("interpolation_scale") or max(side // 64, 1),
         }
-    if path.is_dir():
-        raise MindSigmaError(f"{file}: _class_name {stored.get('_class_name')!r} is not a PixArt transformer")
+    if stored and path.is_dir():
+        raise MindSigmaError(f"{path / 'config.json'}: _class_name {name!r} is not a PixArt transformer")
     return {}
+
+
+def _stored(path, tensors):
+    """The config, as a dict, that the header of one of our own files or config.json beside the weights holds, or {}."""
+    if "config" in tensors.metadata:
+        try:
+            stored = json.loads(tensors.metadata["config"])
+        except ValueError:
+            raise MindSigmaError(f"{path}: the config in its header is not JSON; convert the file again") from None
+        if isinstance(stored, dict):
+            return stored
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    return read_json(file) if file.is_file() else {}
 
 
 def dit_config(tensors, stored, overrides):
@@ -104,20 +117,14 @@ def _config_from_buffers(source, patch):
     return fields
 
 
-def _config_file(path):
-    """config.json of a folder; of a weight file the one beside it, if it exists."""
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    return file if path.is_dir() or file.is_file() else None
-
-
 def vae_config(path, tensors):
     """VAEConfig of a folder with config.json, or of a weight file that stands alone.
 
     A file alone does not tell the number of groups and the scaling factor: SDXL's are taken.
     """
-    file = _config_file(path)
-    if file is not None:
-        return VAEConfig.from_dict(read_json(file))
+    stored = _stored(path, tensors)
+    if stored:
+        return VAEConfig.from_dict(stored)
     names = tensors.names()
     widths, layers = {}, 0
     for name in names:
@@ -139,9 +146,9 @@ def vae_config(path, tensors):
 
 def t5_config(path, tensors):
     """T5Config of a folder with config.json, or of a weight file that stands alone."""
-    file = _config_file(path)
-    if file is not None:
-        return T5Config.from_dict(read_json(file))
+    stored = _stored(path, tensors)
+    if stored:
+        return T5Config.from_dict(stored)
     first = "encoder.block.0.layer."
     needed = (
         "shared.weight",

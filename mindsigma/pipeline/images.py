@@ -1,13 +1,11 @@
 """Decoded arrays to pictures: value range, resizing, grids, PNG files that say how they were made."""
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from mindsigma.errors import MindSigmaError
+from mindsigma.checkpoints.atomic import naming, replacing
 
 
 def to_unit_range(images):
@@ -54,12 +52,7 @@ def save_png(image, path, metadata):
     info = PngImagePlugin.PngInfo()
     for name, value in metadata.items():
         info.add_itxt(name, str(value))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(partial, "PNG", pnginfo=info)
-        os.replace(partial, path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
-        raise MindSigmaError(f"{path}: cannot be written ({error.strerror or error})") from None
+    with replacing(path) as file:
+        image.save(file, "PNG", pnginfo=info)

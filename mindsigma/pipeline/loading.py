@@ -1,8 +1,5 @@
 """From a path to a network with weights: finds files, works out the config, accounts for every tensor."""
 
-import json
-from dataclasses import asdict
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
@@ -45,7 +42,7 @@ def open_dit(path, dtype=None, ema=False, kernels=None, **config_overrides):
     """`load_dit` up to the reading of the weights: everything is checked, returns a Pending cell."""
     path = component_folder(path, ("dit", "transformer"))
     tensors = map_dit(open_checkpoint(path, ema=ema))
-    config = dit_config(tensors, stored_dit_fields(path), canonical_fields(config_overrides))
+    config = dit_config(tensors, stored_dit_fields(path, tensors), canonical_fields(config_overrides))
     return Pending(tensors, lambda: DiT(config, _dtype(dtype), kernels))
 
 
@@ -126,8 +123,3 @@ def _tensor(array, dtype):
         return Tensor(np.asarray(array, np.float32)).astype(dtype)
     # Not Tensor.from_numpy: sharing memory with NumPy ends in heap corruption when the process exits (MindSpore 2.7.1).
     return Tensor(np.ascontiguousarray(array, {ms.float32: np.float32, ms.float16: np.float16}[dtype]))
-
-
-def stored_config(network):
-    """config.json of a cell, as a dict."""
-    return {"_class_name": type(network).__name__, **json.loads(json.dumps(asdict(network.config)))}

@@ -1,44 +1,45 @@
 """The project's own model folders: config.json and model.safetensors a network, names and shapes as in memory."""
 
 import json
-import os
-import shutil
+from dataclasses import asdict
 
 import numpy as np
-from safetensors.numpy import save_file
 
+from mindsigma.checkpoints.atomic import copy_file, naming, write_json
+from mindsigma.checkpoints.safetensors_writer import write_safetensors
+from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError
-from mindsigma.pipeline.loading import stored_config
 
 FORMAT = {"format": "mindsigma", "format_version": "1"}
-_NUMPY = {"fp32": np.float32, "fp16": np.float16}
+_NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+
+
+def stored_config(class_name, config):
+    """config.json of a network, as a dict."""
+    return {"_class_name": class_name, **json.loads(json.dumps(asdict(config)))}
 
 
 def save_network(network, folder, dtype="fp16"):
-    """Write config.json and model.safetensors of a cell into a folder; each is replaced whole or not at all."""
+    """Write config.json and model.safetensors of a cell into a folder (Path); each is replaced whole or not at all."""
     if dtype not in _NUMPY:
         raise MindSigmaError(f"dtype {dtype!r}: weights are written as {' or '.join(_NUMPY)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: np.ascontiguousarray(parameter.asnumpy().astype(_NUMPY[dtype]))
-        for name, parameter in network.parameters_and_names()  # not parameter.name, which a parent cell prefixes
-    }
-    partial = folder / f".model.safetensors.{os.getpid()}.part"
-    save_file(tensors, str(partial), metadata={**FORMAT, "dtype": dtype})
-    os.replace(partial, folder / "model.safetensors")
-    _write_json(folder / "config.json", stored_config(network))
-
-
-def _write_json(file, value):
-    partial = file.with_name(f".{file.name}.{os.getpid()}.part")
-    partial.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, file)
+    kind = _NUMPY[dtype]
+    # Not parameter.name, which a parent cell prefixes.
+    parameters = dict(network.parameters_and_names())
+    specs = [TensorSpec(name, kind, tuple(parameter.shape)) for name, parameter in parameters.items()]
+    config = stored_config(type(network).__name__, network.config)
+    metadata = {**FORMAT, "dtype": dtype, "config": json.dumps(config)}
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    write_safetensors(
+        folder / "model.safetensors", specs, lambda name: parameters[name].asnumpy().astype(kind), metadata
+    )
+    write_json(folder / "config.json", config)
 
 
 def save_pipeline(pipeline, folder, dtype="fp16"):
-    """Write all parts of a PixArtSigmaPipeline."""
+    """Write all parts of a PixArtSigmaPipeline into a folder (Path)."""
     save_network(pipeline.dit, folder / "dit", dtype)
     save_network(pipeline.vae, folder / "vae", dtype)
     save_network(pipeline.text_encoder.encoder, folder / "text_encoder", dtype)
-    (folder / "tokenizer").mkdir(exist_ok=True)
-    shutil.copyfile(pipeline.tokenizer.path, folder / "tokenizer" / "spiece.model")
+    copy_file(pipeline.tokenizer.path, folder / "tokenizer" / "spiece.model")

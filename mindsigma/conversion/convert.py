@@ -1,0 +1,185 @@
+"""Writes prepared components to disk, once and whole, and proves what was written."""
+
+import hashlib
+import json
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Dict, List
+
+import numpy as np
+
+from mindsigma.checkpoints.atomic import copy_file, naming, write_json
+from mindsigma.checkpoints.mindspore_writer import write_mindspore_ckpt
+from mindsigma.checkpoints.safetensors_shards import write_sharded_safetensors
+from mindsigma.checkpoints.safetensors_writer import write_safetensors
+from mindsigma.checkpoints.tensor_stream import TensorSpec
+from mindsigma.checkpoints.torch_writer import write_torch
+from mindsigma.conversion.component import open_component
+from mindsigma.conversion.foreign_configs import MODEL_INDEX, SCHEDULER, TOKENIZER
+from mindsigma.conversion.targets import STEMS, target_folder
+from mindsigma.errors import MindSigmaError
+
+MARKER = ".converting"
+MAX_SHARD_BYTES = 10 * 10**9
+
+
+@dataclass
+class Written:
+    """One component on disk: path, our names' checksums of what was read, and the number of bytes."""
+
+    kind: str
+    path: Path
+    checksums: Dict[str, int]
+    size: int
+
+
+def specs_of(view):
+    """TensorSpec of each tensor of a view."""
+    return [TensorSpec(name, view.dtype(name), tuple(view.shape(name))) for name in view.names()]
+
+
+def size_of(view):
+    """Bytes of all tensors of a view."""
+    return sum(spec.dtype.itemsize * int(np.prod(spec.shape, dtype=np.int64)) for spec in specs_of(view))
+
+
+def checksum(array):
+    """crc32 of a tensor's bytes in row-major order, piece by piece."""
+    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    value = 0
+    for start in range(0, flat.size, 1 << 26):
+        value = zlib.crc32(flat[start : start + (1 << 26)], value)
+    return value
+
+
+def fingerprint(outputs, target):
+    """What a conversion is about, as a text: names, shapes, dtypes, sources; equal for the same conversion only."""
+    digest = hashlib.sha256(target.encode())
+    for output in outputs:
+        source = output.component.path
+        state = [[str(file.name), file.stat().st_size, file.stat().st_mtime_ns] for file in _weight_files(source)]
+        tensors = [[spec.name, str(spec.dtype), list(spec.shape)] for spec in specs_of(output.view)]
+        digest.update(json.dumps([str(source.resolve()), state, tensors, output.component.record]).encode())
+    return digest.hexdigest()
+
+
+def _weight_files(path):
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
+@contextmanager
+def _folder(root, identity, overwrite):
+    """A target folder that is new, empty, to be overwritten, or left unfinished by the same conversion."""
+    marker = root / MARKER
+    with naming(root):
+        root.mkdir(parents=True, exist_ok=True)
+        unfinished = marker.is_file() and marker.read_text(encoding="utf-8") == identity
+        if not unfinished and not overwrite and any(root.iterdir()):
+            raise MindSigmaError(f"{root}: is not empty; give another target, or --overwrite")
+        marker.write_text(identity, encoding="utf-8")
+    yield
+    marker.unlink()
+
+
+def check_target(target_path, source_path):
+    """Raise if the target is the source, or one lies inside the other."""
+    one, two = Path(target_path).resolve(), Path(source_path).resolve()
+    if one == two or two in one.parents or (two.is_dir() and one in two.parents):
+        raise MindSigmaError(f"{target_path}: is the source, or they lie in each other; give another target")
+
+
+def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MAX_SHARD_BYTES, progress=None):
+    """Write Outputs (targets.prepare) and return a list of Written.
+
+    Args:
+        root: a `.ckpt` or `.safetensors` file for one component of "mindspore", a `.pth` file for "official", else a
+            folder.
+        tokenizer: folder whose spiece.model goes along with a pipeline.
+        overwrite: replace what is there.
+        progress: called with each number of bytes written.
+    """
+    root = Path(root)
+    if target == "official" or root.suffix in (".ckpt", ".safetensors", ".pth"):
+        return [_write_file(outputs, root, target, overwrite, progress)]
+    identity = fingerprint(outputs, target)
+    whole = len(outputs) > 1 or tokenizer is not None
+    written = []
+    with _folder(root, identity, overwrite):
+        for output in outputs:
+            folder = target_folder(root, target, output.component.kind, whole)
+            folder.mkdir(parents=True, exist_ok=True)
+            metadata = {**output.metadata, "fingerprint": identity}
+            write_sharded_safetensors(
+                folder,
+                STEMS[target][output.component.kind],
+                specs_of(output.view),
+                output.view.read,
+                metadata,
+                shard_bytes,
+                progress,
+            )
+            write_json(folder / "config.json", output.config)
+            written.append(_written(output, folder))
+        if whole:
+            _write_pipeline_files(root, target, tokenizer)
+    return written
+
+
+def _write_file(outputs, path, target, overwrite, progress):
+    if len(outputs) != 1:
+        raise MindSigmaError(f"{path}: one file holds one network; choose with --component, or give a folder")
+    if path.exists() and not overwrite:
+        raise MindSigmaError(f"{path}: exists; give another target, or --overwrite")
+    suffix = {"official": (".pth",), "mindspore": (".ckpt", ".safetensors"), "diffusers": ()}[target]
+    if path.suffix not in suffix:
+        raise MindSigmaError(f"{path}: --to {target} writes {' or '.join(suffix) or 'a folder'}")
+    output = outputs[0]
+    specs, read = specs_of(output.view), output.view.read
+    if target == "official":
+        write_torch(path, specs, read, progress=progress)
+    elif path.suffix == ".ckpt":
+        write_mindspore_ckpt(path, specs, read, progress=progress)
+    else:
+        write_safetensors(path, specs, read, output.metadata, progress=progress)
+    return _written(output, path)
+
+
+def _written(output, path):
+    return Written(output.component.kind, path, {}, size_of(output.view))
+
+
+def _write_pipeline_files(root, target, tokenizer):
+    if tokenizer is not None:
+        copy_file(tokenizer / "spiece.model", root / "tokenizer" / "spiece.model")
+    if target == "diffusers":
+        write_json(root / "tokenizer" / "tokenizer_config.json", TOKENIZER)
+        write_json(root / "scheduler" / "scheduler_config.json", SCHEDULER)
+        write_json(root / "model_index.json", MODEL_INDEX)
+
+
+def verify(output, path, progress=None):
+    """Read a written component back under our names and compare every tensor's bytes with what was to be written.
+
+    Returns the number of tensors compared; raises MindSigmaError that names the first that differs.
+    """
+    expected = output.component
+    stored = {"kv_compression": expected.config.kv_compression} if expected.kind == "dit" else {}
+    if expected.kind == "dit":
+        stored.update(
+            num_heads=expected.config.num_heads,
+            input_size=expected.config.input_size,
+            pe_interpolation=expected.config.pe_interpolation,
+        )
+    found = open_component(path, expected.kind, **stored)
+    missing: List[str] = sorted(set(expected.view.names()) ^ set(found.view.names()))
+    if missing:
+        raise MindSigmaError(f"{path}: tensor '{missing[0]}' is not on both sides")
+    for name in expected.view.names():
+        array = expected.view.read(name)
+        if expected.view.dtype(name) != found.view.dtype(name) or checksum(array) != checksum(found.view.read(name)):
+            raise MindSigmaError(f"{path}: tensor '{name}' differs from the source; convert again")
+        if progress is not None:
+            progress(array.nbytes)
+    return len(expected.view.names())

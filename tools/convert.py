@@ -1,0 +1,162 @@
+"""Translate checkpoints between this project, diffusers and the official PyTorch code, without PyTorch.
+
+python tools/convert.py PixArt-Sigma-XL-2-1024-MS.pth models/1024-MS/dit --to mindspore --dtype fp16 --verify
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mindsigma import command_line  # noqa: E402
+from mindsigma.errors import MindSigmaError  # noqa: E402
+
+SHOWN = 3  # names listed for each kind of change
+
+
+def build_parser():
+    """The options of this tool."""
+    parser = argparse.ArgumentParser(description="Translate PixArt-Sigma checkpoints; the source tells what it is.")
+    add = parser.add_argument
+    add("source", help="weight file, folder of a network or pipeline, bundled name, or hub id")
+    add("target", help="folder; or one .ckpt, .safetensors (mindspore) or .pth (official) file")
+    add("--to", required=True, choices=("mindspore", "diffusers", "official"), help="whose format to write")
+    add("--component", choices=("dit", "vae", "t5", "pipeline"), help="that part alone; default all there is")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), help="default as in the source")
+    add("--ema", action="store_true", help="averaged weights of an official training checkpoint")
+    add("--shard-size", type=float, default=10.0, metavar="GB", help="largest safetensors file of a folder")
+    add("--overwrite", action="store_true", help="replace what stands at the target")
+    add("--drop-unsupported", action="store_true", help="leave out what the target cannot hold instead of stopping")
+    add("--dry-run", action="store_true", help="check everything, print the table, write nothing")
+    add("--verify", action="store_true", help="read the result back and compare every tensor's checksum")
+    group = parser.add_argument_group("what a bare DiT file does not tell")
+    group.add_argument("--num-heads", type=int)
+    group.add_argument("--input-size", type=int, help="latent side of the base resolution")
+    group.add_argument("--pe-interpolation", type=float, help="scale of the position grid")
+    group = parser.add_argument_group("changes for training from weak to strong; recorded in the result")
+    group.add_argument("--kv-compression", metavar="conv:2:14-27", help="add key-value compression (Conv Avg Init)")
+    group.add_argument("--grow-to", type=int, metavar="PIXELS", help="move the base resolution and the position scale")
+    group.add_argument("--vae-scaling-factor", type=float, help="set the VAE's scaling factor")
+    group.add_argument("--null-caption", metavar="FOLDER", help="null caption from this folder's T5 and tokenizer")
+    group.add_argument("--caption-length", type=int, default=300, metavar="TOKENS", help="length of --null-caption")
+    group.add_argument("--merge", metavar="SOURCE", help="mix in another DiT")
+    group.add_argument("--merge-weight", type=float, default=0.5, help="share of --merge")
+    return parser
+
+
+def change(component, args):
+    """Apply the options that change a checkpoint to the component they are about."""
+    from mindsigma.conversion import surgery
+    from mindsigma.conversion.component import open_source
+
+    if component.kind == "dit":
+        if args.merge:
+            if not 0 <= args.merge_weight <= 1:
+                raise MindSigmaError(f"--merge-weight must lie in 0 ... 1, not {args.merge_weight}")
+            other = open_source(args.merge, "dit", **known_config(args)).components[0]
+            component = surgery.merge(component, other, args.merge_weight)
+        if args.kv_compression:
+            component = surgery.compress_keys(component, args.kv_compression)
+        if args.grow_to:
+            if args.grow_to < 64 or args.grow_to % 64:
+                raise MindSigmaError(f"--grow-to must be a multiple of 64 pixels, not {args.grow_to}")
+            component = surgery.grow_resolution(component, args.grow_to // 8)
+        if args.null_caption:
+            component = surgery.set_null_caption(component, empty_prompt(args.null_caption, args.caption_length))
+    elif component.kind == "vae" and args.vae_scaling_factor is not None:
+        component = surgery.swap_vae(component, args.vae_scaling_factor)
+    return component
+
+
+def empty_prompt(folder, length):
+    """T5's states of the empty prompt, float32 (length, d_model)."""
+    from mindsigma.pipeline.loading import open_t5
+    from mindsigma.pipeline.locate import locate
+    from mindsigma.pipeline.text import TextEncoder, Tokenizer
+
+    if length < 1:
+        raise MindSigmaError(f"--caption-length must be at least 1, not {length}")
+    path = locate(folder)
+    encode = TextEncoder(Tokenizer(path / "tokenizer"), open_t5(path, "fp32").load())
+    return encode([""], length, min_length=length).states.asnumpy()[0, :length]
+
+
+def known_config(args):
+    """DiTConfig fields given on the command line."""
+    names = ("num_heads", "input_size", "pe_interpolation")
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def check(args, kinds):
+    """Raise for options that no component of the source is about."""
+    about = {"dit": ("merge", "kv_compression", "grow_to", "null_caption"), "vae": ("vae_scaling_factor",)}
+    for kind, names in about.items():
+        for name in names:
+            if getattr(args, name) is not None and kind not in kinds:
+                raise MindSigmaError(f"--{name.replace('_', '-')} is about a {kind}, which {args.source} does not hold")
+    if args.shard_size <= 0:
+        raise MindSigmaError(f"--shard-size must be positive, not {args.shard_size}")
+
+
+def describe(output, size):
+    """The table of one component: what was mapped, dropped, made, changed."""
+    component = output.component
+    made = set(component.made)
+    mapped = sum(name not in made for name in component.view.names())
+    print(f"{component.kind}: {component.path}")
+    print(f"  mapped   {mapped} tensors to {len(output.view.names())} names, {size / 1e9:.3f} GB")
+    for word, names in (("dropped", component.dropped), ("made", component.made)):
+        if names:
+            more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            print(f"  {word:<8} {len(names)}: {', '.join(names[:SHOWN])}{more}")
+    for line in component.record:
+        print(f"  changed  {line}")
+
+
+def main():
+    """Parse, translate, verify; returns the exit code."""
+    args = build_parser().parse_args()
+    from tqdm import tqdm
+
+    from mindsigma.conversion import convert
+    from mindsigma.conversion.component import open_source
+    from mindsigma.conversion.targets import prepare
+
+    source = open_source(args.source, args.component, args.ema, **known_config(args))
+    convert.check_target(args.target, source.path)
+    check(args, [component.kind for component in source.components])
+    outputs = [
+        prepare(change(component, args), args.to, args.dtype, args.drop_unsupported) for component in source.components
+    ]
+    sizes = [convert.size_of(output.view) for output in outputs]
+    for output, size in zip(outputs, sizes):
+        describe(output, size)
+    if args.dry_run:
+        print("dry run: nothing written")
+        return 0
+    whole = args.component in (None, "pipeline")
+    start = time.perf_counter()
+    with tqdm(total=sum(sizes), desc="write", unit="B", unit_scale=True) as bar:
+        written = convert.write(
+            outputs,
+            args.target,
+            args.to,
+            source.tokenizer if whole else None,
+            args.overwrite,
+            int(args.shard_size * 1e9),
+            bar.update,
+        )
+    seconds = time.perf_counter() - start
+    print(f"wrote {sum(sizes) / 1e9:.3f} GB in {seconds:.1f} s ({sum(sizes) / 1e6 / max(seconds, 1e-9):.0f} MB/s)")
+    if args.verify:
+        with tqdm(total=sum(sizes), desc="verify", unit="B", unit_scale=True) as bar:
+            count = sum(convert.verify(output, done.path, bar.update) for output, done in zip(outputs, written))
+        print(f"verified {count} tensors")
+    print(args.target)
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
