@@ -31,23 +31,50 @@ XL_CASES = {
     "xl-1024": ("PixArt-Sigma-XL-2-1024-MS", 1024),
     "xl-1024-kv": ("PixArt-Sigma-XL-2-1024-MS-KV", 1024),
 }
-CASES = ("mini-cold", "mini-warm", "mini-decode-4k", *XL_CASES)
+CASES = ("mini-cold", "mini-warm", "mini-decode-4k", "convert-t5-xxl", *XL_CASES)
 DEFAULT_CASES = ("mini-cold", "mini-warm", "xl-256", "xl-512")
 
 
-def mini_cold(_):
+def mini_cold(folder):
     """One image from process start to file."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "tools" / "generate.py"), PROMPT, "--out", f"{folder}/image.png"]
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        errors = process.stderr.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.stderr.close()
-        if status != 0:
-            raise MindSigmaError(f"tools/generate.py failed: {errors.decode().strip().splitlines()[-1]}")
-    return {"seconds": [seconds], "first_seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024}
+    return run_tool("generate.py", PROMPT, "--out", f"{folder}/image.png")
+
+
+def convert_t5_xxl(folder):
+    """A checkpoint of T5-XXL's shapes (19 GB in fp32, a sparse file of zeros) to this project's format in fp16."""
+    import numpy as np
+    from mindspore.nn.utils import no_init_parameters
+
+    from mindsigma.checkpoints.safetensors_writer import safetensors_header
+    from mindsigma.checkpoints.tensor_stream import TensorSpec
+    from mindsigma.models.t5 import T5Config, T5Encoder
+
+    with no_init_parameters():
+        encoder = T5Encoder(T5Config(), kernels="math")
+    specs = [TensorSpec(p.name, np.dtype(np.float32), tuple(p.shape)) for p in encoder.get_parameters()]
+    source = Path(folder) / "t5-xxl.safetensors"
+    header = safetensors_header(source, specs, None)
+    with open(source, "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + sum(spec.nbytes for spec in specs))
+    return run_tool("convert.py", source, Path(folder) / "out", "--to", "mindspore", "--dtype", "fp16")
+
+
+def run_tool(name, *arguments):
+    """Seconds and peak memory of one of the tools, from process start to end."""
+    command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.stderr.close()
+    if status != 0:
+        raise MindSigmaError(f"tools/{name} failed: {errors.decode().strip().splitlines()[-1]}")
+    return {"seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024}
+
+
+TOOL_CASES = {"mini-cold": mini_cold, "convert-t5-xxl": convert_t5_xxl}
 
 
 def mini_warm(repeats):
@@ -117,11 +144,14 @@ def timed(function, repeats):
 
 def run_case(case, repeats):
     """Result of one case, measured in this process."""
-    if case == "mini-cold":
-        runs = [mini_cold(None) for _ in range(max(repeats, 1))]
+    if case in TOOL_CASES:
+        runs = []
+        for _ in range(max(repeats, 1)):
+            with tempfile.TemporaryDirectory() as folder:
+                runs.append(TOOL_CASES[case](folder))
         return {
-            "seconds": [run["seconds"][0] for run in runs],
-            "first_seconds": runs[0]["first_seconds"],
+            "seconds": [run["seconds"] for run in runs],
+            "first_seconds": runs[0]["seconds"],
             "peak_bytes": max(run["peak_bytes"] for run in runs),
         }
     others = {"mini-warm": mini_warm, "mini-decode-4k": mini_decode_4k}

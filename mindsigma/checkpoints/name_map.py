@@ -7,6 +7,7 @@ from typing import Tuple
 
 import numpy as np
 
+from mindsigma.checkpoints.tensor_stream import release
 from mindsigma.errors import MindSigmaError
 
 
@@ -118,4 +119,9 @@ class MappedSource:
     def read(self, name):
         """Our tensor `name`; a view of the file where it is one tensor there."""
         parts = [self.source.read(part).reshape(shape) for part, shape in self._parts(name)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if len(parts) == 1:
+            return parts[0]
+        joined = np.concatenate(parts)
+        for part in parts:
+            release(part)
+        return joined

@@ -6,6 +6,7 @@ A view reads a tensor only when asked for it, so that a chain of views streams a
 import numpy as np
 
 from mindsigma.checkpoints.name_map import slots
+from mindsigma.checkpoints.tensor_stream import release
 from mindsigma.errors import MindSigmaError
 
 
@@ -57,6 +58,7 @@ class Cast(View):
             cast = array.astype(self._dtype)
         if not np.isfinite(cast).all() and np.isfinite(array).all():
             raise MindSigmaError(f"{self.path}: tensor '{name}' has values beyond {self._dtype}; use bf16 or fp32")
+        release(array)
         return cast
 
 
@@ -120,8 +122,10 @@ class Merged(View):
         a, b = self.base.read(name), self._second.read(name)
         if not _is_float(a.dtype):
             return a
-        mixed = a.astype(np.float64) * (1 - self._weight) + b.astype(np.float64) * self._weight
-        return mixed.astype(a.dtype)
+        mixed = (a.astype(np.float64) * (1 - self._weight) + b.astype(np.float64) * self._weight).astype(a.dtype)
+        release(a)
+        release(b)
+        return mixed
 
 
 class Foreign(View):
