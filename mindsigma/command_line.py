@@ -1,9 +1,12 @@
 """What every tool does at its start and end: checks the environment, turns errors into one line and an exit code."""
 
+import _thread
 import os
 import signal
 import sys
+import threading
 import warnings
+from functools import cache
 
 from mindsigma.environment import check_environment
 from mindsigma.errors import MindSigmaError
@@ -25,8 +28,18 @@ def run(main):
         os._exit(130)  # MindSpore's exit hooks crash after an interrupt
 
 
+@cache
 def _keep_interrupts():
-    """Let Ctrl-C raise KeyboardInterrupt: MindSpore's import takes the signal and ends the process without a word."""
-    import mindspore  # noqa: F401
+    """Let Ctrl-C raise KeyboardInterrupt in the main thread.
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    MindSpore installs a handler of its own again and again, which ends the process without a word. So SIGINT is blocked
+    for all threads, and one of ours waits for it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def wait():
+        while True:
+            signal.sigwait({signal.SIGINT})
+            _thread.interrupt_main()
+
+    threading.Thread(target=wait, daemon=True).start()

@@ -268,7 +268,7 @@ def test_interrupt_ends_in_one_word(tmp_path):
     command = [sys.executable, str(TOOL), "a cat", "--steps", "500", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     seen = ""
-    while "1/500" not in seen:
+    while "3/500" not in seen:
         seen += process.stderr.read(1)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -6,8 +6,6 @@ weights as arguments, so the n-th block costs no compilation and reuses the memo
 (graph mode, `mindspore.jit`, `mindspore.export`) it dissolves into the surrounding graph.
 """
 
-import signal
-import threading
 import time
 from functools import cache
 
@@ -26,13 +24,6 @@ def compiled_graphs():
 def compile_seconds():
     """Seconds spent in the first calls of shared graphs, which compile them."""
     return sum(_first_calls.values())
-
-
-def _take_back_interrupts():
-    """MindSpore's compiler takes SIGINT and ends the process at Ctrl-C; give it back to Python's handler."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, handler)
 
 
 @cache
@@ -69,12 +60,9 @@ class SharedGraph(nn.Cell):
         if pointers != self._pointers:
             self._alias(pointers)
         key = (self.function, self.static, tuple(map(_signature, inputs)), self._weight_signature)
-        if key in _first_calls:
-            return _compiled(self.function)(*inputs, *self.static, *self._aliases)
         start = time.perf_counter()
         result = _compiled(self.function)(*inputs, *self.static, *self._aliases)
-        _first_calls[key] = time.perf_counter() - start
-        _take_back_interrupts()
+        _first_calls.setdefault(key, time.perf_counter() - start)
         return result
 
     def _alias(self, pointers):
