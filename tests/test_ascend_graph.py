@@ -11,7 +11,8 @@ from mindspore.train import mind_ir_pb2
 
 from mindsigma.models.dit import DiT, DiTConfig
 from mindsigma.models.t5 import T5Config, T5Encoder
-from mindsigma.models.vae import VAE, VAEConfig
+from mindsigma.models.vae import VAE
+from mindsigma.models.vae_config import VAEConfig
 
 DEPTH = 3
 CONFIG = DiTConfig(depth=DEPTH, kv_compression="conv:2:2")

@@ -209,6 +209,7 @@ def test_scale_and_length_can_be_left_to_the_rule(tmp_path):
     save_file(tensors, tmp_path / "bare.safetensors")
     assert load_dit(tmp_path / "bare.safetensors", pe_interpolation=0.5).config.input_size == 32
     assert load_dit(tmp_path / "bare.safetensors", input_size=64).config.pe_interpolation == 1.0
+    assert load_dit(tmp_path / "bare.safetensors", base_size=16).config.input_size == 32
 
 
 @pytest.mark.parametrize("scale", [0.5, 1.0, 2.0, 4.0, 8.0])

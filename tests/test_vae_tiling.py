@@ -8,7 +8,8 @@ import pytest
 from mindspore import Tensor
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.models.vae import VAE, VAEConfig
+from mindsigma.models.vae import VAE
+from mindsigma.models.vae_config import VAEConfig
 from mindsigma.models.vae_tiling import decode_tiled, encode_tiled
 
 

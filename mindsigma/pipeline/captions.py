@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.pipeline.arguments import texts_of
 
 
 @dataclass
@@ -50,3 +51,43 @@ def each(caption, times):
         return caption
     index = Tensor(np.repeat(np.arange(caption.states.shape[0]), times).astype(np.int32))
     return Caption(ops.gather(caption.states, index, 0), ops.gather(caption.mask, index, 0))
+
+
+def caption_pair(encode, width, prompt, given, negative_prompt, given_negative, guided, max_length):
+    """Caption of the prompts and, if guided, of the negative prompts, of one length.
+
+    Args:
+        encode: function (texts, max_length, min_length) -> Caption.
+        width: channels that the DiT takes.
+        prompt, given: texts, or a Caption that stands for them.
+        negative_prompt, given_negative: likewise.
+        max_length: tokens at which texts are cut.
+
+    Returns:
+        (Caption, Caption or None).
+    """
+    if given is not None and prompt is not None:
+        raise MindSigmaError("give either prompt or prompt_embeds, not both")
+    prompts = [] if given is not None else texts_of("prompt", prompt)
+    count = len(prompts) if given is None else given.states.shape[0]
+    negatives = []
+    if guided and given_negative is None:
+        negatives = texts_of("negative_prompt", "" if negative_prompt is None else negative_prompt)
+        if len(negatives) not in (1, count):
+            raise MindSigmaError(f"{len(negatives)} negative prompts for {count} prompts; give one, or one for each")
+    ready = {"prompt": (given, (count,)), "negative_prompt": (given_negative, (1, count))}
+    for name, (caption, rows) in ready.items():
+        if caption is not None and (caption.states.shape[0] not in rows or caption.states.shape[2] != width):
+            raise MindSigmaError(f"{name}_embeds of shape {caption.states.shape}: expected ({rows[-1]}, L, {width})")
+    lengths = [caption.states.shape[1] for caption, _ in ready.values() if caption is not None]
+    caption, negative = given, given_negative
+    if prompts or negatives:
+        encoded = encode(prompts + negatives, max([max_length, *lengths]), max([1, *lengths]))
+        lengths.append(encoded.states.shape[1])
+        if given is None:
+            caption = Caption(encoded.states[:count], encoded.mask[:count])
+        if negatives:
+            start = len(prompts)
+            negative = Caption(encoded.states[start:], encoded.mask[start:])
+    length = max(lengths)
+    return pad(caption, length), pad(negative, length) if guided else None

@@ -8,7 +8,7 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import DiTConfig, KVCompression
 from mindsigma.models.dit.config import canonical_fields
 from mindsigma.models.t5 import T5Config
-from mindsigma.models.vae import VAEConfig
+from mindsigma.models.vae_config import VAEConfig
 from mindsigma.pipeline.locate import read_json
 
 

@@ -13,9 +13,9 @@ from tqdm import tqdm
 from mindsigma.diffusion.dpm_solver import CONVENTIONS, solver_table
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae_tiling import decode_tiled
-from mindsigma.pipeline.arguments import one_of, positive, seeds_for, texts_of
+from mindsigma.pipeline.arguments import one_of, positive, seeds_for
 from mindsigma.pipeline.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
-from mindsigma.pipeline.captions import Caption, each, given_caption, pad, repeat_rows
+from mindsigma.pipeline.captions import caption_pair, each, given_caption, pad, repeat_rows
 from mindsigma.pipeline.denoising import DenoisingGraphs, denoising_steps
 from mindsigma.pipeline.images import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
@@ -283,8 +283,15 @@ class PixArtSigmaPipeline:
         with phase("text"):
             given = given_caption("prompt", prompt_embeds, prompt_mask)
             given_negative = given_caption("negative_prompt", negative_prompt_embeds, negative_prompt_mask)
-            caption, negative = self._captions(
-                prompt, negative_prompt, given, given_negative, guidance_scale, clean_caption, max_sequence_length
+            caption, negative = caption_pair(
+                lambda texts, length, shortest: self.encode_prompts(texts, length, clean_caption, shortest),
+                self._pending["dit"].config.caption_channels,
+                prompt,
+                given,
+                negative_prompt,
+                given_negative,
+                guidance_scale > 1,
+                max_sequence_length,
             )
             caption = each(caption, num_images_per_prompt)
             if negative is not None and negative.states.shape[0] > 1:
@@ -329,39 +336,6 @@ class PixArtSigmaPipeline:
                 if progress:
                     latents.asnumpy()  # wait for the device, so that the bar tells the truth
                 bar.update()
-
-    def _captions(self, prompt, negative_prompt, given, given_negative, guidance_scale, clean, max_length):
-        """Caption and, with guidance, negative Caption of the same length."""
-        prompts = [] if given else texts_of("prompt", prompt)
-        if given and prompt is not None:
-            raise MindSigmaError("give either prompt or prompt_embeds, not both")
-        count = given.states.shape[0] if given else len(prompts)
-        negatives = []
-        if guidance_scale > 1 and not given_negative:
-            negatives = texts_of("negative_prompt", "" if negative_prompt is None else negative_prompt)
-            if len(negatives) not in (1, count):
-                raise MindSigmaError(
-                    f"{len(negatives)} negative prompts for {count} prompts; give one, or one for each"
-                )
-        width = self._pending["dit"].config.caption_channels
-        for name, caption, rows in (("prompt", given, (count,)), ("negative_prompt", given_negative, (1, count))):
-            if caption and (caption.states.shape[0] not in rows or caption.states.shape[2] != width):
-                raise MindSigmaError(
-                    f"{name}_embeds of shape {caption.states.shape}: expected ({rows[-1]}, L, {width})"
-                )
-        lengths = [caption.states.shape[1] for caption in (given, given_negative) if caption]
-        max_length = max([max_length, *lengths])
-        encoded = None
-        if prompts or negatives:
-            encoded = self.encode_prompts(prompts + negatives, max_length, clean, max([1] + lengths))
-            lengths.append(encoded.states.shape[1])
-        caption = given or Caption(encoded.states[:count], encoded.mask[:count])
-        negative = None
-        if guidance_scale > 1:
-            start = len(prompts)
-            negative = given_negative or Caption(encoded.states[start:], encoded.mask[start:])
-        length = max(lengths)
-        return pad(caption, length), pad(negative, length)
 
     def _check_latents(self, latents, count, size):
         latents = latents.asnumpy() if isinstance(latents, Tensor) else np.asarray(latents)

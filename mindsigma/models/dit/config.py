@@ -5,6 +5,7 @@ from typing import Optional, Tuple
 
 from mindsigma.errors import MindSigmaError
 
+PATCH_SIZE = 2
 SAMPLING_MODES = ("conv", "ave", "uniform", "uniform_every")
 
 
@@ -85,7 +86,7 @@ class DiTConfig:
     """
 
     input_size: int = 128
-    patch_size: int = 2
+    patch_size: int = PATCH_SIZE
     in_channels: int = 4
     hidden_size: int = 1152
     depth: int = 28
@@ -165,6 +166,8 @@ def canonical_fields(changes):
     result = {}
     for name, value in changes.items():
         field = SYNONYMS.get(name, name)
+        if name == "base_size":  # in tokens, of which each has PATCH_SIZE latent pixels a side
+            field, value = "input_size", value * changes.get("patch_size", PATCH_SIZE)
         if field not in known:
             raise MindSigmaError(f"unknown DiT option {name!r}; known: {', '.join(sorted(known))}")
         if field in result:
