@@ -204,6 +204,20 @@ def test_vae_moments_and_tiles(mini):
     assert relative_error(sample_posterior(moments, noise, mini.vae.config).asnumpy(), expected) < 1e-4
 
 
+def test_sdxl_vae_has_the_published_shapes():
+    from mindspore.nn.utils import no_init_parameters
+
+    from mindsigma.models.vae import VAE
+    from mindsigma.models.vae_config import VAEConfig
+
+    with no_init_parameters():
+        vae = VAE(VAEConfig())
+    shapes = {parameter.name: tuple(parameter.shape) for parameter in vae.get_parameters()}
+    assert len(shapes) == 248 and sum(int(np.prod(shape)) for shape in shapes.values()) == 83_653_863
+    assert shapes["decoder.up_blocks.2.resnets.0.conv_shortcut.weight"] == (256, 512, 1, 1)
+    assert shapes["encoder.mid_block.attentions.0.to_q.weight"] == (512, 512)
+
+
 def test_vae_in_graph_mode(mini, mode):
     reference = np.load(GOLDEN / "mini_diffusers_dpm_8.npz")
     image = mini.vae(Tensor(reference["latents"][:1])).asnumpy()
