@@ -1,5 +1,6 @@
 """What the tests share: where the reference cases are, how their weights are drawn, both execution modes."""
 
+import importlib.util
 import json
 import os
 import zlib
@@ -33,6 +34,14 @@ def psnr(value, reference, peak):
     """Peak signal-to-noise ratio in dB."""
     error = np.mean((np.asarray(value, np.float64) - np.asarray(reference, np.float64)) ** 2)
     return 10 * np.log10(peak**2 / error)
+
+
+def load_tool(name):
+    """tools/{name}.py as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", GOLDEN.parents[1] / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class Case:

@@ -1,10 +1,10 @@
 """The YAML files of configs/infer: one for each preset, of options that tools/generate.py takes."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import yaml
+from conftest import load_tool
 
 from mindsigma.config_file import parse_with_config
 from mindsigma.models.dit.config import PRESETS
@@ -17,10 +17,7 @@ PREFIX = "PixArt-Sigma-XL-2-"
 
 @pytest.fixture(scope="module")
 def generate():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "tools" / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("generate")
 
 
 def test_one_file_for_each_preset():

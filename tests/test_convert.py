@@ -1,6 +1,5 @@
 """The translator: every pair of formats gives the same bits back, changes are recorded, mistakes end in one line."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import GOLDEN, Case, relative_error
+from conftest import GOLDEN, Case, load_tool, relative_error
 from mindspore import Tensor
 from safetensors.numpy import load_file
 
@@ -31,10 +30,7 @@ DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 @pytest.fixture(scope="module")
 def tool():
     """tools/convert.py as a module."""
-    spec = importlib.util.spec_from_file_location("convert_tool", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("convert")
 
 
 @pytest.fixture
@@ -195,6 +191,18 @@ def test_merge(convert, tmp_path):
         assert np.allclose(value, tensors[name] + 0.25, atol=2e-3)  # the first is in fp16
     with pytest.raises(MindSigmaError, match="merge-weight"):
         convert("sigma-mini", tmp_path / "no", *flags[:-1], 2)
+
+
+def test_overwriting_takes_what_has_changed(convert, tmp_path):
+    """The shards of a merge are not taken for finished when the network that was mixed in is another one now."""
+    shutil.copytree(MINI / "dit", tmp_path / "other")
+    flags = ("--to", "mindspore", "--component", "dit", "--merge", tmp_path / "other", "--merge-weight", 1)
+    convert("sigma-mini", tmp_path / "mixed", *flags)
+    tensors = load_file(tmp_path / "other" / "model.safetensors")
+    specs = [TensorSpec(name, array.dtype, array.shape) for name, array in tensors.items()]
+    write_safetensors(tmp_path / "other" / "model.safetensors", specs, lambda name: tensors[name] * 0)
+    convert("sigma-mini", tmp_path / "mixed", *flags, "--overwrite")
+    assert not any(array.any() for array in load_file(tmp_path / "mixed" / "model.safetensors").values())
 
 
 def test_golden_survives_the_journey(convert, tmp_path):

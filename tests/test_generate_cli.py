@@ -1,6 +1,5 @@
 """tools/generate.py as a user runs it: pictures and what is printed, or one line that says what to mend."""
 
-import importlib.util
 import os
 import pickle
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import load_tool
 from PIL import Image
 
 from mindsigma import __version__, command_line
@@ -142,10 +142,7 @@ def test_long_prompt_is_cut_with_a_warning(tmp_path):
 
 @pytest.fixture(scope="module")
 def generate():
-    spec = importlib.util.spec_from_file_location("generate", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("generate")
 
 
 @pytest.fixture(scope="module")

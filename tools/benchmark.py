@@ -214,10 +214,9 @@ def main():
             flush=True,
         )
     out = Path(args.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.part")
-    partial.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    partial.replace(out)
+    from mindsigma.checkpoints.atomic import write_json
+
+    write_json(out, report)
     print(out)
     return 0
 

@@ -152,7 +152,7 @@ def main():
     print(f"wrote {sum(sizes) / 1e9:.3f} GB in {seconds:.1f} s ({sum(sizes) / 1e6 / max(seconds, 1e-9):.0f} MB/s)")
     if args.verify:
         with tqdm(total=sum(sizes), desc="verify", unit="B", unit_scale=True) as bar:
-            count = sum(convert.verify(output, done.path, bar.update) for output, done in zip(outputs, written))
+            count = sum(convert.verify(output, path, bar.update) for output, path in zip(outputs, written))
         print(f"verified {count} tensors")
     print(args.target)
     return 0

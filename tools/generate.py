@@ -173,7 +173,7 @@ def main():
             "For the released PixArt-Sigma weights: --model FOLDER, see README, Released weights"
         )
     size = pipeline.image_size(args.height, args.width, args.resolution_binning)
-    asked = args.height or size[0], args.width or size[1]
+    asked = args.height or pipeline.default_size, args.width or pipeline.default_size
     if asked != size:
         print(
             f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped"

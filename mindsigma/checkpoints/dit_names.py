@@ -31,7 +31,8 @@ _TABLES = ("blocks.{}.scale_shift_table", "final_layer.scale_shift_table")
 OFFICIAL = rules(*((name, name) for name in _SAME)) + rules(*((name, name) for name in _TABLES), suffixes=())
 
 # Recomputed (the position embedding) or used by training alone (the caption of dropped captions, T5 of "").
-OFFICIAL_DROP = ("pos_embed", "y_embedder.y_embedding")
+NULL_CAPTION = "y_embedder.y_embedding"
+OFFICIAL_DROP = ("pos_embed", NULL_CAPTION)
 
 _BLOCK = "transformer_blocks.{}."
 DIFFUSERS = (

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 from mindsigma.checkpoints import open_checkpoint
+from mindsigma.checkpoints.dit_names import NULL_CAPTION
 from mindsigma.checkpoints.views import Extended
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import locate
 
-NULL_CAPTION = "y_embedder.y_embedding"
-KINDS = ("dit", "vae", "t5")
 FOLDERS = {"dit": ("dit", "transformer"), "vae": ("vae",), "t5": ("text_encoder",)}
 
 # A name that only one kind of network has, under each of its namings.
@@ -34,6 +33,7 @@ class Component:
         dropped: names of the source that are knowingly left out.
         made: our names that no source holds.
         record: what was changed on the way, in words.
+        inputs: paths that the tensors come from; of a merged network several.
     """
 
     kind: str
@@ -43,6 +43,7 @@ class Component:
     dropped: List[str] = field(default_factory=list)
     made: List[str] = field(default_factory=list)
     record: List[str] = field(default_factory=list)
+    inputs: List[Path] = field(default_factory=list)
 
     def changed(self, text, **fields):
         """A copy with fields replaced and a line added to the record."""
@@ -69,7 +70,7 @@ def open_component(path, kind, ema=False, **config):
     if kind == "dit" and NULL_CAPTION in tensors.source:
         view = Extended(tensors, {NULL_CAPTION: tensors.source.read(NULL_CAPTION)})
         dropped = [name for name in dropped if name != NULL_CAPTION]
-    return Component(kind, view, pending.config, Path(path), list(dropped))
+    return Component(kind, view, pending.config, Path(path), list(dropped), inputs=[Path(path)])
 
 
 def kind_of(path):

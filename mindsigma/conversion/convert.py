@@ -2,19 +2,14 @@
 
 import hashlib
 import json
-import zlib
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List
-
-import numpy as np
 
 from mindsigma.checkpoints.atomic import copy_file, naming, write_json
 from mindsigma.checkpoints.mindspore_writer import write_mindspore_ckpt
 from mindsigma.checkpoints.safetensors_shards import write_sharded_safetensors
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
+from mindsigma.checkpoints.tensor_stream import TensorSpec, checksum
 from mindsigma.checkpoints.torch_writer import write_torch
 from mindsigma.conversion.component import open_component
 from mindsigma.conversion.foreign_configs import MODEL_INDEX, SCHEDULER, TOKENIZER
@@ -25,16 +20,6 @@ MARKER = ".converting"
 MAX_SHARD_BYTES = 10 * 10**9
 
 
-@dataclass
-class Written:
-    """One component on disk: path, our names' checksums of what was read, and the number of bytes."""
-
-    kind: str
-    path: Path
-    checksums: Dict[str, int]
-    size: int
-
-
 def specs_of(view):
     """TensorSpec of each tensor of a view."""
     return [TensorSpec(name, view.dtype(name), tuple(view.shape(name))) for name in view.names()]
@@ -42,26 +27,18 @@ def specs_of(view):
 
 def size_of(view):
     """Bytes of all tensors of a view."""
-    return sum(spec.dtype.itemsize * int(np.prod(spec.shape, dtype=np.int64)) for spec in specs_of(view))
-
-
-def checksum(array):
-    """crc32 of a tensor's bytes in row-major order, piece by piece."""
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    value = 0
-    for start in range(0, flat.size, 1 << 26):
-        value = zlib.crc32(flat[start : start + (1 << 26)], value)
-    return value
+    return sum(spec.nbytes for spec in specs_of(view))
 
 
 def fingerprint(outputs, target):
     """What a conversion is about, as a text: names, shapes, dtypes, sources; equal for the same conversion only."""
     digest = hashlib.sha256(target.encode())
     for output in outputs:
-        source = output.component.path
-        state = [[str(file.name), file.stat().st_size, file.stat().st_mtime_ns] for file in _weight_files(source)]
+        component = output.component
+        files = [file for source in component.inputs for file in _weight_files(source)]
+        state = [[str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
         tensors = [[spec.name, str(spec.dtype), list(spec.shape)] for spec in specs_of(output.view)]
-        digest.update(json.dumps([str(source.resolve()), state, tensors, output.component.record]).encode())
+        digest.update(json.dumps([state, tensors, component.record]).encode())
     return digest.hexdigest()
 
 
@@ -91,7 +68,7 @@ def check_target(target_path, source_path):
 
 
 def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MAX_SHARD_BYTES, progress=None):
-    """Write Outputs (targets.prepare) and return a list of Written.
+    """Write Outputs (targets.prepare) and return the path of each.
 
     Args:
         root: a `.ckpt` or `.safetensors` file for one component of "mindspore", a `.pth` file for "official", else a
@@ -121,7 +98,7 @@ def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
                 progress,
             )
             write_json(folder / "config.json", output.config)
-            written.append(_written(output, folder))
+            written.append(folder)
         if whole:
             _write_pipeline_files(root, target, tokenizer)
     return written
@@ -143,11 +120,7 @@ def _write_file(outputs, path, target, overwrite, progress):
         write_mindspore_ckpt(path, specs, read, progress=progress)
     else:
         write_safetensors(path, specs, read, output.metadata, progress=progress)
-    return _written(output, path)
-
-
-def _written(output, path):
-    return Written(output.component.kind, path, {}, size_of(output.view))
+    return path
 
 
 def _write_pipeline_files(root, target, tokenizer):
@@ -173,13 +146,11 @@ def verify(output, path, progress=None):
             pe_interpolation=expected.config.pe_interpolation,
         )
     found = open_component(path, expected.kind, **stored)
-    missing: List[str] = sorted(set(expected.view.names()) ^ set(found.view.names()))
+    missing = sorted(set(expected.view.names()) ^ set(found.view.names()))
     if missing:
         raise MindSigmaError(f"{path}: tensor '{missing[0]}' is not on both sides")
     for name in expected.view.names():
-        array = expected.view.read(name)
-        if expected.view.dtype(name) != found.view.dtype(name) or checksum(array) != checksum(found.view.read(name)):
+        one, two = checksum(expected.view.read(name), progress), checksum(found.view.read(name))
+        if expected.view.dtype(name) != found.view.dtype(name) or one != two:
             raise MindSigmaError(f"{path}: tensor '{name}' differs from the source; convert again")
-        if progress is not None:
-            progress(array.nbytes)
     return len(expected.view.names())

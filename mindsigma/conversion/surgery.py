@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from mindsigma.checkpoints.dit_names import NULL_CAPTION
+from mindsigma.checkpoints.tensor_stream import checksum
 from mindsigma.checkpoints.views import Extended, Merged
-from mindsigma.conversion.component import NULL_CAPTION
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import KVCompression
 
@@ -59,7 +60,10 @@ def set_null_caption(component, states):
         raise MindSigmaError(f"--null-caption: states of shape {states.shape} do not fit caption_channels {width}")
     states = states.astype(component.view.dtype("x_embedder.proj.weight"))
     config = component.config.override(model_max_length=states.shape[0])
-    text = f"null caption: T5 of the empty prompt, {states.shape[0]} tokens (was {component.config.model_max_length})"
+    text = (
+        f"null caption: T5 of the empty prompt, {states.shape[0]} tokens (was {component.config.model_max_length}), "
+        f"crc32 {checksum(states):08x}"
+    )
     view = Extended(component.view, {NULL_CAPTION: states})
     return component.changed(text, view=view, config=config, made=[*component.made, NULL_CAPTION])
 
@@ -70,6 +74,7 @@ def merge(component, other, weight):
     return component.changed(
         f"merged: {1 - weight:g} of {component.path.name}, {weight:g} of {other.path.name}",
         view=Merged(component.view, other.view, weight),
+        inputs=[*component.inputs, *other.inputs],
     )
 
 

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 
 from mindsigma import __version__
-from mindsigma.checkpoints.dit_names import DIFFUSERS
+from mindsigma.checkpoints.dit_names import DIFFUSERS, NULL_CAPTION
 from mindsigma.checkpoints.views import Cast, Extended, Foreign, Without
-from mindsigma.conversion.component import NULL_CAPTION, Component
+from mindsigma.conversion.component import Component
 from mindsigma.conversion.foreign_configs import diffusers_config
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit.embeddings import position_embedding

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from mindsigma.checkpoints.dit_names import NULL_CAPTION
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import DiTConfig, KVCompression
 from mindsigma.models.dit.config import canonical_fields
@@ -100,8 +101,8 @@ def _shape(tensors, name, ndim):
 def _config_from_buffers(source, patch):
     """What the buffers of an official checkpoint tell: caption length, base size and scale of the position grid."""
     fields = {}
-    if "y_embedder.y_embedding" in source:
-        fields["model_max_length"] = source.shape("y_embedder.y_embedding")[0]
+    if NULL_CAPTION in source:
+        fields["model_max_length"] = source.shape(NULL_CAPTION)[0]
     if "pos_embed" in source and len(source.shape("pos_embed")) == 3:
         _, tokens, channels = source.shape("pos_embed")
         side = int(round(tokens**0.5))

@@ -8,6 +8,7 @@ from mindspore.nn.utils import no_init_parameters
 from mindsigma.checkpoints import open_checkpoint
 from mindsigma.checkpoints.dit_names import map_dit
 from mindsigma.checkpoints.t5_names import map_t5
+from mindsigma.checkpoints.tensor_stream import release
 from mindsigma.checkpoints.vae_names import map_vae
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import DiT
@@ -93,7 +94,9 @@ class Pending:
         """Return the cell with its weights; each call reads them anew."""
         network = self._empty()
         for parameter in network.get_parameters():
-            parameter.set_data(_tensor(self.tensors.read(parameter.name), parameter.dtype))
+            array = self.tensors.read(parameter.name)
+            parameter.set_data(_tensor(array, parameter.dtype))
+            release(array)  # else the file counts as resident beside its copy
         return network
 
 
