@@ -77,7 +77,7 @@ def _convert(file, key, value, action):
         if not isinstance(value, bool):
             raise MindSigmaError(f"{file}: {key} must be true or false, not {value!r}")
         return value
-    if action.nargs in ("*", "+"):
+    if action.nargs in ("*", "+") or isinstance(action, argparse._AppendAction):
         entries = value if isinstance(value, list) else [value]
         return [_convert_one(file, key, entry, action) for entry in entries]
     if value is None and action.default is None:

@@ -2,8 +2,8 @@
 
 import pytest
 
+from mindsigma.data.aspect_ratio import bin_base, closest_bin, inference_bins, official_test_bins, training_bins
 from mindsigma.errors import MindSigmaError
-from mindsigma.pipeline.aspect_ratio import bin_base, closest_bin, inference_bins, training_bins
 
 BASES = (256, 512, 1024, 2048, 2880, 4096)
 SIDE_MULTIPLES = {256: 16, 512: 32, 1024: 64, 2048: 128, 2880: 64, 4096: 256}
@@ -76,7 +76,17 @@ def test_inference_table_of_4096():
     bins = inference_bins(4096)
     assert len(bins) == 33
     assert set(training_bins(2048)) - set(bins) == {"0.27", "0.28", "2.89", "3.11", "3.62", "3.75", "3.88"}
+    assert official_test_bins(4096) == bins
     assert bins["0.26"] == (2048, 7936) and bins["1.0"] == (4096, 4096) and bins["4.0"] == (8192, 2048)
+
+
+def test_official_test_tables():
+    for base in (256, 512, 1024):
+        assert official_test_bins(base) == inference_bins(base)
+    bins = official_test_bins(2048)
+    assert len(bins) == 33 and bins.items() <= training_bins(2048).items() and set(bins) == set(inference_bins(4096))
+    with pytest.raises(MindSigmaError, match="2048"):
+        official_test_bins(2880)
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import struct
-import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from hostile.encoding import Call, Name, Raw, Ref, encode, write_zip
 from safetensors.numpy import save_file
 
 from mindsigma.checkpoints import open_checkpoint, torch_file
@@ -39,42 +39,6 @@ def snapshot(source):
     return {name: (source.dtype(name), source.shape(name), source.read(name).tobytes()) for name in source}
 
 
-class Call:
-    def __init__(self, function, *args):
-        self.function, self.args = function, args
-
-
-class Name(str):
-    """A global of the pickle, such as `torch.FloatStorage`."""
-
-
-class Ref(tuple):
-    """A persistent reference."""
-
-
-class Raw(bytes):
-    """Opcodes as they are."""
-
-
-def encode(value):
-    """Pickle opcodes that leave `value` on the stack, without needing what they name."""
-    if isinstance(value, Raw):
-        return bytes(value)
-    if isinstance(value, Call):
-        return encode(Name(value.function)) + encode(value.args) + b"R"
-    if isinstance(value, Name):
-        module, _, attribute = value.rpartition(".")
-        return b"c%s\n%s\n" % (module.encode(), attribute.encode())
-    if isinstance(value, Ref):
-        return encode(tuple(value)) + b"Q"
-    if isinstance(value, dict):
-        return b"}(" + b"".join(encode(item) for pair in value.items() for item in pair) + b"u"
-    if isinstance(value, (tuple, list)):
-        items = b"".join(map(encode, value))
-        return b"(" + items + b"t" if isinstance(value, tuple) else b"](" + items + b"e"
-    return pickle.dumps(value, protocol=2)[2:-1]  # a number, text, bool or None, without PROTO and STOP
-
-
 def tensor(key="0", shape=(2, 3), strides=(3, 1), offset=0, count=6, kind="torch.FloatStorage"):
     storage = Ref(("storage", Name(kind), key, "cpu", count))
     return Call(
@@ -86,16 +50,8 @@ SIX = np.arange(1, 7, dtype=np.float32) * 1.5
 
 
 def write_torch(path, saved, storages=None, byteorder=b"little", compress=(), more=()):
-    """A zip as torch.save writes it: `saved` as data.pkl beside the storages, key -> bytes."""
-    storages = {"0": SIX.tobytes()} if storages is None else storages
-    members = [("data.pkl", b"\x80\x02" + encode(saved) + b"."), ("byteorder", byteorder)]
-    members += [(f"data/{key}", content) for key, content in storages.items()] + [("version", b"3\n"), *more]
-    with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # zipfile minds duplicate names
-        for name, content in members:
-            kind = zipfile.ZIP_DEFLATED if name in compress else zipfile.ZIP_STORED
-            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content, compress_type=kind)
-    return path
+    """A zip as torch.save writes it; by default with one storage of six numbers."""
+    return write_zip(path, saved, {"0": SIX.tobytes()} if storages is None else storages, byteorder, compress, more)
 
 
 def write_safetensors(path, header, data=b""):

@@ -91,10 +91,8 @@ def test_there_and_back_is_bit_identical(convert, tmp_path, way, variant, dtype)
             convert(file, middle, "--to", to, *flags)
         return
     convert(file, middle, "--to", to, "--verify", *flags)
-    if way == "ckpt" and variant != "plain":
-        side = json.loads(str(np.load(GOLDEN / f"{VARIANTS[variant][0]}.npz")["config"]))
-        flags = [*flags, f"--input-size={side['input_size']}", f"--pe-interpolation={side['pe_interpolation']}"]
-    convert(middle, back, "--to", "official", "--verify", *flags)
+    own = way in ("folder", "safetensors", "ckpt")  # keeps the config
+    convert(middle, back, "--to", "official", "--verify", *([] if own else flags))
     before, after = contents(file), contents(back)
     if way == "diffusers":
         assert before.pop("y_embedder.y_embedding")  # a diffusers pipeline computes it
@@ -344,6 +342,17 @@ def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
         peaks.append(int(done.stdout.splitlines()[-1]) * 1024)
     size = (source / "model.safetensors").stat().st_size
     assert size > 2e8 and peaks[1] - peaks[0] < 0.35 * size
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_pipeline_saved_in_every_dtype(tmp_path, mini, dtype):
+    mini.save_pretrained(tmp_path / "mini", dtype)
+    stored, bundled = open_checkpoint(tmp_path / "mini" / "vae"), open_checkpoint(MINI / "vae")
+    for name in bundled.names():
+        assert stored.dtype(name) == DTYPES[dtype]
+        assert (np.array(stored.read(name)) == bundled.read(name).astype(DTYPES[dtype])).all()
+    with pytest.raises(MindSigmaError, match="fp32, fp16, bf16"):
+        mini.save_pretrained(tmp_path / "mini", "int8")
 
 
 def test_tensors_train_on(convert, tmp_path):

@@ -1,4 +1,4 @@
-"""Measure seconds and peak memory: sigma-mini images cold and warm, guided steps of XL/2.
+"""Measure seconds and peak memory: sigma-mini images cold and warm, guided steps of XL/2, translation of T5-XXL.
 
     python tools/benchmark.py
 
@@ -31,7 +31,10 @@ XL_CASES = {
     "xl-1024": ("PixArt-Sigma-XL-2-1024-MS", 1024),
     "xl-1024-kv": ("PixArt-Sigma-XL-2-1024-MS-KV", 1024),
 }
-CASES = ("mini-cold", "mini-warm", "mini-decode-4k", "convert-t5-xxl", *XL_CASES)
+# torch.load + half() + torch.save hold a checkpoint one and a half times, so theirs is one of 10 layers of the 24.
+T5_PART_LAYERS = 10
+TORCH_CASES = ("torch-t5-part", "torch-t5-part-mmap")
+CASES = ("mini-cold", "mini-warm", "mini-decode-4k", "convert-t5-xxl", "convert-t5-part", *TORCH_CASES, *XL_CASES)
 DEFAULT_CASES = ("mini-cold", "mini-warm", "xl-256", "xl-512")
 
 
@@ -42,27 +45,90 @@ def mini_cold(folder):
 
 def convert_t5_xxl(folder):
     """A checkpoint of T5-XXL's shapes (19 GB in fp32, a sparse file of zeros) to this project's format in fp16."""
-    import numpy as np
-    from mindspore.nn.utils import no_init_parameters
-
     from mindsigma.checkpoints.safetensors_writer import safetensors_header
-    from mindsigma.checkpoints.tensor_stream import TensorSpec
-    from mindsigma.models.t5 import T5Config, T5Encoder
 
-    with no_init_parameters():
-        encoder = T5Encoder(T5Config(), kernels="math")
-    specs = [TensorSpec(p.name, np.dtype(np.float32), tuple(p.shape)) for p in encoder.get_parameters()]
+    specs = t5_specs()
     source = Path(folder) / "t5-xxl.safetensors"
     header = safetensors_header(source, specs, None)
     with open(source, "wb") as file:
         file.write(header)
         file.truncate(len(header) + sum(spec.nbytes for spec in specs))
-    return run_tool("convert.py", source, Path(folder) / "out", "--to", "mindspore", "--dtype", "fp16")
+    return translated(source, folder)
+
+
+def convert_t5_part(folder):
+    """A .pth file of T5-XXL's first layers, of zeros, to this project's format in fp16."""
+    return translated(t5_part(folder), folder)
+
+
+def torch_t5_part(folder, mmap=False):
+    """The same file by torch.load, half() and torch.save, in the Python of --peer-python."""
+    python = os.environ.get(PEER_VARIABLE)
+    if not python:
+        raise MindSigmaError("--cases torch-t5-part: give --peer-python, an interpreter that has PyTorch")
+    size = sum(spec.nbytes for spec in t5_specs(T5_PART_LAYERS))
+    free = available_bytes()
+    if free < 1.5 * size + 2e9:
+        raise MindSigmaError(f"PyTorch needs {1.5 * size / 1e9:.1f} GB and 2 to spare, {free / 1e9:.1f} GB are free")
+    source = t5_part(folder)
+    run = run_command([python, "-c", PEER, str(source), str(Path(folder) / "out.pth"), str(int(mmap))], python)
+    return {**run, "source_bytes": source.stat().st_size}
+
+
+PEER_VARIABLE = "MINDSIGMA_PEER_PYTHON"
+PEER = """
+import sys, torch
+state = torch.load(sys.argv[1], map_location="cpu", mmap=sys.argv[3] == "1")
+state = {name: tensor.half() for name, tensor in state["state_dict"].items()}
+torch.save(state, sys.argv[2])
+"""
+
+
+def t5_specs(layers=24):
+    """TensorSpec of each fp32 tensor of a T5-XXL encoder."""
+    import numpy as np
+    from mindspore.nn.utils import no_init_parameters
+
+    from mindsigma.checkpoints.tensor_stream import TensorSpec
+    from mindsigma.models.t5 import T5Config, T5Encoder
+
+    with no_init_parameters():
+        encoder = T5Encoder(T5Config(num_layers=layers), kernels="math")
+    return [TensorSpec(p.name, np.dtype(np.float32), tuple(p.shape)) for p in encoder.get_parameters()]
+
+
+def t5_part(folder):
+    """A .pth file of zeros in the shapes of the first layers of a T5-XXL encoder."""
+    import numpy as np
+
+    from mindsigma.checkpoints.torch_writer import write_torch
+
+    specs = t5_specs(T5_PART_LAYERS)
+    shapes = {spec.name: spec.shape for spec in specs}
+    source = Path(folder) / "t5-part.pth"
+    write_torch(source, specs, lambda name: np.zeros(shapes[name], np.float32))
+    return source
+
+
+def translated(source, folder):
+    """Seconds, peak memory and bytes of a translation to fp16."""
+    run = run_tool("convert.py", source, Path(folder) / "out", "--to", "mindspore", "--dtype", "fp16")
+    return {**run, "source_bytes": source.stat().st_size}
+
+
+def available_bytes():
+    """Memory that can be had without swapping."""
+    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
 
 
 def run_tool(name, *arguments):
     """Seconds and peak memory of one of the tools, from process start to end."""
-    command = [sys.executable, str(ROOT / "tools" / name), *map(str, arguments)]
+    return run_command([sys.executable, str(ROOT / "tools" / name), *map(str, arguments)], f"tools/{name}")
+
+
+def run_command(command, name):
+    """Seconds and peak memory of a process."""
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     errors = process.stderr.read()
@@ -70,11 +136,19 @@ def run_tool(name, *arguments):
     seconds = time.perf_counter() - start
     process.stderr.close()
     if status != 0:
-        raise MindSigmaError(f"tools/{name} failed: {errors.decode().strip().splitlines()[-1]}")
-    return {"seconds": seconds, "peak_bytes": usage.ru_maxrss * 1024}
+        lines = errors.decode().strip().splitlines() or [f"it ended with {status}"]
+        raise MindSigmaError(f"{name} failed: {lines[-1]}")
+    cpu_seconds = usage.ru_utime + usage.ru_stime
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": usage.ru_maxrss * 1024}
 
 
-TOOL_CASES = {"mini-cold": mini_cold, "convert-t5-xxl": convert_t5_xxl}
+TOOL_CASES = {
+    "mini-cold": mini_cold,
+    "convert-t5-xxl": convert_t5_xxl,
+    "convert-t5-part": convert_t5_part,
+    "torch-t5-part": torch_t5_part,
+    "torch-t5-part-mmap": lambda folder: torch_t5_part(folder, mmap=True),
+}
 
 
 def mini_warm(repeats):
@@ -152,7 +226,9 @@ def run_case(case, repeats):
         return {
             "seconds": [run["seconds"] for run in runs],
             "first_seconds": runs[0]["seconds"],
+            "cpu_seconds": [run["cpu_seconds"] for run in runs],
             "peak_bytes": max(run["peak_bytes"] for run in runs),
+            **({"source_bytes": runs[0]["source_bytes"]} if "source_bytes" in runs[0] else {}),
         }
     others = {"mini-warm": mini_warm, "mini-decode-4k": mini_decode_4k}
     return (others[case] if case in others else xl_step(*XL_CASES[case]))(repeats)
@@ -194,6 +270,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(DEFAULT_CASES), help="what to measure")
     parser.add_argument("--repeats", type=int, default=5, help="counted runs a case; with 0 the first one counts")
+    parser.add_argument("--peer-python", metavar="PATH", help="an interpreter with PyTorch, for the torch- cases")
     parser.add_argument("--out", default="outputs/benchmark.json", help="where the numbers go")
     parser.add_argument("--only", choices=CASES, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -202,17 +279,18 @@ def main():
     if args.only:
         print(json.dumps(run_case(args.only, args.repeats)))
         return 0
+    if args.peer_python:
+        os.environ[PEER_VARIABLE] = args.peer_python
     report = {"machine": machine(), "cases": {}}
     print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
-    print(f"{'case':<14} {'median s':>9} {'first s':>9} {'peak GB':>8}")
+    print(f"{'case':<18} {'median s':>9} {'first s':>9} {'peak GB':>8} {'MB/s read':>9}")
     for case in args.cases:
         result = in_new_process(case, args.repeats)
-        report["cases"][case] = {**result, "median_seconds": statistics.median(result["seconds"])}
-        print(
-            f"{case:<14} {statistics.median(result['seconds']):9.2f} {result['first_seconds']:9.2f} "
-            f"{result['peak_bytes'] / 1e9:8.2f}",
-            flush=True,
-        )
+        median = statistics.median(result["seconds"])
+        report["cases"][case] = {**result, "median_seconds": median}
+        rate = f"{result['source_bytes'] / 1e6 / median:9.0f}" if "source_bytes" in result else ""
+        line = f"{case:<18} {median:9.2f} {result['first_seconds']:9.2f} {result['peak_bytes'] / 1e9:8.2f} {rate}"
+        print(line.rstrip(), flush=True)
     out = Path(args.out)
     from mindsigma.checkpoints.atomic import write_json
 

@@ -1,6 +1,7 @@
-"""Translate checkpoints between this project, diffusers and the official PyTorch code, without PyTorch.
+"""Translate checkpoints and adapters between this project, diffusers and the official PyTorch code, without PyTorch.
 
 python tools/convert.py PixArt-Sigma-XL-2-1024-MS.pth models/1024-MS/dit --to mindspore --dtype fp16 --verify
+python tools/convert.py style.safetensors style-peft --to peft
 """
 
 import argparse
@@ -13,16 +14,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mindsigma import command_line  # noqa: E402
 from mindsigma.errors import MindSigmaError  # noqa: E402
 
+TARGETS = ("mindspore", "diffusers", "official", "peft", "kohya")
 SHOWN = 3  # names listed for each kind of change
+
+
+class ListReleased(argparse.Action):
+    """--list: print the released models and end, whatever else is missing."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from mindsigma.pipeline.released import listing
+
+        print(listing())
+        parser.exit()
 
 
 def build_parser():
     """The options of this tool."""
     parser = argparse.ArgumentParser(description="Translate PixArt-Sigma checkpoints; the source tells what it is.")
     add = parser.add_argument
-    add("source", help="weight file, folder of a network or pipeline, bundled name, or hub id")
-    add("target", help="folder; or one .ckpt, .safetensors (mindspore) or .pth (official) file")
-    add("--to", required=True, choices=("mindspore", "diffusers", "official"), help="whose format to write")
+    add("source", help="weight file, folder of a network or pipeline, bundled or released name, or hub id")
+    add("target", help="folder; or one .ckpt, .safetensors (mindspore; adapters), .pth (official) file")
+    add("--list", action=ListReleased, nargs=0, help="print names, files, sizes and configs of the released models")
+    add("--to", required=True, choices=TARGETS, help="whose format to write; peft, kohya: adapters")
     add("--component", choices=("dit", "vae", "t5", "pipeline"), help="that part alone; default all there is")
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default as in the source")
     add("--ema", action="store_true", help="averaged weights of an official training checkpoint")
@@ -31,6 +44,7 @@ def build_parser():
     add("--drop-unsupported", action="store_true", help="leave out what the target cannot hold instead of stopping")
     add("--dry-run", action="store_true", help="check everything, print the table, write nothing")
     add("--verify", action="store_true", help="read the result back and compare every tensor's checksum")
+    add("--lora", action="append", metavar="FILE[:WEIGHT]", help="merge a LoRA or DoRA into the DiT; repeatable")
     group = parser.add_argument_group("what a bare DiT file does not tell")
     group.add_argument("--num-heads", type=int)
     group.add_argument("--input-size", type=int, help="latent side of the base resolution")
@@ -50,8 +64,11 @@ def change(component, args):
     """Apply the options that change a checkpoint to the component they are about."""
     from mindsigma.conversion import surgery
     from mindsigma.conversion.component import open_source
+    from mindsigma.conversion.targets import NUMPY
 
     if component.kind == "dit":
+        if args.lora:
+            component = surgery.add_adapters(component, args.lora, NUMPY.get(args.dtype))
         if args.merge:
             if not 0 <= args.merge_weight <= 1:
                 raise MindSigmaError(f"--merge-weight must lie in 0 ... 1, not {args.merge_weight}")
@@ -91,13 +108,48 @@ def known_config(args):
 
 def check(args, kinds):
     """Raise for options that no component of the source is about."""
-    about = {"dit": ("merge", "kv_compression", "grow_to", "null_caption"), "vae": ("vae_scaling_factor",)}
+    if args.to in ("peft", "kohya"):
+        raise MindSigmaError(f"--to {args.to} is for adapters, but {args.source} holds a network: {', '.join(kinds)}")
+    about = {"dit": ("lora", "merge", "kv_compression", "grow_to", "null_caption"), "vae": ("vae_scaling_factor",)}
     for kind, names in about.items():
         for name in names:
             if getattr(args, name) is not None and kind not in kinds:
                 raise MindSigmaError(f"--{name.replace('_', '-')} is about a {kind}, which {args.source} does not hold")
     if args.shard_size <= 0:
         raise MindSigmaError(f"--shard-size must be positive, not {args.shard_size}")
+
+
+def convert_adapter(args, path):
+    """Translate an adapter instead of networks; returns the exit code."""
+    from mindsigma.checkpoints.adapter_reader import open_adapter, ranks_text
+    from mindsigma.conversion import adapters, convert
+
+    parser = build_parser()
+    allowed = ("source", "target", "to", "dtype", "overwrite", "dry_run", "verify")
+    for name, value in vars(args).items():
+        if name not in allowed and value != parser.get_default(name):
+            raise MindSigmaError(f"--{name.replace('_', '-')} is about networks, but {path} is an adapter")
+    opened = open_adapter(path)
+    convert.check_target(args.target, path)
+    adapters.output_file(args.target, args.to)
+    adapter = adapters.prepare(opened.adapter, args.to, args.dtype)
+    tensors = adapters.tensors_for(adapter, args.to)
+    size = sum(array.nbytes for array in tensors.values())
+    kind = ("DoRA" if adapter.dora else "LoRA") + (", rank-stabilised" if adapter.rslora else "")
+    print(f"adapter: {path}")
+    print(f"  kind     {kind}, {ranks_text(adapter)}, {len(adapter.entries)} modules")
+    print(f"  mapped   {opened.tensors} tensors to {len(tensors)} names, {size / 1e6:.3f} MB")
+    shown(("dropped", opened.dropped))
+    for line in adapter.record:
+        print(f"  changed  {line}")
+    if args.dry_run:
+        print("dry run: nothing written")
+        return 0
+    written = adapters.write(adapter, args.target, args.to, args.overwrite)
+    if args.verify:
+        print(f"verified {adapters.verify(adapter, written)} modules")
+    print(args.target)
+    return 0
 
 
 def describe(output, size):
@@ -107,12 +159,17 @@ def describe(output, size):
     mapped = sum(name not in made for name in component.view.names())
     print(f"{component.kind}: {component.path}")
     print(f"  mapped   {mapped} tensors to {len(output.view.names())} names, {size / 1e9:.3f} GB")
-    for word, names in (("dropped", component.dropped), ("made", component.made)):
+    shown(("dropped", component.dropped), ("made", component.made))
+    for line in component.record:
+        print(f"  changed  {line}")
+
+
+def shown(*kinds):
+    """Print the first names of each (word, names)."""
+    for word, names in kinds:
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
             print(f"  {word:<8} {len(names)}: {', '.join(names[:SHOWN])}{more}")
-    for line in component.record:
-        print(f"  changed  {line}")
 
 
 def main():
@@ -120,10 +177,15 @@ def main():
     args = build_parser().parse_args()
     from tqdm import tqdm
 
+    from mindsigma.checkpoints.adapter_reader import is_adapter
     from mindsigma.conversion import convert
-    from mindsigma.conversion.component import open_source
+    from mindsigma.conversion.component import FOLDERS, open_source
     from mindsigma.conversion.targets import prepare
+    from mindsigma.pipeline.locate import locate
 
+    path = locate(args.source, FOLDERS.get(args.component))
+    if is_adapter(path):
+        return convert_adapter(args, path)
     source = open_source(args.source, args.component, args.ema, **known_config(args))
     convert.check_target(args.target, source.path)
     check(args, [component.kind for component in source.components])

@@ -34,6 +34,7 @@ def build_parser():
     add("--pe-interpolation", type=float, help="scale of the position grid, where the weight file does not tell")
     add("--input-size", type=int, help="latent side of the base resolution, where the weight file does not tell")
     add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="as in uniform:2:14-27, for modes without weights")
+    add("--lora", action="append", metavar="FILE[:WEIGHT]", help="LoRA or DoRA to merge into the model; repeatable")
     add("--negative-prompt", default="", help="what to lead away from")
     add("--height", type=int, help="pixels; default the model's base resolution")
     add("--width", type=int, help="pixels; default the model's base resolution")
@@ -165,7 +166,7 @@ def main():
     }
     with clock.phase("load"):
         pipeline = PixArtSigmaPipeline.from_pretrained(
-            args.model, args.dtype, args.device, args.components, args.convention, **config
+            args.model, args.dtype, args.device, args.components, args.convention, args.lora or (), **config
         )
     if args.model == "sigma-mini":
         print(
@@ -259,6 +260,7 @@ def metadata(args, drawn, size):
         "negative_prompt": args.negative_prompt,
         "model": args.model,
         "components": args.components or args.model,
+        **({"lora": ", ".join(args.lora)} if args.lora else {}),
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
         "solver_order": args.solver_order,

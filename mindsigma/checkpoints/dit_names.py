@@ -61,7 +61,14 @@ DIFFUSERS = (
     + (Rule("final_layer.scale_shift_table", ("scale_shift_table",)),)
     + (Rule("blocks.{}.scale_shift_table", (f"{_BLOCK}scale_shift_table",)),)
 )
-DIFFUSERS_DROP = ("pos_embed.pos_embed",)
+# Older diffusers kept the null caption: the released alpha transformers have it.
+DIFFUSERS_NULL_CAPTION = "caption_projection.y_embedding"
+DIFFUSERS_DROP = ("pos_embed.pos_embed", DIFFUSERS_NULL_CAPTION)
+
+
+def stored_null_caption(source):
+    """Name of the null caption in a TensorSource with official or diffusers names, or None."""
+    return next((name for name in (NULL_CAPTION, DIFFUSERS_NULL_CAPTION) if name in source), None)
 
 
 def map_dit(source):

@@ -13,7 +13,7 @@ import numpy as np
 from mindsigma.checkpoints.safetensors_file import MAX_RANK, byte_length, map_file, one_line
 from mindsigma.errors import MindSigmaError
 
-MAX_VALUES = 2**20
+MAX_VALUES = 2**16
 MAX_TEXT = 2**20  # bytes of a tag, or of a text saved beside the tensors
 CRC_MARK, CRC_LENGTH = b"crc_num", 17  # what save_checkpoint(crc_check=True) appends: the mark and 10 bytes
 

@@ -10,16 +10,22 @@ TYPE_NAMES = {dtype: name for name, dtype in TYPES.items()}
 SLICE = 512 * 2**20  # bytes of content in one Value, as save_checkpoint has it
 
 
-def write_mindspore_ckpt(path, specs, read, progress=None):
+def write_mindspore_ckpt(path, specs, read, texts=None, progress=None):
     """Write a `.ckpt` that mindspore.load_checkpoint reads; returns dict name -> CRC-32 of its bytes.
 
-    `path` is a Path; `specs`, `read` and `progress` are those of write_safetensors. Raises MindSigmaError for a dtype
-    or a shape MindSpore cannot read from such a file, and as write_safetensors does.
+    `path` is a Path; `specs`, `read` and `progress` are those of write_safetensors. `texts`: dict[str, str] to stand
+    behind the tensors, as save_checkpoint's append_dict has them: load_checkpoint gives them back as str, and
+    load_param_into_net passes over them. Raises MindSigmaError for a dtype or a shape MindSpore cannot read from such a
+    file, and as write_safetensors does.
     """
     specs = checked_specs(path, specs, TYPE_NAMES, "MindSpore .ckpt")
     for spec in specs:
         if spec.shape == (0,):  # load_checkpoint takes it for a scalar
             raise MindSigmaError(f"{path}: tensor '{one_line(spec.name)}' has shape (0,), which .ckpt cannot hold")
+    texts = texts or {}
+    for name in texts:
+        if name in {spec.name for spec in specs}:
+            raise MindSigmaError(f"{path}: the text '{one_line(name)}' is called as a tensor is; rename one of the two")
     crcs = {}
     with replacing(path) as file:
         for spec in specs:
@@ -27,6 +33,8 @@ def write_mindspore_ckpt(path, specs, read, progress=None):
             crcs[spec.name] = write_pieces(_Values(file, spec), pieces(array), progress)
             if not spec.nbytes:
                 file.write(_value_head(spec, 0))
+        for name, text in texts.items():
+            file.write(_text_value(name, text))
     return crcs
 
 
@@ -56,6 +64,12 @@ def _value_head(spec, count):
     tensor += _field(2, TYPE_NAMES[spec.dtype].encode()) + b"\x1a" + _varint(count)
     value = _field(1, spec.name.encode()) + b"\x12" + _varint(len(tensor) + count) + tensor
     return b"\n" + _varint(len(value) + count) + value
+
+
+def _text_value(name, text):
+    """A Value that holds a text: one item of NumPy's unicode type, its dims 0 as MindSpore writes a scalar's."""
+    tensor = b"\x08\x00" + _field(2, b"str") + _field(3, text.encode("utf-32-le"))
+    return _field(1, _field(1, name.encode()) + _field(2, tensor))
 
 
 def _field(number, content):

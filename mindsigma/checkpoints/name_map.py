@@ -38,7 +38,8 @@ def rules(*pairs, squeeze=False, suffixes=("weight", "bias")):
 
 @cache
 def _pattern(template):
-    return re.compile(r"(\d+)".join(re.escape(part) for part in template.split("{}")))
+    # four digits: a number without bound would be taken for the depth of a network
+    return re.compile(r"([0-9]{1,4})".join(re.escape(part) for part in template.split("{}")))
 
 
 def slots(rule_table, ours):

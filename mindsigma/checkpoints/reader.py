@@ -6,11 +6,20 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from mindsigma.checkpoints.mindspore_file import read_mindspore_ckpt
-from mindsigma.checkpoints.safetensors_file import MAX_HEADER, load_json, map_file, one_line, read_safetensors
+from mindsigma.checkpoints.safetensors_file import (
+    MAX_HEADER,
+    MAX_TENSORS,
+    load_json,
+    map_file,
+    one_line,
+    read_safetensors,
+)
 from mindsigma.checkpoints.torch_file import read_torch
 from mindsigma.errors import MindSigmaError
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.")  # of DDP, torch.compile and training scripts
+MAX_SHARDS = 2**12
+MAX_NAME = 200  # characters; names go into messages of one line
 # what a folder is searched for, the first kind found wins
 FOLDER_SUFFIXES = (
     (".safetensors.index.json",),
@@ -32,9 +41,15 @@ class TensorSource:
     """
 
     def __init__(self, path, tensors, metadata=None, extra=None):
+        if len(tensors) > MAX_TENSORS:
+            raise MindSigmaError(f"{path}: holds {len(tensors)} tensors, over the limit of {MAX_TENSORS}")
         for name in tensors:
             if not name or not name.isprintable():
                 raise MindSigmaError(f"{path}: the tensor name '{one_line(name)}' is empty or unprintable; rename it")
+            if len(name) > MAX_NAME:
+                raise MindSigmaError(
+                    f"{path}: the tensor name '{one_line(name)}' has {len(name)} characters; rename it"
+                )
         self.path = Path(path)
         self.metadata = dict(metadata or {})
         self.extra = dict(extra or {})
@@ -129,7 +144,7 @@ def _weights_in_folder(folder):
         found = [name for name in names if name.endswith(suffixes)]
         usual = [name for name in found if name in [stem + suffix for stem in USUAL_STEMS for suffix in suffixes]]
         if len(found) == 1 or len(usual) == 1:
-            return _file_in_folder(folder, (usual or found)[0])
+            return file_in_folder(folder, (usual or found)[0])
         if found:
             listed = ", ".join(one_line(name, 60) for name in found[:4]) + (", ..." if len(found) > 4 else "")
             raise MindSigmaError(f"{folder}: {len(found)} files could be meant ({listed}); give the path of one")
@@ -138,13 +153,13 @@ def _weights_in_folder(folder):
     )
 
 
-def _file_in_folder(folder, name):
+def file_in_folder(folder, name):
     """`folder / name`, refused where `name` or the symlink it may be leads out of the folder.
 
     The Hugging Face hub's cache is let through: `snapshots/<revision>/...` holds symlinks to `blobs/<hash>` beside it.
     """
     plain = {name} == {PurePosixPath(name).name, PureWindowsPath(name).name} and name not in ("", "..")
-    if not plain or "\0" in name:
+    if not plain or not name.isprintable() or len(name.encode()) > 255:
         raise MindSigmaError(f"{folder}: the index names the shard '{one_line(name)}', which is no plain file name")
     try:
         home, target = folder.resolve(), (folder / name).resolve()
@@ -170,7 +185,9 @@ def _read_index(file):
         raise MindSigmaError(
             f"{file}: a JSON file without the weight_map of a sharded index; give the path of the weights"
         )
-    shards = {name: _file_in_folder(file.parent, name) for name in dict.fromkeys(places.values())}
+    if len(set(places.values())) > MAX_SHARDS:
+        raise MindSigmaError(f"{file}: lists {len(set(places.values()))} shards, over the limit of {MAX_SHARDS}")
+    shards = {name: file_in_folder(file.parent, name) for name in dict.fromkeys(places.values())}
     opened, metadata = {}, {}
     for name, shard in shards.items():
         if not shard.is_file():

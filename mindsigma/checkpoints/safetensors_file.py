@@ -8,7 +8,8 @@ import numpy as np
 
 from mindsigma.errors import MindSigmaError
 
-MAX_HEADER = 100_000_000  # the bound of the reference implementation
+MAX_HEADER = 25_000_000  # some 200,000 tensors; the reference implementation allows four times as much
+MAX_TENSORS = 2**15  # whole Stable Diffusion checkpoints hold some 2500
 MAX_RANK = 32  # of NumPy 1.x
 MAX_BYTES = 2**62
 MAX_DIGITS = 20  # no size in a file of this world is longer; Python's int() is quadratic
@@ -45,6 +46,8 @@ def read_safetensors(path):
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise _damaged(path, "its __metadata__ is not a map of text to text")
+    if len(header) > MAX_TENSORS:
+        raise MindSigmaError(f"{path}: holds {len(header)} tensors, over the limit of {MAX_TENSORS}")
     entries = {name: _entry(path, name, entry) for name, entry in header.items()}
     _check_tiling(path, entries, data.size - start)
     tensors = {
@@ -117,7 +120,7 @@ def _header(path, data):
         raise _damaged(path, f"truncated: {data.size} bytes found, at least 8 expected")
     length = int.from_bytes(data[:8].tobytes(), "little")
     if length > MAX_HEADER:
-        raise _damaged(path, f"its header claims {length} bytes, more than the {MAX_HEADER} the format allows")
+        raise _damaged(path, f"its header claims {length} bytes, more than the {MAX_HEADER} that are read")
     if 8 + length > data.size:
         raise _damaged(path, f"truncated: {data.size} bytes found, at least {8 + length} expected for its header")
     return 8 + length, load_json(path, data[8 : 8 + length].tobytes(), "the safetensors header")

@@ -3,10 +3,16 @@
 import json
 import os
 import re
+import shutil
 
 from mindsigma.checkpoints.atomic import naming, replacing
+from mindsigma.checkpoints.reader import USUAL_STEMS
 from mindsigma.checkpoints.safetensors_writer import NAMES, write_safetensors, written_crcs
 from mindsigma.checkpoints.tensor_stream import checked_specs
+from mindsigma.errors import MindSigmaError
+
+SHARD = r"(-\d{5}-of-\d{5})?\.safetensors"
+INDEX = ".safetensors.index.json"
 
 
 def write_sharded_safetensors(folder, stem, specs, read, metadata, max_shard_bytes, progress=None):
@@ -48,6 +54,34 @@ def write_sharded_safetensors(folder, stem, specs, read, metadata, max_shard_byt
     return {spec.name: crcs[spec.name] for spec in specs}
 
 
+def check_room(folder, stem):
+    """Raise MindSigmaError where weights of another stem in `folder` would be taken for those to be written there."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        usual = entry.name.endswith(".safetensors") and entry.name.split(".")[0] in USUAL_STEMS
+        if (usual or entry.name.endswith(INDEX)) and entry.name.split(".")[0] != stem:
+            raise MindSigmaError(
+                f"{entry}: would stand beside the new {stem}.safetensors; remove it, or give another target"
+            )
+
+
+def move_in(folder, target):
+    """Move all files below `folder` to the same places below `target`, which exists, and remove `folder`.
+
+    Weights that they replace go first, and an index comes last, so that at no instant a mixture can be read.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    for file in files:
+        if file.name.endswith(".safetensors"):
+            place = target / file.parent.relative_to(folder)
+            if place.is_dir():
+                _remove_stale(place, re.sub(SHARD, "", file.name), set())
+    for file in sorted(files, key=lambda path: path.name.endswith(INDEX)):
+        place = target / file.relative_to(folder)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file, place)
+    shutil.rmtree(folder)
+
+
 def _split(stem, specs, limit):
     """dict file name -> list of TensorSpec, filled in order."""
     parts, room = [], -1
@@ -72,7 +106,7 @@ def _write_index(index, shards):
 
 def _remove_stale(folder, stem, current):
     """Files of an older checkpoint of this stem: the index first, so that none is left that lists absent shards."""
-    shard = re.escape(stem) + r"(-\d{5}-of-\d{5})?\.safetensors"
+    shard = re.escape(stem) + SHARD
     ours = re.compile(rf"{shard}|{re.escape(stem)}\.safetensors\.index\.json|\.{shard}\.staged")
     stale = [entry for entry in folder.iterdir() if ours.fullmatch(entry.name) and entry.name not in current]
     for entry in sorted(stale, key=lambda entry: not entry.name.endswith(".json")):

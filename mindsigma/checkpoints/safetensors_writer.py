@@ -62,7 +62,7 @@ def safetensors_header(path, specs, metadata):
     text = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > MAX_HEADER:
-        raise MindSigmaError(f"{path}: {len(text)} bytes of header are more than the {MAX_HEADER} the format allows")
+        raise MindSigmaError(f"{path}: {len(text)} bytes of header are more than the {MAX_HEADER} that are read again")
     return len(text).to_bytes(8, "little") + text
 
 

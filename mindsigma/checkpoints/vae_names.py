@@ -76,7 +76,7 @@ def map_vae(source):
     """See a TensorSource with LDM, old or present diffusers names under ours."""
     names = source.names()
     for prefix in ("", "first_stage_model."):
-        levels = [re.match(re.escape(prefix) + r"encoder\.down\.(\d+)\.", name) for name in names]
+        levels = [re.match(re.escape(prefix) + r"encoder\.down\.([0-9]{1,2})\.", name) for name in names]
         found = {int(match[1]) for match in levels if match}
         if found:
             # With the prefix it is a whole Stable Diffusion checkpoint, denoiser and text encoder beside the VAE.

@@ -5,13 +5,17 @@ from pathlib import Path
 from typing import Any, List, Optional
 
 from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.dit_names import NULL_CAPTION
+from mindsigma.checkpoints.dit_names import NULL_CAPTION, stored_null_caption
+from mindsigma.checkpoints.reader import file_in_folder
 from mindsigma.checkpoints.views import Extended
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import locate
+from mindsigma.pipeline.text import Tokenizer
 
 FOLDERS = {"dit": ("dit", "transformer"), "vae": ("vae",), "t5": ("text_encoder",)}
+
+MAX_TOKENIZER = 2**26  # bytes; T5's has 0.8 MB
 
 # A name that only one kind of network has, under each of its namings.
 TELLING = {
@@ -67,9 +71,10 @@ def open_component(path, kind, ema=False, **config):
         pending = (open_vae if kind == "vae" else open_t5)(path, "fp32", "math")
     tensors = pending.tensors
     view, dropped = tensors, tensors.dropped
-    if kind == "dit" and NULL_CAPTION in tensors.source:
-        view = Extended(tensors, {NULL_CAPTION: tensors.source.read(NULL_CAPTION)})
-        dropped = [name for name in dropped if name != NULL_CAPTION]
+    stored = stored_null_caption(tensors.source) if kind == "dit" else None
+    if stored is not None:
+        view = Extended(tensors, {NULL_CAPTION: tensors.source.read(stored)})
+        dropped = [name for name in dropped if name != stored]
     return Component(kind, view, pending.config, Path(path), list(dropped), inputs=[Path(path)])
 
 
@@ -85,14 +90,15 @@ def kind_of(path):
 
 
 def open_source(name_or_path, component=None, ema=False, **config):
-    """Open a weight file, the folder of one network or of a whole pipeline, a bundled name or a hub id.
+    """Open a weight file, the folder of one network or of a whole pipeline, a bundled or released name or a hub id.
 
     Args:
-        component: "dit", "vae" or "t5": that part alone; "pipeline" or None: all there is.
+        component: "dit", "vae" or "t5": that part alone, and of a hub id no more than that is fetched; "pipeline" or
+            None: all there is.
         ema: averaged weights of an official training checkpoint.
         config: DiTConfig fields the DiT's file does not tell.
     """
-    path = locate(name_or_path)
+    path = locate(name_or_path, FOLDERS.get(component))
     found = _parts_of(path)
     wanted = [kind for kind in found if component in (None, "pipeline", kind)]
     if not wanted:
@@ -101,8 +107,18 @@ def open_source(name_or_path, component=None, ema=False, **config):
         open_component(found[kind], kind, ema, **config) if kind == "dit" else open_component(found[kind], kind)
         for kind in wanted
     ]
-    tokenizer = path / "tokenizer"
-    return Source(path, components, tokenizer if (tokenizer / "spiece.model").is_file() else None)
+    return Source(path, components, _tokenizer(path / "tokenizer"))
+
+
+def _tokenizer(folder):
+    """The folder, if it holds a tokenizer, which must be sound; else None."""
+    if not (folder / "spiece.model").is_file():
+        return None
+    file = file_in_folder(folder, "spiece.model")
+    if file.stat().st_size > MAX_TOKENIZER:
+        raise MindSigmaError(f"{file}: {file.stat().st_size} bytes are too many for a tokenizer; download it again")
+    Tokenizer(file)
+    return folder
 
 
 def _parts_of(path):

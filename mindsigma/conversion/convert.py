@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-from contextlib import contextmanager
+import shutil
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mindsigma.checkpoints.atomic import copy_file, naming, write_json
 from mindsigma.checkpoints.mindspore_writer import write_mindspore_ckpt
-from mindsigma.checkpoints.safetensors_shards import write_sharded_safetensors
+from mindsigma.checkpoints.safetensors_shards import check_room, move_in, write_sharded_safetensors
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec, checksum
 from mindsigma.checkpoints.torch_writer import write_torch
@@ -16,7 +17,7 @@ from mindsigma.conversion.foreign_configs import MODEL_INDEX, SCHEDULER, TOKENIZ
 from mindsigma.conversion.targets import STEMS, target_folder
 from mindsigma.errors import MindSigmaError
 
-MARKER = ".converting"
+MARKER, STAGING = ".converting", ".converting.new"
 MAX_SHARD_BYTES = 10 * 10**9
 
 
@@ -48,22 +49,61 @@ def _weight_files(path):
 
 @contextmanager
 def _folder(root, identity, overwrite):
-    """A target folder that is new, empty, to be overwritten, or left unfinished by the same conversion."""
-    marker = root / MARKER
+    """The folder to write to: `root` where it is new, empty or left unfinished by the same conversion, else one in it.
+
+    What was written in a folder of its own moves in at the end, so that what stands at `root` stays whole until all of
+    the new is. A marker lets the same conversion go on after a kill or an interrupt; an error removes what was written,
+    unless a conversion was being gone on with.
+    """
     with naming(root):
-        root.mkdir(parents=True, exist_ok=True)
-        unfinished = marker.is_file() and marker.read_text(encoding="utf-8") == identity
-        if not unfinished and not overwrite and any(root.iterdir()):
+        fresh = not root.exists() or not any(root.iterdir()) or _unfinished(root, identity)
+        if not fresh and not overwrite:
             raise MindSigmaError(f"{root}: is not empty; give another target, or --overwrite")
-        marker.write_text(identity, encoding="utf-8")
-    yield
-    marker.unlink()
+        place = root if fresh else root / STAGING
+        resumed, moving = _unfinished(place, identity), False
+        if not fresh and place.exists() and not resumed:
+            shutil.rmtree(place)
+        made = next((folder for folder in [*reversed(place.parents), place] if not folder.exists()), None)
+    try:
+        with naming(root):
+            place.mkdir(parents=True, exist_ok=True)
+            (place / MARKER).write_text(identity, encoding="utf-8")
+            yield place
+            (place / MARKER).unlink()
+            if not fresh:
+                moving = True
+                move_in(place, root)
+                (root / MARKER).unlink(missing_ok=True)
+    except Exception:
+        if not resumed and not moving:
+            _clear(place, made)
+        raise
+
+
+def _clear(place, made):
+    """Empty a folder that was empty, and remove it and those above it up to `made`, the first that was not there."""
+    for entry in place.iterdir() if place.is_dir() else ():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    for folder in [place, *place.parents] if made else ():
+        with suppress(OSError):  # somebody else's file has come
+            folder.rmdir()
+        if folder == made:
+            break
+
+
+def _unfinished(folder, identity):
+    marker = folder / MARKER
+    return marker.is_file() and marker.read_bytes() == identity.encode()
 
 
 def check_target(target_path, source_path):
     """Raise if the target is the source, or one lies inside the other."""
-    one, two = Path(target_path).resolve(), Path(source_path).resolve()
-    if one == two or two in one.parents or (two.is_dir() and one in two.parents):
+    try:
+        one, two = Path(target_path).resolve(), Path(source_path).resolve()
+        same = one.exists() and one.samefile(two)
+    except (OSError, RuntimeError):
+        raise MindSigmaError(f"{target_path}: cannot be resolved; is a symlink a loop?") from None
+    if same or one == two or two in one.parents or (two.is_dir() and one in two.parents):
         raise MindSigmaError(f"{target_path}: is the source, or they lie in each other; give another target")
 
 
@@ -82,10 +122,12 @@ def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
         return [_write_file(outputs, root, target, overwrite, progress)]
     identity = fingerprint(outputs, target)
     whole = len(outputs) > 1 or tokenizer is not None
-    written = []
-    with _folder(root, identity, overwrite):
+    with naming(root):
+        for kind in [output.component.kind for output in outputs] if overwrite else ():
+            check_room(target_folder(root, target, kind, whole), STEMS[target][kind])
+    with _folder(root, identity, overwrite) as place:
         for output in outputs:
-            folder = target_folder(root, target, output.component.kind, whole)
+            folder = target_folder(place, target, output.component.kind, whole)
             folder.mkdir(parents=True, exist_ok=True)
             metadata = {**output.metadata, "fingerprint": identity}
             write_sharded_safetensors(
@@ -98,10 +140,9 @@ def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
                 progress,
             )
             write_json(folder / "config.json", output.config)
-            written.append(folder)
         if whole:
-            _write_pipeline_files(root, target, tokenizer)
-    return written
+            _write_pipeline_files(place, target, tokenizer)
+    return [target_folder(root, target, output.component.kind, whole) for output in outputs]
 
 
 def _write_file(outputs, path, target, overwrite, progress):
@@ -117,7 +158,7 @@ def _write_file(outputs, path, target, overwrite, progress):
     if target == "official":
         write_torch(path, specs, read, progress=progress)
     elif path.suffix == ".ckpt":
-        write_mindspore_ckpt(path, specs, read, progress=progress)
+        write_mindspore_ckpt(path, specs, read, output.metadata, progress)
     else:
         write_safetensors(path, specs, read, output.metadata, progress=progress)
     return path

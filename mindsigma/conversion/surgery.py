@@ -4,15 +4,21 @@ from dataclasses import replace
 
 import numpy as np
 
+from mindsigma.checkpoints.adapter_reader import ranks_text
+from mindsigma.checkpoints.adapter_view import Adapted
 from mindsigma.checkpoints.dit_names import NULL_CAPTION
 from mindsigma.checkpoints.tensor_stream import checksum
 from mindsigma.checkpoints.views import Extended, Merged
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import KVCompression
+from mindsigma.pipeline.adapters import open_adapters
 
 
-def compress_keys(component, text):
-    """Add KV compression (`conv:2:14-27`): convolutions that average ("Conv Avg Init"), norms that are neutral."""
+def compress_keys(component, text, init="average", seed=0):
+    """Add KV compression (`conv:2:14-27`): convolutions that average ("Conv Avg Init"), norms that are neutral.
+
+    `init` "random" draws the convolutions from the uniform distribution that PyTorch's start with instead, to compare.
+    """
     _only(component, "dit", "--kv-compression")
     if component.config.kv_compression is not None:
         raise MindSigmaError(f"{component.path}: compresses keys already ({component.config.kv_compression})")
@@ -23,20 +29,28 @@ def compress_keys(component, text):
     for layer in range(config.depth):
         if config.layer_compression(layer) is not None and compression.sampling == "conv":
             name = f"blocks.{layer}.attn."
-            made[f"{name}sr.weight"] = np.full((channels, 1, r, r), 1 / r**2, dtype)
+            shape = (channels, 1, r, r)
+            weight = np.full(shape, 1 / r**2)
+            if init == "random":
+                weight = np.random.default_rng([seed, layer]).uniform(-1 / r, 1 / r, shape)  # fan-in is r²
+            made[f"{name}sr.weight"] = weight.astype(dtype)
             made[f"{name}sr.bias"] = np.zeros(channels, dtype)
             made[f"{name}norm.weight"] = np.ones(channels, dtype)
             made[f"{name}norm.bias"] = np.zeros(channels, dtype)
     return component.changed(
-        f"kv_compression {text}", view=Extended(component.view, made), config=config, made=[*component.made, *made]
+        f"kv_compression {text}" + (f", {init} init" if compression.sampling == "conv" else ""),
+        view=Extended(component.view, made), config=config, made=[*component.made, *made]
     )
 
 
-def grow_resolution(component, input_size):
-    """Move the base resolution to a latent side; the position grid's scale grows with it, so that its range stays."""
+def grow_resolution(component, input_size, interpolate=True):
+    """Move the base resolution to a latent side; the position grid's scale grows with it, so that its range stays.
+
+    Without `interpolate` the scale stays and the range grows: positions that the network never saw, to compare.
+    """
     _only(component, "dit", "--grow-to")
     old = component.config
-    scale = old.pe_interpolation * input_size / old.input_size
+    scale = old.pe_interpolation * (input_size / old.input_size if interpolate else 1.0)
     config = old.override(input_size=input_size, pe_interpolation=scale)
     return component.changed(
         f"resolution: input_size {old.input_size} to {input_size}, pe_interpolation {old.pe_interpolation} to {scale}",
@@ -76,6 +90,22 @@ def merge(component, other, weight):
         view=Merged(component.view, other.view, weight),
         inputs=[*component.inputs, *other.inputs],
     )
+
+
+def add_adapters(component, adapters, dtype=None):
+    """This DiT with LoRA or DoRA adapters (`FILE[:WEIGHT]`) merged into its weights, in their order.
+
+    `dtype`: NumPy dtype of the weights that change, so that they are rounded once; None for what they have.
+    """
+    _only(component, "dit", "--lora")
+    opened = open_adapters(adapters)
+    for one, weight in opened:
+        component = component.changed(
+            f"adapter added: {one.adapter.path.name}, weight {weight:g}, "
+            f"{len(one.adapter.entries)} modules, {ranks_text(one.adapter)}",
+            inputs=[*component.inputs, one.adapter.path],
+        )
+    return replace(component, view=Adapted(component.view, [(one.adapter, weight) for one, weight in opened], dtype))
 
 
 def _only(component, kind, flag):

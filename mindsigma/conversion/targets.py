@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict
 
-import ml_dtypes
-import numpy as np
-
 from mindsigma import __version__
 from mindsigma.checkpoints.dit_names import DIFFUSERS, NULL_CAPTION
 from mindsigma.checkpoints.views import Cast, Extended, Foreign, Without
@@ -15,10 +12,9 @@ from mindsigma.conversion.component import Component
 from mindsigma.conversion.foreign_configs import diffusers_config
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit.embeddings import position_embedding
-from mindsigma.pipeline.saving import FORMAT, stored_config
+from mindsigma.pipeline.saving import FORMAT, NUMPY, stored_config
 
 TARGETS = ("mindspore", "diffusers", "official")
-NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 CLASSES = {"dit": "DiT", "vae": "VAE", "t5": "T5Encoder"}
 SUBFOLDERS = {
     "mindspore": {"dit": "dit", "vae": "vae", "t5": "text_encoder"},
@@ -83,7 +79,8 @@ def own_metadata(component):
 def _official(component):
     if component.kind != "dit":
         raise MindSigmaError(
-            f"--to official: the official code reads the {component.kind} from a diffusers folder; use --to diffusers"
+            f"--to official: the official code reads the {component.kind} from a diffusers folder; use --to diffusers, "
+            "or --component dit"
         )
     config = component.config
     dtype = component.view.dtype("x_embedder.proj.weight")

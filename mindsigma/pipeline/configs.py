@@ -1,30 +1,41 @@
 """The config of a network: from config.json beside its weights, else from what the tensors' names and shapes tell."""
 
-import json
-
 import numpy as np
 
-from mindsigma.checkpoints.dit_names import NULL_CAPTION
+from mindsigma.checkpoints.dit_names import stored_null_caption
+from mindsigma.checkpoints.reader import file_in_folder
+from mindsigma.checkpoints.safetensors_file import load_json
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import DiTConfig, KVCompression
 from mindsigma.models.dit.config import canonical_fields
 from mindsigma.models.t5 import T5Config
 from mindsigma.models.vae_config import VAEConfig
 from mindsigma.pipeline.locate import read_json
+from mindsigma.pipeline.released import check_release
+from mindsigma.pipeline.stored_config import checked
 
 
-def stored_dit_fields(path, tensors):
-    """What config.json beside the weights, or the header of our own files, tells, as DiTConfig fields."""
+def stored_dit_fields(path, tensors, release=None):
+    """What config.json beside the weights, or the header of our own files, tells, as DiTConfig fields.
+
+    An interpolation_scale that a diffusers config leaves open is that of `release`, else diffusers' own default.
+    """
     stored = _stored(path, tensors)
     name = stored.get("_class_name")
     if name == "DiT":
-        return canonical_fields({key: value for key, value in stored.items() if key[0] != "_"})
-    if name == "PixArtTransformer2DModel":
+        return canonical_fields({key: value for key, value in stored.items() if not key.startswith("_")})
+    # Transformer2DModel: what diffusers called it before 0.30, and the folders of that time still do.
+    if name == "PixArtTransformer2DModel" or (
+        name == "Transformer2DModel" and stored.get("norm_type") == "ada_norm_single"
+    ):
         side = stored.get("sample_size") or 128
+        scale = stored.get("interpolation_scale") or (release and release.config.pe_interpolation)
+        if not scale:
+            scale = max(side // 64, 1) if isinstance(side, int) else 1.0
         return {
             "num_heads": stored.get("num_attention_heads", 16),
             "input_size": side,
-            "pe_interpolation": stored.get("interpolation_scale") or max(side // 64, 1),
+            "pe_interpolation": scale,
         }
     if stored and path.is_dir():
         raise MindSigmaError(f"{path / 'config.json'}: _class_name {name!r} is not a PixArt transformer")
@@ -34,19 +45,27 @@ def stored_dit_fields(path, tensors):
 def _stored(path, tensors):
     """The config, as a dict, that the header of one of our own files or config.json beside the weights holds, or {}."""
     if "config" in tensors.metadata:
-        try:
-            stored = json.loads(tensors.metadata["config"])
-        except ValueError:
-            raise MindSigmaError(f"{path}: the config in its header is not JSON; convert the file again") from None
-        if isinstance(stored, dict):
-            return stored
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    return read_json(file) if file.is_file() else {}
+        return load_json(path, tensors.metadata["config"].encode("utf-8", "surrogatepass"), "the config in its header")
+    folder = path if path.is_dir() else path.parent
+    return read_json(file_in_folder(folder, "config.json")) if (folder / "config.json").is_file() else {}
 
 
-def dit_config(tensors, stored, overrides):
-    """Work out a DiTConfig: overrides win over the stored config, which wins over what the tensors' shapes tell."""
-    known = {**_config_from_shapes(tensors), **stored, **overrides}
+def dit_config(tensors, stored, overrides, release=None):
+    """Work out a DiTConfig: overrides win over the stored config, which wins over what the tensors' shapes tell.
+
+    What none of them tells is taken from the Release that the file is called after, which the tensors must fit.
+    """
+    told = _config_from_shapes(tensors)
+    if "hidden_size" in stored:  # a file of this project tells all, and may have been changed since
+        release = None
+    if release is not None:
+        check_release(release, tensors, told, {**stored, **overrides})
+    known = {**told, **stored, **overrides}
+    if release is not None:
+        rule = {"input_size", "pe_interpolation"}  # one given, the other follows below
+        given = rule & known.keys()
+        known = {**{k: v for k, v in release.told().items() if not given or k not in rule}, **known}
+    checked(tensors.path, DiTConfig, known, len(tensors.names()))
     if "input_size" not in known and "pe_interpolation" in known:
         known["input_size"] = int(64 * known["pe_interpolation"])
     if "pe_interpolation" not in known and "input_size" in known:
@@ -101,8 +120,12 @@ def _shape(tensors, name, ndim):
 def _config_from_buffers(source, patch):
     """What the buffers of an official checkpoint tell: caption length, base size and scale of the position grid."""
     fields = {}
-    if NULL_CAPTION in source:
-        fields["model_max_length"] = source.shape(NULL_CAPTION)[0]
+    null_caption = stored_null_caption(source)
+    if null_caption is not None:
+        shape = source.shape(null_caption)
+        if len(shape) != 2:
+            raise MindSigmaError(f"{source.path}: tensor '{null_caption}' has shape {shape}, expected 2 axes")
+        fields["model_max_length"] = shape[0]
     if "pos_embed" in source and len(source.shape("pos_embed")) == 3:
         _, tokens, channels = source.shape("pos_embed")
         side = int(round(tokens**0.5))
@@ -125,7 +148,7 @@ def vae_config(path, tensors):
     """
     stored = _stored(path, tensors)
     if stored:
-        return VAEConfig.from_dict(stored)
+        return VAEConfig.from_dict(checked(tensors.path, VAEConfig, stored, len(tensors.names())))
     names = tensors.names()
     widths, layers = {}, 0
     for name in names:
@@ -149,7 +172,7 @@ def t5_config(path, tensors):
     """T5Config of a folder with config.json, or of a weight file that stands alone."""
     stored = _stored(path, tensors)
     if stored:
-        return T5Config.from_dict(stored)
+        return T5Config.from_dict(checked(tensors.path, T5Config, stored, len(tensors.names())))
     first = "encoder.block.0.layer."
     needed = (
         "shared.weight",

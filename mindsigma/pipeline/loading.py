@@ -15,36 +15,48 @@ from mindsigma.models.dit import DiT
 from mindsigma.models.dit.config import canonical_fields
 from mindsigma.models.t5 import T5Encoder
 from mindsigma.models.vae import VAE
+from mindsigma.pipeline.adapters import with_adapters
 from mindsigma.pipeline.configs import dit_config, stored_dit_fields, t5_config, vae_config
 from mindsigma.pipeline.locate import component_folder
+from mindsigma.pipeline.released import release_of, size_note
+from mindsigma.pipeline.stored_config import config_of
 from mindsigma.runtime import resolve_dtype
 
 SHOWN_NAMES = 4
 
 
-def load_dit(path, dtype=None, ema=False, kernels=None, **config_overrides):
+def load_dit(path, dtype=None, ema=False, kernels=None, lora=(), **config_overrides):
     """Load a DiT from an official or diffusers checkpoint or from a folder of this project.
 
     Args:
-        path: bundled name, hub id, weight file, or folder (of the transformer or of a whole pipeline).
+        path: bundled or released name, hub id, weight file, or folder (of the transformer or of a whole pipeline).
         dtype: "fp32", "fp16", "bf16" or None for the device's default.
         ema: take the averaged weights of an official training checkpoint.
         kernels: "math" or "fused"; by default what the device target offers.
+        lora: adapters to merge into the weights, each `FILE[:WEIGHT]` or (path, weight).
         config_overrides: DiTConfig fields that the file does not tell, such as num_heads, pe_interpolation, input_size
             or kv_compression ("uniform:2:14-27"); they win over config.json.
 
     Raises:
         MindSigmaError: the file is absent or damaged, or a tensor is missing, unexpected or of the wrong shape.
     """
-    return open_dit(path, dtype, ema, kernels, **config_overrides).load()
+    return open_dit(path, dtype, ema, kernels, lora, **config_overrides).load()
 
 
-def open_dit(path, dtype=None, ema=False, kernels=None, **config_overrides):
+def open_dit(path, dtype=None, ema=False, kernels=None, lora=(), **config_overrides):
     """`load_dit` up to the reading of the weights: everything is checked, returns a Pending cell."""
     path = component_folder(path, ("dit", "transformer"))
-    tensors = map_dit(open_checkpoint(path, ema=ema))
-    config = dit_config(tensors, stored_dit_fields(path, tensors), canonical_fields(config_overrides))
-    return Pending(tensors, lambda: DiT(config, _dtype(dtype), kernels))
+    released = release_of(path)
+    try:
+        tensors = map_dit(open_checkpoint(path, ema=ema))
+    except MindSigmaError as error:
+        raise MindSigmaError(f"{error}{size_note(released, path)}") from error
+    with config_of(path):
+        stored = stored_dit_fields(path, tensors, released)
+        config = dit_config(tensors, stored, canonical_fields(config_overrides), released)
+    pending = Pending(tensors, lambda: DiT(config, _dtype(dtype), kernels))
+    pending.tensors = with_adapters(tensors, lora, np.float32)
+    return pending
 
 
 def open_vae(path, dtype=None, kernels=None):
@@ -54,7 +66,8 @@ def open_vae(path, dtype=None, kernels=None):
     """
     path = component_folder(path, ("vae",))
     tensors = map_vae(open_checkpoint(path))
-    config = vae_config(path, tensors)
+    with config_of(path):
+        config = vae_config(path, tensors)
     dtype = _dtype(dtype)
     if dtype == ms.float16 and config.force_upcast:
         dtype = ms.float32
@@ -65,7 +78,8 @@ def open_t5(path, dtype=None, kernels=None):
     """Open the T5 encoder of a pipeline folder, a folder with config.json and weights, or a file, as a Pending cell."""
     path = component_folder(path, ("text_encoder",))
     tensors = map_t5(open_checkpoint(path))
-    config = t5_config(path, tensors)
+    with config_of(path):
+        config = t5_config(path, tensors)
     return Pending(tensors, lambda: T5Encoder(config, _dtype(dtype), kernels))
 
 

@@ -1,13 +1,15 @@
 """Where models are: bundled with the package, on disk, or on the Hugging Face hub."""
 
-import json
 import re
 from pathlib import Path
 
+from mindsigma.checkpoints.safetensors_file import load_json, map_file
 from mindsigma.errors import MindSigmaError
+from mindsigma.pipeline.released import advice, release_named
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 DEFAULT_MODEL = "sigma-mini"
+MAX_JSON = 2**24  # bytes
 
 # Of a folder on the hub: what a pipeline here reads, without copies of the weights in other precisions.
 HUB_FILES = ("*.json", "*.safetensors", "*.model")
@@ -16,15 +18,16 @@ HUB_IGNORE = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
 
 def bundled_names():
     """Names of the models inside the package."""
-    return sorted(folder.name for folder in BUNDLED.iterdir() if folder.is_dir()) if BUNDLED.is_dir() else []
+    return sorted(folder.parent.name for folder in BUNDLED.glob("*/dit"))
 
 
 def locate(name_or_path, subfolders=None):
-    """Path of a model given as a path, a bundled name or a hub id `owner/name`.
+    """Path of a model given as a path, a bundled name, the name of a released model or a hub id `owner/name`.
 
-    A hub id is looked up in huggingface-hub's cache and fetched if absent; HF_HUB_OFFLINE=1 forbids fetching and
-    HF_HOME moves the cache. A weight file on the hub is named `owner/name/file.pth`. Of a folder on the hub only
-    `subfolders` are fetched, if given.
+    The name of a released model stands for its hub id (pipeline/released.py). A hub id is looked up in
+    huggingface-hub's cache and fetched if absent; HF_HUB_OFFLINE=1 forbids fetching and HF_HOME moves the cache. A
+    weight file on the hub is named `owner/name/file.pth`. Of a folder on the hub only `subfolders` are fetched, if
+    given and there.
     """
     path = Path(name_or_path).expanduser()
     if path.exists():
@@ -32,11 +35,14 @@ def locate(name_or_path, subfolders=None):
     text = str(name_or_path)
     if text in bundled_names():
         return BUNDLED / text
+    release = release_named(text)
+    if release is not None:
+        text = release.repository
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", text) and not text.startswith(".") and not path.is_absolute():
         return _from_hub(text, subfolders)
     raise MindSigmaError(
         f"{text}: no such file or folder, and no bundled model of that name (bundled: {', '.join(bundled_names())}); "
-        "a hub id has the form owner/name"
+        f"a hub id has the form owner/name{advice(text)}"
     )
 
 
@@ -51,12 +57,18 @@ def _from_hub(text, subfolders):
         wanted = list(HUB_FILES)
         if subfolders is not None:
             wanted = ["*.json"] + [f"{folder}/{pattern}" for folder in subfolders for pattern in HUB_FILES]
-        return Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted, ignore_patterns=list(HUB_IGNORE)))
+        folder = Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted, ignore_patterns=list(HUB_IGNORE)))
+        if subfolders is None or any((folder / subfolder).is_dir() for subfolder in subfolders):
+            return folder
+        # A repository of that one network, without subfolders.
+        return Path(
+            snapshot_download(f"{owner}/{name}", allow_patterns=list(HUB_FILES), ignore_patterns=list(HUB_IGNORE))
+        )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise MindSigmaError(
             f"{text}: no such path here, and not to be had from the hub ({type(error).__name__}: {reason}); "
-            "check the name, the network and HF_HUB_OFFLINE, or give a local folder"
+            f"check the name, the network and HF_HUB_OFFLINE, or give a local folder{advice(text)}"
         ) from None
 
 
@@ -75,13 +87,8 @@ def component_folder(name_or_path, subfolders):
 
 
 def read_json(file):
-    """A JSON object from a file, as a dict."""
-    try:
-        value = json.loads(Path(file).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MindSigmaError(f"{file}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise MindSigmaError(f"{file}: not readable as JSON ({str(error).splitlines()[0]})") from None
-    if not isinstance(value, dict):
-        raise MindSigmaError(f"{file}: expected a JSON object")
-    return value
+    """A JSON object from a small file, as a dict; raises MindSigmaError, also where a key comes twice."""
+    content = map_file(Path(file))
+    if content.size > MAX_JSON:
+        raise MindSigmaError(f"{file}: {content.size} bytes are too many for a config; copy or download it again")
+    return load_json(file, content.tobytes(), "this file")

@@ -10,16 +10,17 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
+from mindsigma.data.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
 from mindsigma.diffusion.dpm_solver import CONVENTIONS, solver_table
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae_tiling import decode_tiled
 from mindsigma.pipeline.arguments import one_of, positive, seeds_for
-from mindsigma.pipeline.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
 from mindsigma.pipeline.captions import caption_pair, each, given_caption, pad, repeat_rows
 from mindsigma.pipeline.denoising import DenoisingGraphs, denoising_steps
 from mindsigma.pipeline.images import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import locate
+from mindsigma.pipeline.released import release_named
 from mindsigma.pipeline.saving import save_pipeline
 from mindsigma.pipeline.text import TextEncoder, Tokenizer
 from mindsigma.pipeline.text_cleaning import clean_caption as clean_text
@@ -71,31 +72,38 @@ class PixArtSigmaPipeline:
         self.vae_tiling = None  # None: above TILE_ABOVE; True or False: always or never
 
     @classmethod
-    def from_pretrained(cls, name_or_path, dtype=None, device=None, components=None, convention="diffusers", **config):
+    def from_pretrained(
+        cls, name_or_path, dtype=None, device=None, components=None, convention="diffusers", lora=(), **config
+    ):
         """Open a model; its weights are checked now and read when first used.
 
         Args:
-            name_or_path: bundled name, folder of a diffusers pipeline or of this project, hub id, or the weight file
-                of a DiT (.pth, .ckpt, .safetensors), which then needs `components`.
+            name_or_path: bundled or released name, folder of a diffusers pipeline or of this project, hub id, or the
+                weight file of a DiT (.pth, .ckpt, .safetensors), which then needs `components`.
             dtype: "fp32", "fp16" or "bf16"; default fp32 on the CPU, fp16 on Ascend.
             device: "CPU" or "Ascend"; default what MindSpore finds.
-            components: folder, or hub id, with vae/, text_encoder/ and tokenizer/, if not in `name_or_path`.
+            components: folder, or hub id, with vae/, text_encoder/ and tokenizer/, if not in `name_or_path`; a released
+                name has its own.
             convention: see the class.
+            lora: LoRA or DoRA adapters to merge into the DiT, each `FILE[:WEIGHT]` or (path, weight).
             config: DiTConfig fields that override what the files tell.
 
         Raises:
             MindSigmaError: a file is missing, damaged or does not fit.
         """
         set_device(device)
-        path = locate(name_or_path)
+        release = release_named(name_or_path)
+        if components is None and release is not None and not release.whole:
+            components = release.components
+        path = locate(name_or_path, None if components is None else ("dit", "transformer"))
         if path.is_file() and components is None:
             raise MindSigmaError(
                 f"{path}: a weight file holds the DiT alone; name the folder with vae/, text_encoder/ and tokenizer/ "
                 "as components (--components)"
             )
-        rest = path if components is None else locate(components)
+        rest = path if components is None else locate(components, ("vae", "text_encoder", "tokenizer"))
         return cls(
-            open_dit(path, dtype, **config),
+            open_dit(path, dtype, lora=lora, **config),
             open_vae(rest, dtype),
             open_t5(rest, dtype),
             Tokenizer(rest / "tokenizer"),

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict
 
+import ml_dtypes
 import numpy as np
 
 from mindsigma.checkpoints.atomic import copy_file, naming, write_json
@@ -11,7 +12,7 @@ from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError
 
 FORMAT = {"format": "mindsigma", "format_version": "1"}
-_NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16)}
+NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def stored_config(class_name, config):
@@ -21,9 +22,9 @@ def stored_config(class_name, config):
 
 def save_network(network, folder, dtype="fp16"):
     """Write config.json and model.safetensors of a cell into a folder (Path); each is replaced whole or not at all."""
-    if dtype not in _NUMPY:
-        raise MindSigmaError(f"dtype {dtype!r}: weights are written as {' or '.join(_NUMPY)}")
-    kind = _NUMPY[dtype]
+    if dtype not in NUMPY:
+        raise MindSigmaError(f"dtype {dtype!r}: weights are written as {', '.join(NUMPY)}")
+    kind = NUMPY[dtype]
     # Not parameter.name, which a parent cell prefixes.
     parameters = dict(network.parameters_and_names())
     specs = [TensorSpec(name, kind, tuple(parameter.shape)) for name, parameter in parameters.items()]

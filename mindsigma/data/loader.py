@@ -1,0 +1,194 @@
+"""Batches of a rank from any step on: threads decode images or read features a bounded number of batches ahead."""
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import List, Optional
+
+import numpy as np
+
+from mindsigma.data.features import FeatureSet
+from mindsigma.data.images import training_array
+from mindsigma.data.randomness import generator
+from mindsigma.errors import MindSigmaError
+
+MAX_LENGTH = 300  # tokens of a caption in Sigma
+
+
+@dataclass
+class Batch:
+    """A rank's share, n rows, of the batch of a step.
+
+    Attributes:
+        step: global step it belongs to.
+        height, width: pixels of the bucket.
+        draws: int64 (n,), number of each draw; it keys the random numbers of the sample.
+        captions: n texts, after the choice between short and long.
+        dropped: bool (n,), rows whose caption gives way to the null caption.
+        images: float32 (n, 3, height, width) in [-1, 1], or None where features are read.
+        moments: float32 (n, 2 * c, height / 8, width / 8), mean and standard deviation of the VAE's posterior,
+            unscaled.
+        states: float32 (n, max_length, d), T5's states, zeros behind the caption; the caption's even if dropped.
+        mask: int32 (n, max_length), 1 for tokens.
+        image_size: float32 (n, 2), height and width of the size condition (Resolution.condition).
+        aspect_ratio: float32 (n, 1), key of the bucket.
+    """
+
+    step: int
+    height: int
+    width: int
+    draws: np.ndarray
+    captions: List[str]
+    dropped: np.ndarray
+    images: Optional[np.ndarray]
+    moments: Optional[np.ndarray]
+    states: Optional[np.ndarray]
+    mask: Optional[np.ndarray]
+    image_size: np.ndarray
+    aspect_ratio: np.ndarray
+
+
+class Loader:
+    """Reads the batches that a sampler names.
+
+    Every random choice is keyed by seed and draw, so the number of threads and of ranks changes nothing.
+
+    Args:
+        source: Records, read as images, or FeatureSet.
+        sampler: BucketSampler over the same source.
+        rank, ranks: which equal share of every batch to read.
+        seed: int, of the choices below.
+        real_prompt_ratio: share of draws that take the short caption where there are both.
+        caption_dropout: share of draws whose caption is marked as dropped.
+        max_length: tokens that features are padded to.
+        flip: share of draws mirrored left to right; images only, captions stay as they are.
+        threads: images decoded at once.
+        prefetch: batches that are read ahead.
+
+    Raises:
+        MindSigmaError: a share outside 0 ... 1, a batch that the ranks cannot share equally, features of another
+            resolution or of longer captions.
+    """
+
+    def __init__(
+        self,
+        source,
+        sampler,
+        rank=0,
+        ranks=1,
+        seed=0,
+        real_prompt_ratio=0.5,
+        caption_dropout=0.1,
+        max_length=MAX_LENGTH,
+        flip=0.0,
+        threads=4,
+        prefetch=2,
+    ):
+        for name, value in (
+            ("real_prompt_ratio", real_prompt_ratio),
+            ("caption_dropout", caption_dropout),
+            ("flip", flip),
+        ):
+            if not 0 <= value <= 1:
+                raise MindSigmaError(f"{name} must lie in 0 ... 1, not {value}")
+        for name, value in (("threads", threads), ("prefetch", prefetch), ("max_length", max_length), ("ranks", ranks)):
+            if value < 1:
+                raise MindSigmaError(f"{name} must be at least 1, not {value}")
+        if not 0 <= rank < ranks:
+            raise MindSigmaError(f"rank {rank} of {ranks}: ranks count from 0")
+        if sampler.batch_size % ranks:
+            raise MindSigmaError(f"a batch of {sampler.batch_size} cannot be shared equally by {ranks} ranks")
+        self.features = isinstance(source, FeatureSet)
+        if self.features:
+            source.check_use(sampler.resolution, max_length, flip)
+        self.source, self.sampler = source, sampler
+        self.seed, self.max_length = seed, max_length
+        self.real_prompt_ratio, self.caption_dropout, self.flip = real_prompt_ratio, caption_dropout, flip
+        self.threads, self.prefetch = threads, prefetch
+        share = sampler.batch_size // ranks
+        self._rows = slice(rank * share, (rank + 1) * share)
+
+    def batches(self, start=0, stop=None):
+        """Iterate over the Batch of the steps start, start + 1, ... up to stop (exclusive); None never ends.
+
+        Raises MindSigmaError that names the file for one that cannot be read, at the step it belongs to. Closing the
+        iterator, or leaving it, ends its threads.
+        """
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
+        pending = deque()
+        step = start
+        try:
+            while True:
+                while len(pending) <= self.prefetch and (stop is None or step < stop):
+                    pending.append(self._submit(pool, step))
+                    step += 1
+                if not pending:
+                    return
+                batch, tasks = pending.popleft()
+                for task in tasks:
+                    task.result()
+                yield batch
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def choices(self, draw):
+        """(short caption?, caption dropped?, mirrored?) of a draw."""
+        draws = [
+            generator(self.seed, purpose, draw).random() < share
+            for purpose, share in (
+                ("caption", self.real_prompt_ratio),
+                ("dropout", self.caption_dropout),
+                ("flip", self.flip),
+            )
+        ]
+        return tuple(draws)
+
+    def _submit(self, pool, step):
+        """An empty Batch and the tasks that fill it."""
+        bucket, indices, draws = self.sampler.batch(step)
+        indices, draws = indices[self._rows], draws[self._rows]
+        count = len(indices)
+        choices = [self.choices(draw) for draw in draws]
+        batch = Batch(
+            step=step,
+            height=bucket.height,
+            width=bucket.width,
+            draws=draws,
+            captions=[self.source.caption(i, real) for i, (real, _, _) in zip(indices, choices)],
+            dropped=np.array([dropped for _, dropped, _ in choices], bool),
+            images=None,
+            moments=None,
+            states=None,
+            mask=None,
+            image_size=self.sampler.resolution.condition(self.source.sizes[indices]),
+            aspect_ratio=np.full((count, 1), bucket.aspect_ratio, np.float32),
+        )
+        if self.features:
+            width = self.source.state_width
+            batch.moments = np.empty((count, *self.source.moments_shape(bucket)), np.float32)
+            batch.states = np.zeros((count, self.max_length, width), np.float32)
+            batch.mask = np.zeros((count, self.max_length), np.int32)
+            fill = self._fill_features
+        else:
+            batch.images = np.empty((count, 3, bucket.height, bucket.width), np.float32)
+            fill = self._fill_image
+        return batch, [pool.submit(fill, batch, row, int(i), choices[row]) for row, i in enumerate(indices)]
+
+    def _fill_image(self, batch, row, index, choices):
+        try:
+            image = self.source.image(index)
+        except MindSigmaError as error:
+            raise MindSigmaError(f"{error}; find all such files with: tools/prepare_data.py DATA --check") from None
+        array = training_array(image, batch.height, batch.width, self.sampler.resolution.resampling)
+        batch.images[row] = array[:, :, ::-1] if choices[2] else array
+
+    def _fill_features(self, batch, row, index, choices):
+        moments, states = self.source.read(index, choices[0])
+        if moments.shape != batch.moments.shape[1:]:
+            raise MindSigmaError(
+                f"{self.source.path}: features of record {index} have shape {moments.shape} where "
+                f"{batch.moments.shape[1:]} belong; delete the folder and run tools/extract_features.py again"
+            )
+        batch.moments[row] = moments
+        batch.states[row, : len(states)] = states
+        batch.mask[row, : len(states)] = 1

@@ -1,0 +1,211 @@
+"""A data set as a list of usable records, whatever its layout, and the list of rows that are not."""
+
+import hashlib
+import io
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+from tqdm import tqdm
+
+from mindsigma.data import images
+from mindsigma.data.layouts import find_layout
+from mindsigma.data.record import ABSENT, BAD_SIZE, DUPLICATE, RATIO, UNREADABLE, BadRow, Record
+from mindsigma.data.shards import Section
+from mindsigma.errors import MindSigmaError
+
+MAX_RATIO = 4.5  # of the sides, as the official Sigma loaders keep (reference.md 2.11)
+CHUNK = 64  # headers read by one task of a thread
+
+
+def open_records(path, max_ratio=MAX_RATIO, strict=False, image_root=None, threads=8, progress=True):
+    """Read the index of a data set.
+
+    Args:
+        path: folder of the official layout, folder of images with .txt captions, CSV, TSV, JSON or JSON lines table,
+            WebDataset shard or folder of shards; recognised by what it holds.
+        max_ratio: keep images with 1 / max_ratio <= height / width <= max_ratio; None keeps all.
+        strict: raise for the first bad row. Images out of range are left out, not bad.
+        image_root: folder that a table's image paths are relative to, if not its own.
+        threads: image headers read at once, where the index does not tell sizes.
+        progress: show a progress bar while headers are read.
+
+    Returns:
+        Records. Its order is the index's, or that of the sorted names: the same on every rank.
+
+    Raises:
+        MindSigmaError: no data set there, no usable row in it, or, if `strict`, a bad row.
+    """
+    if max_ratio is not None and not max_ratio >= 1:
+        raise MindSigmaError(f"max_ratio must be at least 1, not {max_ratio}")
+    layout, rows = find_layout(path, image_root)
+    good, bad = [], []
+    for row in _unique(_existing(rows(), layout)):
+        (good if isinstance(row, Record) else bad).append(row)
+    unsized = [i for i, record in enumerate(good) if not record.height]
+    faults = {}
+    for i, (size, fault) in zip(unsized, _read_sizes([good[i] for i in unsized], threads, progress)):
+        good[i] = good[i]._replace(height=size[0], width=size[1])
+        if fault:
+            faults[i] = BadRow(good[i].where, UNREADABLE, fault)
+    kept = []
+    for i, record in enumerate(good):
+        if i in faults:
+            bad.append(faults[i])
+        elif not record.height or not record.width:
+            bad.append(BadRow(record.where, BAD_SIZE, f"{record.height} x {record.width}"))
+        elif max_ratio and not 1 / max_ratio <= record.height / record.width <= max_ratio:
+            bad.append(BadRow(record.where, RATIO, f"{record.height} x {record.width} (height x width)"))
+        else:
+            kept.append(record)
+    records = Records(kept, bad, layout, str(path))
+    if strict:
+        records.require_no_bad()
+    if not kept:
+        raise MindSigmaError(f"{path}: no usable image with a caption ({layout} layout{_listed(bad)})")
+    return records
+
+
+class Records:
+    """Usable records of a data set; indexed and iterated as a list of Record.
+
+    Attributes:
+        bad: list of BadRow.
+        layout: name of the layout it was read from.
+        path: where it was read from.
+        sizes: int64 (n, 2), height and width of each image in pixels.
+    """
+
+    def __init__(self, records, bad=(), layout="records", path=""):
+        self._records = list(records)
+        self.bad = list(bad)
+        self.layout = layout
+        self.path = path
+        self.sizes = np.array([(r.height, r.width) for r in self._records], np.int64).reshape(-1, 2)
+
+    def __len__(self):
+        return len(self._records)
+
+    def __getitem__(self, index):
+        return self._records[index]
+
+    def __iter__(self):
+        return iter(self._records)
+
+    def caption(self, index, real):
+        """Caption of a record, as Record.caption."""
+        return self._records[index].caption(real)
+
+    def image(self, index):
+        """Decoded PIL image, RGB. Raises MindSigmaError that names the file."""
+        return read_image(self._records[index])
+
+    def bad_by_reason(self):
+        """Counter from reason to number of bad rows."""
+        return Counter(row.reason for row in self.bad)
+
+    def require_no_bad(self):
+        """Raise MindSigmaError for the first bad row that is not merely out of range."""
+        wrong = [row for row in self.bad if row.reason != RATIO]
+        if wrong:
+            more = f" (and {len(wrong) - 1} more bad rows)" if len(wrong) > 1 else ""
+            detail = f": {wrong[0].detail}" if wrong[0].detail else ""
+            raise MindSigmaError(f"{wrong[0].where}: {wrong[0].reason}{detail}{more}; mend it, or run without strict")
+
+    def fingerprint(self):
+        """Text that differs where keys, captions, sizes or their order differ: what a resumed run must find again."""
+        return fingerprint((r.key, r.prompt, r.long_prompt, r.height, r.width) for r in self._records)
+
+
+def fingerprint(rows):
+    """Hexadecimal digest of tuples of texts and numbers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in rows:
+        digest.update(repr(row).encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+@contextmanager
+def open_image(record):
+    """The bytes of a record's image as a seekable binary file. OSError becomes a MindSigmaError that names it."""
+    try:
+        file = io.BufferedReader(Section(record.file, record.offset, record.length)) if record.length else None
+        with file or open(record.file, "rb") as file:
+            yield file
+    except OSError as error:
+        raise MindSigmaError(f"{record.where}: cannot be read ({error.strerror or error})") from None
+
+
+def read_image(record):
+    """Decoded PIL image, RGB, of a record. Raises MindSigmaError that names the file."""
+    with open_image(record) as file:
+        try:
+            return images.decode(file)
+        except MindSigmaError as error:
+            raise MindSigmaError(f"{record.where}: {error}") from None
+
+
+def _existing(rows, layout):
+    """The rows, those without an image file made bad. Folders are listed once: cheaper than asking for every file."""
+    folders = {}
+    for row in rows:
+        if isinstance(row, Record) and layout not in ("folder", "webdataset"):
+            parent, name = os.path.split(row.file)
+            if parent not in folders:
+                folders[parent] = _files_of(parent)
+            if name not in folders[parent]:
+                row = BadRow(row.file, ABSENT)
+        yield row
+
+
+def _files_of(folder):
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except OSError:
+        return set()
+
+
+def _unique(rows):
+    seen = set()
+    for row in rows:
+        if isinstance(row, Record):
+            if row.key in seen:
+                row = BadRow(row.where, DUPLICATE, f"{row.key} comes twice")
+            else:
+                seen.add(row.key)
+        yield row
+
+
+def _read_sizes(records, threads, progress):
+    """((height, width), fault or "") of each record, from the images' headers."""
+    if not records:
+        return
+
+    def read(chunk):
+        return [_size(record) for record in chunk]
+
+    chunks = [records[i : i + CHUNK] for i in range(0, len(records), CHUNK)]
+    with (
+        ThreadPoolExecutor(max(1, threads)) as pool,
+        tqdm(total=len(records), desc="image headers", unit="image", disable=not progress) as bar,
+    ):
+        for sizes in pool.map(read, chunks):
+            bar.update(len(sizes))
+            yield from sizes
+
+
+def _size(record):
+    try:
+        with open_image(record) as file:
+            return images.read_size(file), ""
+    except MindSigmaError as error:
+        return (0, 0), str(error).removeprefix(f"{record.where}: ")
+
+
+def _listed(bad):
+    counts = Counter(row.reason for row in bad)
+    text = "; ".join(f"{count} x {reason}" for reason, count in counts.most_common())
+    return f"; bad rows: {text}, e.g. {bad[0].where}" if text else ""

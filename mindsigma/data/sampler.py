@@ -1,0 +1,143 @@
+"""Which records make the batch of a step: one bucket a batch, the same on every rank, computed from the step alone."""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import numpy as np
+
+from mindsigma.data.randomness import generator
+from mindsigma.data.resolution import Bucket
+from mindsigma.errors import MindSigmaError
+
+INCOMPLETE = ("repeat", "drop")
+EPOCHS_KEPT = 2  # so that a prefetch across the border of an epoch does not reshuffle again and again
+
+
+class BucketCount(NamedTuple):
+    """What an epoch does with a bucket: its records, its batches, records drawn again, records left out."""
+
+    bucket: Bucket
+    records: int
+    batches: int
+    repeated: int
+    dropped: int
+
+
+class Summary(NamedTuple):
+    """What an epoch consists of."""
+
+    buckets: list  # of BucketCount
+    batch_size: int
+    records: int
+    steps: int
+    repeated: int
+    dropped: int
+
+    def __str__(self):
+        lines = [f"{'ratio':>6} {'height x width':>15} {'records':>9} {'batches':>8} {'repeated':>9} {'dropped':>8}"]
+        for (ratio, height, width), records, batches, repeated, dropped in self.buckets:
+            size = f"{height} x {width}"
+            lines.append(f"{ratio:>6g} {size:>15} {records:>9} {batches:>8} {repeated:>9} {dropped:>8}")
+        lines.append(f"{'all':>6} {'':>15} {self.records:>9} {self.steps:>8} {self.repeated:>9} {self.dropped:>8}")
+        return "\n".join(lines)
+
+
+class BucketSampler:
+    """The sequence of global batches of a training run.
+
+    An epoch takes every record once, in an order shuffled within and over the buckets. The last batch of a bucket is
+    filled with records that the epoch already took from it, or left out; `summary()` counts both. Everything follows
+    from the seed and the number of the step, so rank r of R takes rows r * B / R to (r + 1) * B / R of the same batch,
+    and a run resumes from one integer.
+
+    Args:
+        source: Records, FeatureSet, or anything with `sizes` (n, 2), height and width.
+        batch_size: records of a step, over all ranks.
+        resolution: Resolution.
+        seed: int; another seed is another order.
+        incomplete: what happens to the last batch of a bucket: "repeat" fills it, "drop" leaves it out.
+
+    Raises:
+        MindSigmaError: no record, batch_size below 1, or nothing left after dropping.
+    """
+
+    def __init__(self, source, batch_size, resolution, seed=0, incomplete="repeat"):
+        if batch_size < 1:
+            raise MindSigmaError(f"batch size must be at least 1, not {batch_size}")
+        if incomplete not in INCOMPLETE:
+            raise MindSigmaError(f"incomplete {incomplete!r} is unknown; choose from {', '.join(INCOMPLETE)}")
+        self.batch_size = int(batch_size)
+        self.resolution = resolution
+        self.seed = seed
+        self._buckets = resolution.buckets()
+        # Indices of records may outgrow 32 bits nowhere; half the memory of 64.
+        assigned = resolution.assign(source.sizes)
+        order = np.argsort(assigned, kind="stable").astype(np.int32)
+        bounds = np.searchsorted(assigned[order], np.arange(len(self._buckets) + 1))
+        self._members = {i: order[a:b] for i, (a, b) in enumerate(zip(bounds, bounds[1:])) if b > a}
+        if not self._members:
+            raise MindSigmaError("no record to draw batches from")
+        self._counts = [self._count(i, incomplete) for i in self._members]
+        self.steps_per_epoch = sum(count.batches for count in self._counts)
+        if not self.steps_per_epoch:
+            raise MindSigmaError(
+                f"every bucket has fewer records than a batch of {self.batch_size}: "
+                "take a smaller batch or fill incomplete batches"
+            )
+        self._epochs = OrderedDict()
+
+    def __len__(self):
+        return self.steps_per_epoch
+
+    def buckets(self):
+        """List of the Bucket that occur, by ascending aspect ratio: the shapes that a run compiles graphs for."""
+        return [count.bucket for count in self._counts if count.batches]
+
+    def summary(self):
+        """Summary of an epoch; its text is a table."""
+        totals = [sum(getattr(count, name) for count in self._counts) for name in ("records", "repeated", "dropped")]
+        return Summary(self._counts, self.batch_size, totals[0], self.steps_per_epoch, *totals[1:])
+
+    def position(self, step):
+        """(epoch, step within it) of a global step."""
+        return divmod(step, self.steps_per_epoch)
+
+    def batch(self, step):
+        """The global batch of a step, at any step in any order.
+
+        Returns:
+            (Bucket, record indices int64 (B,), draws int64 (B,)). A draw's number is unique in the run.
+        """
+        epoch, index = self.position(int(step))
+        if epoch < 0:
+            raise MindSigmaError(f"step must be at least 0, not {step}")
+        batch = self._epoch(epoch)[index]
+        draws = np.arange(self.batch_size, dtype=np.int64) + int(step) * self.batch_size
+        return self._buckets[batch[0]], batch[1].astype(np.int64), draws
+
+    def _count(self, i, incomplete):
+        records = len(self._members[i])
+        batches, rest = divmod(records, self.batch_size)
+        repeated = dropped = 0
+        if rest and incomplete == "repeat":
+            batches, repeated = batches + 1, self.batch_size - rest
+        elif rest:
+            dropped = rest
+        return BucketCount(self._buckets[i], records, batches, repeated, dropped)
+
+    def _epoch(self, epoch):
+        """List of (bucket index, record indices) of the steps of an epoch."""
+        if epoch not in self._epochs:
+            self._epochs[epoch] = self._shuffled(epoch)
+            while len(self._epochs) > EPOCHS_KEPT:
+                self._epochs.popitem(last=False)
+        return self._epochs[epoch]
+
+    def _shuffled(self, epoch):
+        random = generator(self.seed, "order of records", epoch)
+        batches = []
+        for (i, members), count in zip(self._members.items(), self._counts):
+            # np.resize starts again at the front: what is repeated changes from epoch to epoch.
+            rows = np.resize(random.permutation(members), count.batches * self.batch_size)
+            batches += [(i, row) for row in rows.reshape(count.batches, self.batch_size)]
+        return [batches[i] for i in random.permutation(len(batches))]

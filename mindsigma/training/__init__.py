@@ -1,0 +1,1 @@
+"""Training: the compiled step, optimisers, the loop, its checkpoints and what it reports."""

@@ -1,0 +1,157 @@
+"""Compose a data set of captioned emoji scenes, such as the bundled sigma-mini was trained on.
+
+python tools/make_scenes.py scenes/ --count 2000 --aspect-ratios 0.78,1.0,1.29 --held-out 0.1
+"""
+
+import argparse
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from mindsigma import command_line  # noqa: E402
+from mindsigma.errors import MindSigmaError  # noqa: E402
+
+HELD_OUT = "held-out"
+SIDE_MULTIPLE = 16  # pixels, of sides that no table gives
+RATIOS = (0.2, 5.0)
+CHUNK = 64  # scenes handed to the threads at once
+DONE = "scenes.json"
+
+
+def build_parser():
+    """The options of this tool."""
+    parser = argparse.ArgumentParser(
+        description="Compose captioned emoji scenes, the same for the same options.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("out", help="folder to write; with --held-out it gets the folders train/ and held-out/")
+    add("--count", type=int, default=1000, help="scenes to train on")
+    add("--size", type=int, default=256, help="pixels: side of the square, whose area other aspect ratios keep")
+    add(
+        "--aspect-ratios",
+        type=ratios,
+        metavar="all|H/W,...",
+        help='heights over widths to vary, as in "0.78,1.0,1.29", or "all" of the training table; default squares',
+    )
+    add("--held-out", type=float, default=0.0, metavar="SHARE", help="share of compositions kept out of training")
+    add("--held-out-count", type=int, metavar="N", help="scenes of those compositions; default a tenth of --count")
+    add("--only", action="append", default=[], metavar="NAME", help="use this emoji alone; may be given again")
+    add("--exclude", action="append", default=[], metavar="NAME", help="leave this emoji out; may be given again")
+    add("--layout", choices=("official", "folder"), default="official", help="official layout, or .txt beside images")
+    add("--format", choices=("png", "webp", "jpg"), default="png", help="of the images; webp is lossless")
+    add("--seed", type=int, default=0, help="another seed composes other scenes")
+    add("--threads", type=int, default=4, help="scenes drawn at once")
+    return parser
+
+
+def ratios(text):
+    """List of aspect ratios, or the text "all"; for argparse."""
+    if text == "all":
+        return text
+    values = [float(part) for part in text.split(",")]
+    if not all(RATIOS[0] <= value <= RATIOS[1] for value in values):
+        raise argparse.ArgumentTypeError(f"aspect ratios must lie in {RATIOS[0]} ... {RATIOS[1]}")
+    return values
+
+
+def sizes_of(size, wanted):
+    """List of (height, width) in pixels: of the training table where it has this base and ratio, else of equal area."""
+    from mindsigma.data.aspect_ratio import TRAINING_BASES, training_bins
+
+    if wanted is None:
+        return [(size, size)]
+    bins = training_bins(size if size in TRAINING_BASES else 1024)
+    if wanted == "all":
+        wanted = [float(key) for key in bins]
+    known = {float(key): pair for key, pair in bins.items()} if size in TRAINING_BASES else {}
+    return [known.get(ratio) or _equal_area(size, ratio) for ratio in wanted]
+
+
+def _equal_area(size, ratio):
+    return tuple(max(1, round(side / SIDE_MULTIPLE)) * SIDE_MULTIPLE for side in (size * ratio**0.5, size / ratio**0.5))
+
+
+def write(folder, maker, count, held_out, sizes, args):
+    """Draw `count` scenes into a folder; its index comes last, so that an interrupted run leaves no data set."""
+    from tqdm import tqdm
+
+    from mindsigma.data.conversion import write_lines
+    from mindsigma.data.randomness import generator
+
+    images = folder / "InternImgs" if args.layout == "official" else folder
+
+    def make(number):
+        scene = maker.scene(number, held_out)
+        # The first takes the first size, and so on: every size is there in equal numbers.
+        pick = generator(args.seed, "size of scene", number // len(sizes)).permutation(len(sizes))[number % len(sizes)]
+        height, width = sizes[pick]
+        name = f"{number // 1000:05d}/{number:08d}.{args.format}"
+        draw_file(scene, images / name, height, width)
+        if args.layout == "folder":
+            write_lines((images / name).with_suffix(".txt"), [scene.caption])
+        return {
+            "path": name,
+            "prompt": scene.caption,
+            "sharegpt4v": "",
+            "height": height,
+            "width": width,
+            "ratio": height / width,
+        }
+
+    rows = []
+    with ThreadPoolExecutor(args.threads) as pool, tqdm(total=count, desc=folder.name, unit="scene") as bar:
+        for start in range(0, count, CHUNK):
+            rows += pool.map(make, range(start, min(start + CHUNK, count)))
+            bar.update(len(rows) - bar.n)
+    if args.layout == "official":
+        lines = [json.dumps(row) + ("," if row is not rows[-1] else "") for row in rows]
+        write_lines(folder / "InternData" / "data_info.json", ["[", *lines, "]"])
+
+
+def draw_file(scene, path, height, width):
+    """Write a scene's picture, whole or not at all."""
+    from mindsigma.checkpoints.atomic import naming, replacing
+    from mindsigma.data.scenes import draw
+
+    kinds = {".png": ("PNG", {}), ".webp": ("WEBP", {"lossless": True}), ".jpg": ("JPEG", {"quality": 95})}
+    kind, options = kinds[path.suffix]
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        draw(scene, height, width).save(file, kind, **options)
+
+
+def main():
+    """Parse, compose, write; returns the exit code."""
+    args = build_parser().parse_args()
+    from mindsigma.checkpoints.atomic import write_json
+    from mindsigma.data.scenes import SceneMaker, load_things
+
+    if args.held_out_count is None:
+        args.held_out_count = max(1, args.count // 10) if args.held_out else 0
+    for name, least in (("count", 1), ("threads", 1), ("size", SIDE_MULTIPLE), ("held_out_count", 0)):
+        if getattr(args, name) < least:
+            raise MindSigmaError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
+    if args.held_out_count and not args.held_out:
+        raise MindSigmaError("--held-out-count needs --held-out SHARE")
+    out = Path(args.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise MindSigmaError(f"{out}: is not an empty folder; choose another")
+    maker = SceneMaker(load_things(args.only, args.exclude), args.seed, args.held_out)
+    sizes = sizes_of(args.size, args.aspect_ratios)
+    sets = [(out / "train" if args.held_out else out, args.count, False)]
+    if args.held_out_count:
+        sets.append((out / HELD_OUT, args.held_out_count, True))
+    for folder, count, held_out in sets:
+        write(folder, maker, count, held_out, sizes, args)
+        print(f"{folder}: {count} scenes")
+    write_json(out / DONE, {name: value for name, value in sorted(vars(args).items()) if name != "out"})
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
