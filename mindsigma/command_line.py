@@ -29,6 +29,23 @@ def run(main):
 
 
 @cache
+def asked_to_end():
+    """A threading.Event that SIGTERM sets from now on, instead of ending the process; for tools that save first.
+
+    As for Ctrl-C, the signal is blocked and waited for, since MindSpore replaces handlers.
+    """
+    asked = threading.Event()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait():
+        signal.sigwait({signal.SIGTERM})
+        asked.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    return asked
+
+
+@cache
 def _keep_interrupts():
     """Let Ctrl-C raise KeyboardInterrupt in the main thread.
 

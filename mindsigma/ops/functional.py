@@ -9,6 +9,7 @@ from mindspore import Tensor, mint, ops
 from mindspore import dtype as mstype
 
 from mindsigma.ops.kernels import FUSED
+from mindsigma.ops.low_rank import add_changes
 
 _matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
@@ -19,13 +20,26 @@ GELU_CUBIC = GELU_SCALE * 0.044715
 
 
 def linear(x, weight, bias=None):
-    """Return x @ weight^T + bias for x (..., in), weight (out, in) or any shape that flattens to it, bias (out,)."""
+    """Return x @ weight^T + bias.
+
+    Args:
+        x: (..., in).
+        weight: (out, in) or any shape that flattens to it; or (weight, changes) with the low-rank changes of
+            ops/low_rank.py.
+        bias: (out,) or None.
+    """
+    changes = ()
+    if isinstance(weight, tuple):
+        weight, changes = weight
     shape = x.shape
     weight = weight.reshape(weight.shape[0], -1)
-    x = _matmul_transposed(x.reshape(-1, shape[-1]), weight)
+    x = x.reshape(-1, shape[-1])
+    y = _matmul_transposed(x, weight)
+    if len(changes) > 0:
+        y = add_changes(y, x, weight, changes)
     if bias is not None:
-        x = ops.bias_add(x, bias)
-    return x.reshape(shape[:-1] + (weight.shape[0],))
+        y = ops.bias_add(y, bias)
+    return y.reshape(shape[:-1] + (weight.shape[0],))
 
 
 def _row_mean(x):

@@ -4,14 +4,20 @@ A transformer repeats one block many times. Compiled as one graph, compile time 
 number of blocks. A `SharedGraph` called from PyNative compiles its function once per set of shapes and passes the
 weights as arguments, so the n-th block costs no compilation and reuses the memory of the one before. Inside a graph
 (graph mode, `mindspore.jit`, `mindspore.export`) it dissolves into the surrounding graph.
+
+Gradients in PyNative: `value_and_gradients` differentiates a function that calls cells, with their weights as arguments
+of the shared graphs, so that forward and backward are compiled once a function, too.
 """
 
 import time
+from contextlib import contextmanager
 from functools import cache
 
 import mindspore as ms
 from mindspore import Tensor, nn
 from mindspore.common.api import _pynative_executor
+
+from mindsigma.ops.low_rank import regroup
 
 _first_calls = {}  # compile key: seconds of the call that compiled it
 
@@ -27,12 +33,62 @@ def compile_seconds():
 
 
 @cache
-def _compiled(function):
-    return ms.jit(function)
+def _compiled(function, layout, differentiated):
+    """`function` compiled for a `layout` of its weights (ops/low_rank.py; None: no changes of them).
+
+    `differentiated` tells which arguments a gradient is needed of. There is one graph for each such set: MindSpore
+    (2.7.1) compiles the backward graph at the first call, without the gradients that this call does not need, and would
+    answer a later one that needs more with zeros.
+    """
+    if layout is None:
+        return ms.jit(function)
+
+    def with_changes(*arguments):
+        begin = len(arguments) - sum_of_lengths
+        return function(*arguments[:begin], *regroup(arguments[begin:], layout))
+
+    sum_of_lengths = len(layout) + sum(2 + (change[1] >= 0) for changes in layout for change in changes)
+    return ms.jit(with_changes)
 
 
 def _signature(value):
     return (value.shape, value.dtype) if isinstance(value, Tensor) else value
+
+
+_bound = {}  # id of a Parameter: the tensor that stands for it while a function is differentiated
+
+
+@contextmanager
+def _binding(parameters, tensors):
+    _bound.update((id(parameter), tensor) for parameter, tensor in zip(parameters, tensors))
+    try:
+        yield
+    finally:
+        _bound.clear()
+
+
+def value_and_gradients(function, parameters, inputs):
+    """Result of `function(*inputs)`, and the gradients of its first value with respect to Parameters, in PyNative.
+
+    Args:
+        function: returns a tuple whose first is a scalar tensor; what it computes with `parameters` it computes in
+            shared graphs.
+        parameters: list of Parameter.
+        inputs: tensors.
+
+    Returns:
+        the result of the function, and a tuple of gradients in the order of the parameters.
+    """
+    count = len(inputs)
+
+    def of_tensors(*arguments):
+        with _binding(parameters, arguments[count:]):
+            return function(*arguments[:count])
+
+    # Aliases: a Parameter would be part of the compile key by its name.
+    aliases = [Tensor(parameter) for parameter in parameters]
+    positions = tuple(range(count, count + len(parameters)))
+    return ms.value_and_grad(of_tensors, positions, None, True)(*inputs, *aliases)
 
 
 class SharedGraph(nn.Cell):
@@ -42,35 +98,101 @@ class SharedGraph(nn.Cell):
         function: module-level function of tensors, Python constants and weights.
         weights: Parameters owned by other cells, in the order the function takes them.
         static: Python constants (numbers, strings, None) that select a variant; part of the compile key.
+        compute_dtype: dtype that the weights are cast to for the computation, or None to use them as they are.
     """
 
-    def __init__(self, function, weights=(), static=()):
+    def __init__(self, function, weights=(), static=(), compute_dtype=None):
         super().__init__()
         self.function = function
         self.static = tuple(static)
+        self.compute_dtype = compute_dtype
         # Set past nn.Cell.__setattr__, which would register the Parameters a second time under this cell's name.
         object.__setattr__(self, "weights", tuple(weights))
+        object.__setattr__(self, "changes", ())
+        self.layout = None
         object.__setattr__(self, "_pointers", None)
+
+    def adapt(self, changes):
+        """Compute with low-rank changes of the weights (ops/low_rank.py) from now on, instead of those before.
+
+        Args:
+            changes: dict id of a weight -> list of (A, B, magnitude or None, index, count, scale, kernels), the first
+                three fp32 Parameters. Weights of other graphs may be among them.
+        """
+        tensors, layout = [], []
+        for weight in self.weights:
+            row = ()
+            for a, b, magnitude, *rest in changes.get(id(weight), ()):
+                place = len(self.weights) + len(tensors)
+                tensors += [a, b] if magnitude is None else [a, b, magnitude]
+                row += ((place, -1 if magnitude is None else place + 2, *rest),)
+            layout.append(row)
+        object.__setattr__(self, "changes", tuple(tensors))
+        self.layout = tuple(layout) if tensors else None
+        self.forget_weights()
 
     def __call__(self, *inputs):
         differentiating = self.requires_grad or _pynative_executor.requires_grad()
-        if ms.get_context("mode") == ms.GRAPH_MODE or differentiating:
+        if ms.get_context("mode") == ms.GRAPH_MODE:
             return super().__call__(*inputs)
-        pointers = tuple(weight.data_ptr() for weight in self.weights)
-        if pointers != self._pointers:
-            self._alias(pointers)
-        key = (self.function, self.static, tuple(map(_signature, inputs)), self._weight_signature)
+        if differentiating:
+            if not _bound:
+                return super().__call__(*inputs)
+            return self._differentiated(inputs)
+        self._refresh()
+        return self._timed(inputs, self._aliases, self._weight_signature)
+
+    def _differentiated(self, inputs):
+        tensors = self.weights + self.changes
+        needed = tuple(id(tensor) in _bound for tensor in tensors)
+        if not all(needed):
+            self._refresh()
+        weights = [
+            self._computed(i, _bound[id(tensor)]) if needed[i] else self._aliases[i] for i, tensor in enumerate(tensors)
+        ]
+        needed = tuple(getattr(value, "_requires_grad", None) for value in inputs) + needed
+        return self._timed(inputs, weights, tuple(map(_signature, weights)), needed)
+
+    def _timed(self, inputs, weights, signature, differentiated=None):
+        key = (self.function, self.static, self.layout, differentiated, tuple(map(_signature, inputs)), signature)
+        compiled = _compiled(self.function, self.layout, differentiated)
         start = time.perf_counter()
-        result = _compiled(self.function)(*inputs, *self.static, *self._aliases)
+        result = compiled(*inputs, *self.static, *weights)
         _first_calls.setdefault(key, time.perf_counter() - start)
         return result
 
-    def _alias(self, pointers):
+    def forget_weights(self):
+        """Let go of the weights of the last call, which would outlive `Parameter.set_data` until the next."""
+        for name in ("_pointers", "_originals", "_aliases"):
+            object.__setattr__(self, name, None)
+
+    def _computed(self, i, weight):
+        if self.compute_dtype is None or i >= len(self.weights):
+            return weight
+        return weight.astype(self.compute_dtype)
+
+    def _refresh(self):
+        """Bring the tensors that stand for the weights up to date."""
+        tensors = self.weights + self.changes
+        pointers = tuple(tensor.data_ptr() for tensor in tensors)
+        if pointers == self._pointers:
+            return
         # A Parameter is part of the compile key by its name, a Tensor only by shape and dtype. Tensor(parameter)
-        # shares its memory and follows updates in place; Parameter.set_data brings other memory.
-        object.__setattr__(self, "_aliases", tuple(Tensor(weight) for weight in self.weights))
+        # shares its memory and follows updates in place (unless it is cast); Parameter.set_data brings other memory.
+        # The aliases themselves are kept, so that no later tensor can have the address of one that was cast.
+        object.__setattr__(self, "_originals", tuple(map(Tensor, tensors)))
+        object.__setattr__(
+            self, "_aliases", tuple(self._computed(i, tensor) for i, tensor in enumerate(self._originals))
+        )
         object.__setattr__(self, "_pointers", pointers)
         object.__setattr__(self, "_weight_signature", tuple(map(_signature, self._aliases)))
 
     def construct(self, *inputs):
-        return self.function(*inputs, *self.static, *self.weights)
+        weights = self.weights
+        if self.compute_dtype is not None:
+            weights = ()
+            for weight in self.weights:
+                weights += (weight.astype(self.compute_dtype),)
+        if self.layout is not None:
+            weights = regroup(weights + self.changes, self.layout)
+        return self.function(*inputs, *self.static, *weights)

@@ -8,7 +8,6 @@ from mindsigma.models.dit.kv_compression import compress
 from mindsigma.models.layers import Affine, Norm, normal, parameter
 from mindsigma.ops.attention import attend, prepare_keys
 from mindsigma.ops.functional import gelu_tanh, layer_norm, linear, scale_and_shift, spread_rows
-from mindsigma.ops.shared_graph import SharedGraph
 
 NORM_EPS = 1e-6
 QK_NORM_EPS = 1e-5
@@ -25,8 +24,8 @@ def gated_sum(x, gate, branch, kernels):
 
 
 def self_attention_branch(
-    x, modulation, height, width, num_heads, kernels, qk_norm, sampling, factor, table, qkv_weight, qkv_bias,
-    proj_weight, proj_bias, *norms_and_compression,
+    x, modulation, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, table, qkv_weight,
+    qkv_bias, proj_weight, proj_bias, *norms_and_compression,
 ):  # fmt: skip
     """x + gate * self-attention of x (N, T, C); modulation (N, 6 * C) is the timestep's, table (6, C) the block's."""
     batch, _, channels = x.shape
@@ -42,8 +41,10 @@ def self_attention_branch(
         weights = norms_and_compression[4:] if qk_norm else norms_and_compression
         k = compress(k, height, width, sampling, factor, kernels, weights)
         v = compress(v, height, width, sampling, factor, kernels, weights)
+    if fp32_attention:
+        q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
     k, v = prepare_keys(k, v, None, num_heads, kernels)
-    out = linear(attend(q, k, v, num_heads, kernels), proj_weight, proj_bias)
+    out = linear(attend(q, k, v, num_heads, kernels).astype(x.dtype), proj_weight, proj_bias)
     return gated_sum(x, rows[:, 2:3], out, kernels)
 
 
@@ -67,6 +68,22 @@ def mlp_branch(x, modulation, kernels, table, fc1_weight, fc1_bias, fc2_weight, 
     h = modulated_norm(x, rows[:, 3:4], rows[:, 4:5], kernels)
     h = gelu_tanh(linear(h, fc1_weight, fc1_bias), kernels)
     return gated_sum(x, rows[:, 5:6], linear(h, fc2_weight, fc2_bias), kernels)
+
+
+def whole_block(
+    x, modulation, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, first_cross,
+    table, *weights,
+):  # fmt: skip
+    """The three branches in one graph: faster to differentiate than three, but more is alive at once.
+
+    `weights`: of self-attention, from `first_cross` of cross-attention (4 tensors), then of the MLP.
+    """
+    x = self_attention_branch(
+        x, modulation, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, table,
+        *weights[:first_cross],
+    )  # fmt: skip
+    x = cross_attention_branch(x, k, v, num_heads, kernels, *weights[first_cross : first_cross + 4])
+    return mlp_branch(x, modulation, kernels, table, *weights[first_cross + 4 :])
 
 
 class SelfAttention(nn.Cell):
@@ -115,31 +132,32 @@ class MLP(nn.Cell):
 
 
 class DiTBlock(nn.Cell):
-    """Block `layer` of a DiT. Its three branches are shared graphs: compiled once for all blocks of a kind."""
+    """Block `layer` of a DiT.
 
-    def __init__(self, config, layer, dtype, kernels):
+    In training it is one shared graph, else three, one a branch: compiled once for all blocks of a kind.
+    """
+
+    def __init__(self, config, layer, execution):
         super().__init__()
-        channels, heads = config.hidden_size, config.num_heads
+        channels, heads, dtype = config.hidden_size, config.num_heads, execution.parameter_dtype
+        kernels = execution.kernels
         compression = config.layer_compression(layer)
         self.scale_shift_table = parameter((6, channels), normal(channels**-0.5), dtype)
         self.attn = SelfAttention(channels, config.qk_norm, compression, dtype)
         self.cross_attn = CrossAttention(channels, dtype)
         self.mlp = MLP(channels, int(channels * config.mlp_ratio), channels, dtype=dtype)
 
-        table = (self.scale_shift_table,)
+        table, attention = (self.scale_shift_table,), self.attn.tensors
+        cross = self.cross_attn.q_linear.tensors + self.cross_attn.proj.tensors
         sampling, factor = (compression.sampling, compression.factor) if compression else (None, 1)
-        self.self_attention = SharedGraph(
-            self_attention_branch,
-            table + self.attn.tensors,
-            (heads, kernels, config.qk_norm, sampling, factor),
-        )
-        self.caption_keys = SharedGraph(caption_keys, self.cross_attn.kv_linear.tensors, (heads, kernels))
-        self.cross_attention = SharedGraph(
-            cross_attention_branch,
-            self.cross_attn.q_linear.tensors + self.cross_attn.proj.tensors,
-            (heads, kernels),
-        )
-        self.feed_forward = SharedGraph(mlp_branch, table + self.mlp.tensors, (kernels,))
+        static = (heads, kernels, config.qk_norm, sampling, factor, execution.fp32_attention)
+        graph = execution.graph
+        self.self_attention = graph(self_attention_branch, table + attention, static)
+        self.caption_keys = graph(caption_keys, self.cross_attn.kv_linear.tensors, (heads, kernels))
+        self.cross_attention = graph(cross_attention_branch, cross, (heads, kernels))
+        self.feed_forward = graph(mlp_branch, table + self.mlp.tensors, (kernels,))
+        weights = table + attention + cross + self.mlp.tensors
+        self.whole = graph(whole_block, weights, static + (len(attention),))
         self.compressed = compression is not None
 
     def construct(self, x, modulation, k, v, height, width):
@@ -151,6 +169,8 @@ class DiTBlock(nn.Cell):
         """
         if not self.compressed:
             height, width = 0, 0  # the graph does not depend on the grid: do not compile one for each
+        if self.training:
+            return self.whole(x, modulation, k, v, height, width)
         x = self.self_attention(x, modulation, height, width)
         x = self.cross_attention(x, k, v)
         return self.feed_forward(x, modulation)

@@ -6,10 +6,10 @@ from mindspore import nn, ops
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit.block import MLP, DiTBlock, modulated_norm
 from mindsigma.models.dit.embeddings import ScalarEmbedder, embed_scalars, position_tensor
+from mindsigma.models.dit.execution import Execution
 from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
 from mindsigma.ops.functional import gelu_tanh, linear, silu
 from mindsigma.ops.kernels import resolve_kernels
-from mindsigma.ops.shared_graph import SharedGraph
 
 
 def project_caption(caption, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
@@ -129,15 +129,19 @@ class DiT(nn.Cell):
 
     Args:
         config: DiTConfig.
-        dtype: MindSpore dtype of weights and activations.
+        dtype: MindSpore dtype of activations.
         kernels: "math" or "fused" (ops/kernels.py); by default what the device target offers.
+        parameter_dtype: of the weights, cast to `dtype` where they are used; by default `dtype`.
+        fp32_attention: compute self-attention in fp32 whatever the dtype.
     """
 
-    def __init__(self, config, dtype=ms.float32, kernels=None):
+    def __init__(self, config, dtype=ms.float32, kernels=None, parameter_dtype=None, fp32_attention=False):
         super().__init__()
         self.config = config
         self.dtype = dtype
         self.kernels = resolve_kernels(kernels)
+        execution = Execution(dtype, self.kernels, parameter_dtype or dtype, fp32_attention and dtype != ms.float32)
+        graph, dtype = execution.graph, execution.parameter_dtype
         channels = config.hidden_size
         self.x_embedder = PatchEmbedding(config, dtype)
         self.t_embedder = ScalarEmbedder(channels, dtype)
@@ -146,17 +150,17 @@ class DiT(nn.Cell):
         if config.micro_condition:
             self.csize_embedder = ScalarEmbedder(channels // 3, dtype)
             self.ar_embedder = ScalarEmbedder(channels // 3, dtype)
-        self.blocks = nn.CellList([DiTBlock(config, i, dtype, self.kernels) for i in range(config.depth)])
+        self.blocks = nn.CellList([DiTBlock(config, i, execution) for i in range(config.depth)])
         self.final_layer = FinalLayer(config, dtype)
 
         p, final = config.patch_size, self.final_layer
-        self.embed_latents = SharedGraph(embed_latents, self.x_embedder.proj.tensors, (p,))
+        self.embed_latents = graph(embed_latents, self.x_embedder.proj.tensors, (p,))
         embedders = self.t_embedder.tensors
         if config.micro_condition:
             embedders += self.csize_embedder.tensors + self.ar_embedder.tensors
-        self.embed_conditions = SharedGraph(embed_conditions, self.t_block[1].tensors + embedders, (dtype,))
-        self.predict = SharedGraph(predict, (final.scale_shift_table,) + final.linear.tensors, (p, self.kernels))
-        self.project_caption = SharedGraph(project_caption, self.y_embedder.y_proj.tensors, (self.kernels,))
+        self.embed_conditions = graph(embed_conditions, self.t_block[1].tensors + embedders, (self.dtype,))
+        self.predict = graph(predict, (final.scale_shift_table,) + final.linear.tensors, (p, self.kernels))
+        self.project_caption = graph(project_caption, self.y_embedder.y_proj.tensors, (self.kernels,))
 
     def construct(self, latents, timestep, caption, caption_mask=None, image_size=None, aspect_ratio=None):
         """Predict noise and variance.

@@ -1,0 +1,28 @@
+"""How a DiT computes, apart from what: dtypes, kernels, and the shared graphs that carry them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mindsigma.ops.shared_graph import SharedGraph
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The choices.
+
+    Attributes:
+        dtype: MindSpore dtype of activations.
+        kernels: "math" or "fused".
+        parameter_dtype: MindSpore dtype of the weights.
+        fp32_attention: self-attention in fp32.
+    """
+
+    dtype: Any
+    kernels: str
+    parameter_dtype: Any
+    fp32_attention: bool
+
+    def graph(self, function, weights, static):
+        """SharedGraph whose weights come in the dtype of the activations."""
+        compute_dtype = None if self.parameter_dtype == self.dtype else self.dtype
+        return SharedGraph(function, weights, static, compute_dtype)

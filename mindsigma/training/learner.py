@@ -1,0 +1,129 @@
+"""What a run trains and leaves behind: all weights of a DiT, as a folder, or an adapter of it, as a file."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from mindspore import Tensor
+
+from mindsigma.checkpoints import open_checkpoint
+from mindsigma.checkpoints.adapter_file import read_adapter, tensors_of, write_adapter
+from mindsigma.checkpoints.atomic import write_json
+from mindsigma.checkpoints.dit_names import NULL_CAPTION
+from mindsigma.checkpoints.safetensors_writer import write_safetensors
+from mindsigma.checkpoints.reader import TensorSource
+from mindsigma.checkpoints.tensor_stream import TensorSpec
+from mindsigma.errors import MindSigmaError
+from mindsigma.pipeline.saving import FORMAT, stored_config
+from mindsigma.training.adapters import attach
+
+FP32 = np.dtype(np.float32)
+
+
+class WholeLearner:
+    """Trains every weight of a DiT.
+
+    Args:
+        dit: DiT with fp32 weights.
+        null_caption: float32 (tokens, caption_channels), stored with the weights.
+        record: list of texts, what was changed on the way to this network.
+    """
+
+    product = "dit"
+    average = "ema"
+
+    def __init__(self, dit, null_caption, record=()):
+        self.dit = dit
+        self.null_caption = null_caption
+        self.record = list(record)
+        # Not Parameter.name, which a parent cell prefixes.
+        self.named = {name: parameter for name, parameter in dit.parameters_and_names() if parameter.requires_grad}
+
+    @property
+    def parameters(self):
+        """list of the Parameters that learn."""
+        return list(self.named.values())
+
+    def write(self, folder, values=None):
+        """Write a network folder of this project's format.
+
+        Args:
+            folder: Path that exists.
+            values: dict name -> Parameter instead of the network's own, such as their averages.
+        """
+        values = values or self.named
+        config = stored_config("DiT", self.dit.config)
+        metadata = {**FORMAT, "dtype": "fp32", "kind": "dit", "config": json.dumps(config, separators=(",", ":"))}
+        metadata["record"] = json.dumps(self.record)
+        specs = [TensorSpec(name, FP32, tuple(value.shape)) for name, value in values.items()]
+        specs.append(TensorSpec(NULL_CAPTION, FP32, self.null_caption.shape))
+
+        def read(name):
+            return self.null_caption if name == NULL_CAPTION else values[name].asnumpy()
+
+        write_safetensors(folder / "model.safetensors", specs, read, metadata)
+        write_json(folder / "config.json", config)
+
+    def read(self, folder, values=None):
+        """Set the network's Parameters, or others of the same names, from what `write` wrote."""
+        set_from(open_checkpoint(Path(folder)), values or self.named)
+
+
+class AdapterLearner:
+    """Trains an adapter beside the frozen weights of a DiT.
+
+    Args:
+        dit: DiT; from now on it computes with the adapter.
+        adapter: Adapter to begin with.
+    """
+
+    product = "adapter.safetensors"
+    average = "adapter_ema.safetensors"
+
+    def __init__(self, dit, adapter):
+        self.adapter = adapter
+        self.named = attach(dit, adapter)
+
+    @property
+    def parameters(self):
+        """list of the Parameters that learn."""
+        return list(self.named.values())
+
+    def write(self, path, values=None):
+        """Write an adapter file of this project's format; `values` as for WholeLearner."""
+        values, entries = values or self.named, {}
+        for name, entry in self.adapter.entries.items():
+            arrays = {role: values[f"{name}.{role}"].asnumpy() for role in ("lora_A", "lora_B")}
+            magnitude = None if entry.magnitude is None else values[f"{name}.magnitude"].asnumpy()
+            entries[name] = replace(entry, a=arrays["lora_A"], b=arrays["lora_B"], magnitude=magnitude)
+        write_adapter(path, replace(self.adapter, entries=entries))
+
+    def read(self, path, values=None):
+        """Set the adapter's Parameters, or others of the same names, from what `write` wrote."""
+        entries = read_adapter(path).entries
+        for name, entry in self.adapter.entries.items():
+            if name in entries and entries[name].scale != entry.scale:
+                raise MindSigmaError(
+                    f"{path}: the adapter's '{name}' has scale {entries[name].scale:g}, the run's {entry.scale:g}; "
+                    "resume with the options that the run was started with"
+                )
+        arrays = {key: array for name, entry in entries.items() for key, array in tensors_of(name, entry).items()}
+        set_from(TensorSource(Path(path), arrays), values or self.named)
+
+
+def set_from(source, parameters):
+    """Set each Parameter of a dict from the tensor of its name.
+
+    Args:
+        source: TensorSource.
+        parameters: dict name -> Parameter.
+    """
+    for name, parameter in parameters.items():
+        if name not in source or source.shape(name) != tuple(parameter.shape):
+            found = source.shape(name) if name in source else "absent"
+            raise MindSigmaError(
+                f"{source.path}: tensor '{name}' is {found}, the run needs {tuple(parameter.shape)}; "
+                "resume with the options that the run was started with"
+            )
+        parameter.set_data(Tensor(np.ascontiguousarray(source.read(name), np.float32)))

@@ -1,0 +1,114 @@
+"""Where a run begins: a checkpoint, changed on the way from weak to strong if asked for, or fresh weights."""
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from mindspore.nn.utils import no_init_parameters
+
+from mindsigma.checkpoints.dit_names import NULL_CAPTION
+from mindsigma.conversion import surgery
+from mindsigma.conversion.component import open_source
+from mindsigma.errors import MindSigmaError
+from mindsigma.models.dit import DiT
+from mindsigma.pipeline.loading import open_t5, open_vae
+from mindsigma.pipeline.locate import locate
+from mindsigma.pipeline.text import TextEncoder, Tokenizer
+
+
+class Components:
+    """T5, VAE and tokenizer of a run, each read when first used, and held.
+
+    Args:
+        path: folder, bundled name or hub id with vae/, text_encoder/ and tokenizer/.
+        dtype: "fp32", "fp16", "bf16" or None.
+    """
+
+    def __init__(self, path, dtype=None):
+        self.path = locate(path)
+        self._dtype = dtype
+        self._held = {}
+
+    def _hold(self, name, make):
+        if name not in self._held:
+            self._held[name] = make()
+        return self._held[name]
+
+    @property
+    def pending_vae(self):
+        """Pending VAE, whose config can be asked for before it is loaded."""
+        return self._hold("pending_vae", lambda: open_vae(self.path, self._dtype))
+
+    @property
+    def pending_t5(self):
+        """Pending T5Encoder."""
+        return self._hold("pending_t5", lambda: open_t5(self.path, self._dtype))
+
+    @property
+    def tokenizer(self):
+        """Tokenizer."""
+        return self._hold("tokenizer", lambda: Tokenizer(self.path / "tokenizer"))
+
+    @property
+    def vae(self):
+        """VAE."""
+        return self._hold("vae", lambda: self.pending_vae.load())
+
+    @property
+    def text_encoder(self):
+        """TextEncoder."""
+        return self._hold("t5", lambda: TextEncoder(self.tokenizer, self.pending_t5.load()))
+
+
+def empty_prompt(text_encoder, length):
+    """T5's states of the empty prompt: float32 (length, d), and the number of its tokens."""
+    caption = text_encoder([""], length, min_length=length)
+    return caption.states.asnumpy()[0, :length].astype(np.float32), int(caption.mask.asnumpy()[0].sum())
+
+
+def open_start(model, changes=None, **config):
+    """The DiT's Component that a run begins from.
+
+    Args:
+        model: path, bundled name or hub id.
+        changes: dict with any of `kv_compression` ("conv:2:14-27"), `kv_init` ("average" or "random"), `grow_to`
+            (pixels), `position_scale` ("interpolate" or "keep"), each of which leaves a record.
+        config: DiTConfig fields that a bare file does not tell.
+    """
+    component = open_source(model, "dit", **config).components[0]
+    changes = changes or {}
+    if changes.get("kv_compression"):
+        component = surgery.compress_keys(component, changes["kv_compression"], changes.get("kv_init", "average"))
+    if changes.get("grow_to"):
+        pixels = changes["grow_to"]
+        if pixels < 64 or pixels % 64:
+            raise MindSigmaError(f"--grow-to must be a multiple of 64 pixels, not {pixels}")
+        component = surgery.grow_resolution(component, pixels // 8, changes.get("position_scale") != "keep")
+    return component
+
+
+def build_dit(config, dtype=ms.float32, fp32_attention=False, component=None, seed=0, parameter_dtype=ms.float32):
+    """DiT in training mode with a Component's weights, or with random ones that follow from the seed alone.
+
+    `parameter_dtype`: fp32, unless the weights stay as they are.
+    """
+    options = {"dtype": dtype, "parameter_dtype": parameter_dtype, "fp32_attention": fp32_attention}
+    if component is None:
+        ms.set_seed(seed)
+        dit = DiT(config, **options)
+        dit.init_parameters_data()
+        return dit.set_train()
+    with no_init_parameters():
+        dit = DiT(config, **options)
+    for name, parameter in dit.parameters_and_names():
+        if name not in component.view or tuple(component.view.shape(name)) != tuple(parameter.shape):
+            raise MindSigmaError(f"{component.path}: tensor '{name}' is missing or does not fit the network")
+        value = Tensor(np.array(component.view.read(name), np.float32))
+        parameter.set_data(value if parameter_dtype == ms.float32 else value.astype(parameter_dtype))
+    return dit.set_train()
+
+
+def null_caption_of(component, length):
+    """States of the null caption that a checkpoint holds, float32 (tokens, d), or None."""
+    if component is None or NULL_CAPTION not in component.view:
+        return None
+    return np.asarray(component.view.read(NULL_CAPTION), np.float32)[:length]

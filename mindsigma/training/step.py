@@ -1,0 +1,420 @@
+"""One training step: loss, gradients, accumulation, mean over processes, clip by the global norm, optimiser, average.
+
+In graph mode the whole step is one graph. In PyNative, on a CPU, it is a chain of small compiled graphs, as in
+inference (ops/shared_graph.py); both run the functions of this file.
+"""
+
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
+
+from mindsigma.diffusion.loss import diffusion_loss, noisy_latents
+from mindsigma.errors import MindSigmaError
+from mindsigma.ops.shared_graph import SharedGraph, value_and_gradients
+from mindsigma.training.distributed import Collectives, Ranks, owners
+from mindsigma.training.optimizers import OptimizerConfig, state_shapes, static_arguments, update
+
+
+@dataclass(frozen=True)
+class StepConfig:
+    """What a step does besides the loss and the optimiser.
+
+    Attributes:
+        accumulation: micro-batches whose gradients are averaged before one update.
+        max_norm: the gradients are scaled down to this global norm; 0: never.
+        ema_decay: of the moving average of the weights; 0: none is kept.
+        loss_scale: the loss is multiplied by it before differentiation, the gradients divided; it halves at each
+            overflow and doubles after `scale_window` steps without one. 0: off.
+        zero: 1: the optimiser's states are divided among the processes (ZeRO stage 1); 0: each has all.
+    """
+
+    accumulation: int = 1
+    max_norm: float = 0.01
+    ema_decay: float = 0.0
+    loss_scale: float = 0.0
+    scale_window: int = 2000
+    zero: int = 0
+
+    def __post_init__(self):
+        if self.accumulation < 1:
+            raise MindSigmaError(f"accumulation must be at least 1, not {self.accumulation}")
+        if not 0 <= self.ema_decay < 1:
+            raise MindSigmaError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
+        if self.max_norm < 0 or self.loss_scale < 0 or self.scale_window < 1:
+            raise MindSigmaError("max_norm and loss_scale must not be negative, scale_window at least 1")
+        if self.zero not in (0, 1):
+            raise MindSigmaError(f"zero must be 0 or 1, not {self.zero}: stages 2 and 3 are not offered")
+
+
+# Elements of the control tensor, which the step itself carries on: it must not depend on the host to know of overflows.
+CORRECTION_1, CORRECTION_2, SCALE, GOOD_STEPS, SKIPPED, SKIPPED_IN_A_ROW, UPDATES = range(7)
+CONTROLS = 7
+MAX_SCALE = 2.0**24
+
+
+def loss_of_output(output, clean, noisy, noise, numbers, scale, learn_sigma):
+    """Mean loss times `scale` (1,), mean squared error and mean bound (reference.md 2.10)."""
+    mse, bound = diffusion_loss(output, clean, noisy, noise, numbers, learn_sigma)
+    mse, bound = mse.mean(), bound.mean()
+    return (mse + bound) * scale[0], mse, bound
+
+
+def add_noise(clean, noise, numbers):
+    """Noisy latents; see diffusion/loss.py."""
+    return noisy_latents(clean, noise, numbers)
+
+
+def square_sum(x):
+    """Sum of squares, fp32 (1,)."""
+    x = x.astype(ms.float32).reshape(1, -1)
+    return (x * x).sum().reshape(1)
+
+
+def add(x, y):
+    """x + y."""
+    return x + y
+
+
+def multiply(x, factor):
+    """x times factor (1,)."""
+    return x * factor[0]
+
+
+def average(mean, value, decay):
+    """Moving average."""
+    return mean * decay + value * (1.0 - decay)
+
+
+def judge(squares, controls, rate, max_norm, scaled, scale_window, accumulation, beta1, beta2):
+    """What the update needs to know.
+
+    Args:
+        squares: fp32 (K,): squared norms of the gradients, still times loss scale and number of micro-batches.
+        controls: fp32 (CONTROLS,).
+        rate: fp32 (1,), learning rate.
+        max_norm, scale_window, accumulation: see StepConfig; scaled: whether the loss scale moves.
+        beta1, beta2: of the optimiser, for the correction of its averages.
+
+    Returns:
+        numbers for optimizers.update, norm of the true gradient (1,), finite as fp32 0 or 1 (1,), and new controls.
+    """
+    one = ops.ones((1,), ms.float32)
+    scale = controls[SCALE : SCALE + 1]
+    true = 1.0 / (scale * accumulation)
+    norm = ops.sqrt(squares.sum().reshape(1)) * true
+    updates = ops.isfinite(norm)
+    finite = updates.astype(ms.float32)
+    clip = ops.minimum(max_norm / (norm + 1e-6), one) if max_norm > 0 else one
+
+    old_1, old_2 = controls[CORRECTION_1 : CORRECTION_1 + 1], controls[CORRECTION_2 : CORRECTION_2 + 1]
+    correction_1 = ops.select(updates, old_1 * beta1 + (1.0 - beta1), old_1)
+    correction_2 = ops.select(updates, old_2 * beta2 + (1.0 - beta2), old_2)
+    zero = one * 0.0
+    good = ops.select(updates, controls[GOOD_STEPS : GOOD_STEPS + 1] + 1.0, zero)
+    if scaled:
+        grown = good >= scale_window
+        larger = ops.minimum(scale * 2.0, one * MAX_SCALE)
+        scale = ops.select(updates, ops.select(grown, larger, scale), ops.maximum(scale * 0.5, one))
+        good = ops.select(grown, zero, good)
+    missed = 1.0 - finite
+    skipped = controls[SKIPPED : SKIPPED + 1] + missed
+    in_a_row = ops.select(updates, zero, controls[SKIPPED_IN_A_ROW : SKIPPED_IN_A_ROW + 1] + missed)
+    count = controls[UPDATES : UPDATES + 1] + finite
+    numbers = ops.concat((rate, correction_1, correction_2, clip * true))
+    controls = ops.concat((correction_1, correction_2, scale, good, skipped, in_a_row, count))
+    return numbers, norm, finite, controls
+
+
+def assign_if(finite, variable, value):
+    """Give a Parameter a value where finite (1,) is 1."""
+    keep = ops.broadcast_to((finite > 0.5).reshape((1,) * len(variable.shape)), variable.shape)
+    return ops.assign(variable, ops.select(keep, value, variable))
+
+
+def update_tensor(name, betas, eps, weight_decay, clip_threshold, values, finite, parameter, gradient, *states):
+    """optimizers.update of Parameters in place, where `finite` is 1."""
+    news = update(parameter, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states)
+    assign_if(finite, parameter, news[0])
+    for j in range(len(states)):
+        assign_if(finite, states[j], news[1 + j])
+    return finite
+
+
+def update_average(finite, decay, mean, parameter):
+    """Moving average in place."""
+    return assign_if(finite, mean, average(mean, parameter, decay))
+
+
+# What a chain calls: several tensors at a time, those of one block, so that a call's cost is shared and all blocks
+# share what is compiled. `count` tensors of a kind follow those of the one before.
+
+
+def square_sums(*tensors):
+    """`square_sum` of each, fp32 (count,)."""
+    result = ()
+    for tensor in tensors:
+        result += (square_sum(tensor),)
+    return ops.concat(result)
+
+
+def sums(count, *tensors):
+    """Sums of the first `count` tensors with the others, in pairs."""
+    result = ()
+    for i in range(count):
+        result += (tensors[i] + tensors[count + i],)
+    return result
+
+
+def averages(count, decay, *tensors):
+    """Moving averages of `count` means and then as many values."""
+    result = ()
+    for i in range(count):
+        result += (average(tensors[i], tensors[count + i], decay),)
+    return result
+
+
+def updates(count, name, betas, eps, weight_decay, clip_threshold, values, *tensors):
+    """`update` of `count` parameters, gradients, first states and so on; returned in the same order, no gradients."""
+    columns = ()
+    for i in range(count):
+        columns += (
+            update(
+                tensors[i], tensors[count + i], values, name, betas, eps, weight_decay, clip_threshold,
+                *tensors[2 * count + i :: count],
+            ),
+        )  # fmt: skip
+    return columns
+
+
+def _range(values, wanted):
+    """(begin, end) of the elements of a sorted list that equal `wanted`."""
+    return values.index(wanted) if wanted in values else 0, (
+        len(values) - values[::-1].index(wanted) if wanted in values else 0
+    )
+
+
+def _block_of(name):
+    """Number of the block that a parameter belongs to, -1 for none."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else -1
+
+
+def _runs(values):
+    """(begin, end) of each run of equal elements."""
+    edges = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
+    return list(zip(edges, edges[1:] + [len(values)]))
+
+
+class _Group:
+    """Parameters begin ... end, which have equally many states, and these: one tuple for each state."""
+
+    def __init__(self, parameters, shapes, begin, end):
+        self.begin, self.end = begin, end
+        self.parameters = ParameterTuple(parameters[begin:end])
+        names = [list(shapes[i]) for i in range(begin, end)]
+        self.states = tuple(
+            ParameterTuple(
+                [
+                    _zeros(f"{parameters[i].name}:{name[k]}", shapes[i][name[k]])
+                    for i, name in zip(range(begin, end), names)
+                ]
+            )
+            for k in range(len(names[0]))
+        )
+
+
+def _zeros(name, shape):
+    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name, requires_grad=False)
+
+
+def _copy(parameter, name):
+    return Parameter(Tensor(parameter.asnumpy()), name=name, requires_grad=False)
+
+
+class TrainingStep(nn.Cell):
+    """Trains the `parameters` of a DiT.
+
+    Args:
+        dit: DiT in training mode, its parameters fp32.
+        parameters: list of the Parameters that learn.
+        optimizer: OptimizerConfig.
+        config: StepConfig.
+        ranks: Ranks.
+    """
+
+    def __init__(self, dit, parameters, optimizer=None, config=None, ranks=None):
+        super().__init__(auto_prefix=False)
+        self.dit = dit
+        self.config = config = config or StepConfig()
+        optimizer = optimizer or OptimizerConfig()
+        self.ranks = ranks or Ranks()
+        self.collectives = Collectives(self.ranks)
+        self.learn_sigma = dit.config.learn_sigma
+        states = [state_shapes(optimizer, parameter.shape) for parameter in parameters]
+        sizes = [parameter.size for parameter in parameters]
+        owner = owners(sizes, self.ranks.count) if config.zero else [0] * len(sizes)
+        # What one process owns, and what has the same number of states, stands together: slices of the gradients.
+        order = sorted(range(len(sizes)), key=lambda i: (owner[i], len(states[i]), i))
+        self.parameters = ParameterTuple([parameters[i] for i in order])
+        owner, states = [owner[i] for i in order], [states[i] for i in order]
+        self.shares = tuple(_range(owner, rank) for rank in range(self.ranks.count if config.zero else 1))
+        own = self.shares[self.ranks.rank if config.zero else 0]
+        self.groups = tuple(
+            _Group(self.parameters, states, own[0] + begin, own[0] + end)
+            for begin, end in _runs([len(shapes) for shapes in states[own[0] : own[1]]])
+        )
+        marks = [(owner[i], len(states[i]), _block_of(self.parameters[i].name)) for i in range(len(states))]
+        self.chunks = _runs(marks)
+        self.ema = ParameterTuple([_copy(p, f"{p.name}:ema") for p in self.parameters] if config.ema_decay > 0 else [])
+        self.sums = ParameterTuple(
+            [_zeros(f"{p.name}:sum", p.shape) for p in self.parameters] if config.accumulation > 1 else []
+        )
+        start = np.zeros(CONTROLS, np.float32)
+        start[SCALE] = config.loss_scale or 1.0
+        self.controls = Parameter(Tensor(start), name="controls", requires_grad=False)
+
+        self.add_noise = SharedGraph(add_noise)
+        self.loss_of_output = SharedGraph(loss_of_output, static=(self.learn_sigma,))
+        self.square_sums, self.sum = SharedGraph(square_sums), SharedGraph(sums)
+        self.averages_of, self.updates = SharedGraph(averages), SharedGraph(updates)
+        beta1, beta2 = (tuple(optimizer.betas) + (0.0, 0.0))[:2]
+        self.judge = SharedGraph(
+            judge,
+            static=(config.max_norm, config.loss_scale > 0, config.scale_window, config.accumulation, beta1, beta2),
+        )
+        self.constants = static_arguments(optimizer)
+        self.map = ops.HyperMap()
+        self.begins, self.ends = tuple(g.begin for g in self.groups), tuple(g.end for g in self.groups)
+        self.group_parameters = tuple(group.parameters for group in self.groups)
+        self.group_states = tuple(group.states for group in self.groups)
+        self.states = [state for group in self.groups for column in group.states for state in column]
+        self.differentiate = ms.value_and_grad(self.loss, None, self.parameters, True)
+
+    def own_states(self):
+        """dict name -> Parameter of what this process keeps between steps, besides weights and averages."""
+        return {"controls": self.controls, **{state.name: state for state in self.states}}
+
+    def averages(self):
+        """dict name -> Parameter of the moving averages, under the weights' names; empty if none are kept."""
+        return {mean.name[: -len(":ema")]: mean for mean in self.ema}
+
+    def loss(self, clean, noise, numbers, timestep, states, mask, scale, image_size=None, aspect_ratio=None):
+        """Scaled loss, squared error and bound of one micro-batch; see `construct`."""
+        noisy = self.add_noise(clean, noise, numbers)
+        output = self.dit(noisy, timestep, states, mask, image_size, aspect_ratio)
+        return self.loss_of_output(output, clean, noisy, noise, numbers, scale)
+
+    def construct(self, clean, noise, numbers, timestep, states, mask, rate, last, image_size=None, aspect_ratio=None):
+        """A micro-batch as one graph; with `last` the update follows.
+
+        Args:
+            clean, noise: (N, c, h, w) fp32, scaled latents and standard normal noise.
+            numbers: fp32 (N, len(COLUMNS)), of diffusion/loss.py, for the timesteps.
+            timestep: fp32 (N,), 0 ... 999.
+            states, mask: caption (N, L, d) and (N, L).
+            rate: fp32 (1,), learning rate.
+            last: bool, whether this is the last micro-batch before an update.
+            image_size, aspect_ratio: micro conditions, or None.
+
+        Returns:
+            squared error and bound, fp32 scalars; norm of the gradient and finite, fp32 (1,), 0 and 1 unless `last`.
+        """
+        scale = self.controls[SCALE : SCALE + 1]
+        (_, mse, bound), gradients = self.differentiate(
+            clean, noise, numbers, timestep, states, mask, scale, image_size, aspect_ratio
+        )
+        if self.config.accumulation > 1:
+            gradients = self.map(add, self.sums, gradients)
+            if not last:
+                self.map(ops.assign, self.sums, gradients)
+                return mse, bound, ops.zeros((1,), ms.float32), ops.ones((1,), ms.float32)
+            self.map(ops.assign, self.sums, self.map(ops.zeros_like, self.sums))
+        gradients = self.collectives.mean(gradients)
+        squares = self.map(square_sum, gradients)
+        values, norm, finite, controls = self.judge(ops.concat(squares), self.controls, rate)
+        ops.assign(self.controls, controls)
+        for k in range(len(self.begins)):
+            part = gradients[self.begins[k] : self.ends[k]]
+            self._update_group(values, finite, self.group_parameters[k], part, self.group_states[k])
+        if not self.collectives.alone and self.config.zero:
+            for rank in range(len(self.shares)):
+                mine = self.parameters[self.shares[rank][0] : self.shares[rank][1]]
+                self.map(ops.assign, mine, self.collectives.from_rank(rank, mine))
+        if self.config.ema_decay > 0:
+            self.map(ops.partial(update_average, finite, self.config.ema_decay), self.ema, self.parameters)
+        return mse, bound, norm, finite
+
+    def _update_group(self, values, finite, parameters, gradients, states):
+        name, betas, eps, weight_decay, clip_threshold = self.constants
+        one = ops.partial(update_tensor, name, betas, eps, weight_decay, clip_threshold, values, finite)
+        # Written out: a graph does not unpack a tuple of tuples of Parameters into arguments.
+        if len(states) == 1:
+            return self.map(one, parameters, gradients, states[0])
+        if len(states) == 2:
+            return self.map(one, parameters, gradients, states[0], states[1])
+        return self.map(one, parameters, gradients, states[0], states[1], states[2], states[3], states[4])
+
+    def run(self, micro_batches, rate):
+        """A step in whatever way fits MindSpore's mode; arguments and result as of `chain`."""
+        if ms.get_context("mode") != ms.GRAPH_MODE:
+            return self.chain(micro_batches, rate)
+        results = []
+        rate = Tensor([rate], ms.float32)
+        for i, inputs in enumerate(micro_batches):
+            last = i + 1 == len(micro_batches)
+            results.append(self(*inputs[:6], rate, last, *inputs[6:]))
+        mse, bound = (float(np.mean([float(result[i].asnumpy()) for result in results])) for i in (0, 1))
+        norm, finite = (float(value.asnumpy()[0]) for value in results[-1][2:])
+        return mse, bound, norm, finite > 0.5
+
+    def chain(self, micro_batches, rate):
+        """The whole step in PyNative, as a chain of small compiled graphs.
+
+        Args:
+            micro_batches: list of tuples of `construct`'s inputs up to `mask`, with micro conditions at the end if the
+                model has them; their number is the accumulation.
+            rate: learning rate.
+
+        Returns:
+            squared error and bound, means over the micro-batches, norm of the gradient, and whether it was finite.
+        """
+        scale = Tensor(self.controls.asnumpy()[SCALE : SCALE + 1])
+        gradients, errors = None, []
+        for inputs in micro_batches:
+            inputs = inputs[:6] + (scale,) + inputs[6:]
+            (_, mse, bound), new = value_and_gradients(self.loss, self.parameters, inputs)
+            errors.append((mse, bound))
+            if gradients is not None:
+                new = [total for a, b in self.chunks for total in self.sum(b - a, *gradients[a:b], *new[a:b])]
+            gradients = new
+        gradients = self.collectives.mean(gradients)
+        squares = ops.concat([self.square_sums(*gradients[a:b]) for a, b in self.chunks])
+        values, norm, finite, controls = self.judge(squares, Tensor(self.controls), Tensor([rate], ms.float32))
+        self.controls.set_data(controls)
+        if float(finite.asnumpy()[0]) > 0.5:
+            self._chain_update(gradients, values)
+        mse, bound = (float(np.mean([pair[i].asnumpy() for pair in errors])) for i in (0, 1))
+        return mse, bound, float(norm.asnumpy()[0]), bool(finite.asnumpy()[0] > 0.5)
+
+    def _chain_update(self, gradients, values):
+        for group in self.groups:
+            for a, b in [(a, b) for a, b in self.chunks if group.begin <= a and b <= group.end]:
+                columns = [self.parameters[a:b]]
+                columns += [column[a - group.begin : b - group.begin] for column in group.states]
+                tensors = [[Tensor(variable) for variable in column] for column in columns]
+                flat = [tensor for column in (tensors[0], gradients[a:b], *tensors[1:]) for tensor in column]
+                for variables, news in zip(zip(*columns), self.updates(b - a, *self.constants, values, *flat)):
+                    for variable, new in zip(variables, news):
+                        variable.set_data(new)
+        if not self.collectives.alone and self.config.zero:
+            for rank, (begin, end) in enumerate(self.shares):
+                values = self.collectives.from_rank(rank, [Tensor(p) for p in self.parameters[begin:end]])
+                for parameter, value in zip(self.parameters[begin:end], values):
+                    parameter.set_data(value)
+        if self.ema:
+            for a, b in self.chunks:
+                both = [Tensor(variable) for variable in (*self.ema[a:b], *self.parameters[a:b])]
+                for mean, new in zip(self.ema[a:b], self.averages_of(b - a, self.config.ema_decay, *both)):
+                    mean.set_data(new)

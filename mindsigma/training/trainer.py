@@ -1,0 +1,334 @@
+"""The training run: puts data, network, step, checkpoints and reports together, and loops."""
+
+import contextlib
+import json
+import math
+import time
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+
+from mindsigma.checkpoints.atomic import naming, replacing, write_json
+from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
+from mindsigma.diffusion.loss import LossConfig
+from mindsigma.errors import MindSigmaError
+from mindsigma.ops.shared_graph import compile_seconds
+from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
+from mindsigma.runtime import resolve_dtype, set_device
+from mindsigma.training.arguments import FREE
+from mindsigma.training.checkpoints import RunCheckpoints, read_state
+from mindsigma.training.distributed import Collectives, join_ranks, same_start
+from mindsigma.training.inputs import StepInputs
+from mindsigma.training.learner import WholeLearner
+from mindsigma.training.learning_rate import learning_rate, scaled_rate
+from mindsigma.training.optimizers import OptimizerConfig
+from mindsigma.training.report import Report
+from mindsigma.training.start import Components, build_dit, empty_prompt, open_start
+from mindsigma.training.step import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW, StepConfig, TrainingStep
+from mindsigma.training.validation import HeldOutLoss, Ready, SampleImages
+
+OPTIONS = "options.json"
+FIRST_LOSS_SCALE = 65536.0
+
+AT_LEAST_1 = (
+    "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
+    "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps",
+)  # fmt: skip
+NOT_NEGATIVE = ("learning_rate", "warmup", "max_norm", "weight_decay", "loss_scale", "seed", "sample_guidance")
+
+# What a continuation must agree in, where that is not the option of the same name.
+NAMES = {
+    "batch": "a batch (--batch-size x --accumulation x processes) of",
+    "data": "data (captions, sizes, order) of the fingerprint",
+}
+
+
+class Trainer:
+    """A run.
+
+    Args:
+        args: namespace of arguments.build_parser.
+        stop: callable that tells whether the run was asked to end; it then saves and leaves.
+    """
+
+    def __init__(self, args, stop=lambda: False):
+        self.args, self.stop = args, stop
+        _check(args)
+        set_device(args.device)
+        self.ranks = join_ranks()
+        self.collectives = Collectives(self.ranks)
+        self.folder = Path(args.output)
+        self.checkpoints = RunCheckpoints(self.folder / "checkpoints", args.keep, self.collectives)
+        self._open_data()
+        self._build_network()
+        self._build_step()
+        self.step = self._resume()
+        self._build_validation()
+
+    def _say(self, text):
+        if self.ranks.first:
+            print(text, flush=True)
+
+    def _open_data(self):
+        args = self.args
+        self.resolution = Resolution(args.resolution, args.multi_scale, args.table)
+        self.source = open_data(args.data)
+        self.batch = args.batch_size * args.accumulation * self.ranks.count
+        self.sampler = BucketSampler(self.source, self.batch, self.resolution, args.seed, args.incomplete)
+        self.loading = {
+            "seed": args.seed,
+            "real_prompt_ratio": args.real_prompt_ratio,
+            "max_length": args.max_length,
+            "threads": args.threads,
+        }
+        self.loader = Loader(
+            self.source,
+            self.sampler,
+            self.ranks.rank,
+            self.ranks.count,
+            caption_dropout=args.caption_dropout,
+            flip=args.flip,
+            **self.loading,
+        )
+        self._say(str(self.sampler.summary()))
+
+    def _build_network(self):
+        args = self.args
+        known = {
+            name: getattr(args, name) for name in ("input_size", "pe_interpolation") if getattr(args, name) is not None
+        }
+        changes = {name: getattr(args, name) for name in ("kv_compression", "kv_init", "grow_to", "position_scale")}
+        component = open_start(args.model, changes, **known)
+        self.components = Components(args.components or args.model)
+        for line in component.record:
+            self._say(f"changed: {line}")
+        base = component.config.input_size * self.components.pending_vae.config.downsampling
+        if base != args.resolution:
+            self._say(
+                f"note: the network's base resolution is {base} px, the data's {args.resolution}; "
+                "--grow-to moves the network's"
+            )
+        dtype = resolve_dtype(args.dtype)
+        self.dit = build_dit(
+            component.config, dtype, args.fp32_attention, None if args.fresh else component, args.seed
+        )
+        if args.recompute:
+            for block in self.dit.blocks:
+                block.recompute()
+        self.null_caption = self._null_caption(component)
+        self.learner = WholeLearner(self.dit, self.null_caption[0], component.record)
+        same_start(self.learner.parameters, self.collectives)
+
+    def _null_caption(self, component):
+        """States (max_length, d) of the null caption and the number of its tokens.
+
+        As the official loader has it, T5 of the empty prompt takes the place of what a checkpoint stores.
+        """
+        length = self.args.max_length
+        if isinstance(self.source, FeatureSet):
+            states, mask = self.source.null_caption(length)
+            caption = np.asarray(states, np.float32), int(np.sum(mask))
+        elif (self.components.path / "text_encoder").is_dir():
+            caption = empty_prompt(self.components.text_encoder, length)
+        else:
+            raise MindSigmaError(
+                f"{self.components.path}: has no text_encoder, which captions need; give --components a folder with "
+                "T5, or train from features (tools/extract_features.py)"
+            )
+        width, wanted = caption[0].shape[1], component.config.caption_channels
+        if width != wanted:
+            raise MindSigmaError(
+                f"{component.path}: the network takes captions of {wanted} channels, T5's states have {width}; "
+                "give --components or features of the T5 that belongs to it"
+            )
+        return caption
+
+    def _build_step(self):
+        args = self.args
+        half = self.dit.dtype == ms.float16
+        scale = args.loss_scale if args.loss_scale is not None else (FIRST_LOSS_SCALE if half else 0.0)
+        self.loss = LossConfig(self.dit.config.learn_sigma, args.snr_loss, args.loss_weighting, args.snr_gamma)
+        optimizer = OptimizerConfig(args.optimizer, args.betas, args.eps, args.weight_decay)
+        config = StepConfig(args.accumulation, args.max_norm, args.ema_decay, scale, zero=args.zero)
+        self.training = TrainingStep(self.dit, self.learner.parameters, optimizer, config, self.ranks)
+        self.base_rate = scaled_rate(args.learning_rate, self.batch, args.auto_lr)
+        from_images = not isinstance(self.source, FeatureSet)
+        self.inputs = StepInputs(
+            self.components.pending_vae.config,
+            self.null_caption,
+            self.loss,
+            args.max_length,
+            args.seed,
+            args.null_mask,
+            self.components.vae if from_images else None,
+            self.components.text_encoder if from_images else None,
+            self.dit.config.micro_condition,
+        )
+
+    def _resume(self):
+        """Step that the run goes on from, 0 for a new one."""
+        options = {name: value for name, value in vars(self.args).items() if name not in FREE}
+        self.identity = json.loads(json.dumps({**options, "batch": self.batch, "data": self.source.fingerprint()}))
+        if self.args.overwrite:
+            self.checkpoints.clear()
+        path = self.checkpoints.latest()
+        step = self._restore(path) if path else 0
+        if self.ranks.first:
+            write_json(self.folder / OPTIONS, vars(self.args))
+        return step
+
+    def _restore(self, path):
+        with self.checkpoints.readable(path):
+            stored = read_state(path).get("identity", {})
+        for name in sorted(set(stored) | set(self.identity)):
+            if stored.get(name) != self.identity.get(name):
+                what = NAMES.get(name, f"--{name.replace('_', '-')}")
+                raise MindSigmaError(
+                    f"{path}: was trained with {what} {stored.get(name)!r}, not {self.identity.get(name)!r}; "
+                    "use that, another --output, or --overwrite"
+                )
+        state = self.checkpoints.restore(path, self.learner, self.training)
+        self._say(f"resumed from {path}")
+        return state["step"]
+
+    def _build_validation(self):
+        args = self.args
+        self.held_out = self.samples = None
+        if args.validation_data:
+            source = open_data(args.validation_data)
+            batch = args.batch_size * self.ranks.count
+            sampler = BucketSampler(source, batch, self.resolution, args.seed)
+            self.held_out = HeldOutLoss(
+                source,
+                sampler,
+                self.inputs,
+                self.collectives,
+                args.validation_points,
+                args.validation_batches,
+                **self.loading,
+            )
+        if args.prompts and self.ranks.first:
+            components = self.components
+            dit = Ready(self.dit, args.model)
+            pipeline = PixArtSigmaPipeline(dit, components.pending_vae, components.pending_t5, components.tokenizer)
+            self.samples = SampleImages(
+                pipeline,
+                args.prompts,
+                height=args.sample_height,
+                width=args.sample_width,
+                num_inference_steps=args.sample_steps,
+                guidance_scale=args.sample_guidance,
+                seed=args.seed,
+                max_sequence_length=args.max_length,
+            )
+
+    def run(self):
+        """Train up to --steps, or until asked to stop. Returns the path of the last checkpoint."""
+        args = self.args
+        began = time.perf_counter()
+        with contextlib.ExitStack() as stack:
+            self._report = None
+            if self.ranks.first:
+                self._report = stack.enter_context(Report(self.folder, args.steps, self.step, args.tensorboard))
+            saved = self._loop()
+        if saved == args.steps:
+            self._say(f"{args.steps} steps in {time.perf_counter() - began:.0f} s")
+        return self.checkpoints.latest()
+
+    def _loop(self):
+        """All steps that are left; returns the step of the last checkpoint."""
+        args, report, saved, self._seen = self.args, self._report, self.step, set()
+        if self.step == 0:
+            self._validate(0)
+        for batch in self.loader.batches(self.step, args.steps):
+            values, stop = self._one_step(batch)
+            self.step += 1
+            if report:
+                show = self.step % args.log_every == 0 or self.step == args.steps
+                report.step(self.step, values, self.batch, show)
+            held_out = self._validate(self.step)
+            if stop or self.step % args.save_every == 0 or self.step == args.steps:
+                if report:
+                    report.sync()
+                self._save(held_out)
+                saved = self.step
+                if report:
+                    report.curves()
+            if stop:
+                self._say(f"stopped after step {self.step}, saved; the same command goes on from there")
+                break
+        return saved
+
+    def _one_step(self, batch):
+        """(values for the log, whether to stop) after a step, the same on every process."""
+        args = self.args
+        rate = learning_rate(self.step, self.base_rate, args.lr_schedule, args.warmup, args.steps)
+        size = batch.height, batch.width
+        first, before = size not in self._seen, compile_seconds()
+        began = time.perf_counter()
+        micro_batches = self.inputs.micro_batches(batch, args.accumulation)
+        mse, bound, norm, _ = self.training.run(micro_batches, rate)
+        if first:
+            self._seen.add(size)
+            if self._report:
+                seconds = compile_seconds() - before or time.perf_counter() - began
+                self._report.say(f"bucket {size[0]} x {size[1]}: first step, {seconds:.1f} s with compilation")
+        count = self.ranks.count
+        mse, bound, asked = self.collectives.total([mse / count, bound / count, float(self.stop())])
+        controls = self.training.controls.asnumpy()
+        if controls[SKIPPED_IN_A_ROW] >= args.max_skipped:
+            raise MindSigmaError(
+                f"step {self.step}: the gradients were not finite {int(controls[SKIPPED_IN_A_ROW])} times in a row "
+                f"(loss scale {controls[SCALE]:g}); lower --learning-rate, or use --fp32-attention, --dtype bf16 or "
+                "fp32. The weights are as they were before these steps; the last checkpoint is good"
+            )
+        values = {"loss": mse + bound, "mse": mse, "bound": bound, "grad_norm": norm, "lr": rate}
+        values["skipped"] = int(controls[SKIPPED])
+        if self.training.config.loss_scale > 0:
+            values.update(loss_scale=float(controls[SCALE]), good_steps=int(controls[GOOD_STEPS]))
+        values["height"], values["width"] = size
+        return values, asked > 0
+
+    def _validate(self, step):
+        """Held-out loss and images where they are due; returns the loss or None."""
+        args, loss = self.args, None
+        if self.held_out and (step % args.validate_every == 0 or step == args.steps):
+            result = self.held_out(self.training)
+            loss = result["validation_loss"]
+            if self._report:
+                self._report.log({"step": step, **result})
+                self._report.say(f"step {step}: validation loss {loss:.5f}")
+        if self.samples and (step % args.sample_every == 0 or step == args.steps):
+            images = self.samples(self.training)
+            folder = self.folder / "samples"
+            with naming(folder):
+                folder.mkdir(exist_ok=True)
+            for i, image in enumerate(images):
+                path = folder / f"step_{step:08d}_{i}.png"
+                with replacing(path) as file:
+                    image.save(file, format="png")
+            self._report.images(step, args.prompts, [np.asarray(image) for image in images])
+            self._report.say(f"step {step}: images in {folder}")
+        return loss
+
+    def _save(self, held_out):
+        state = {"identity": self.identity, "ranks": self.ranks.count}
+        if held_out is not None:
+            state["validation_loss"] = held_out
+        self.checkpoints.save(self.step, self.learner, self.training, state)
+
+
+def _check(args):
+    """Raise for options that cannot be meant; what other parts check they are left to."""
+    for name in AT_LEAST_1:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    for name in NOT_NEGATIVE:
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise MindSigmaError(f"--{name.replace('_', '-')} must be a number of at least 0, not {value}")
+    if args.fresh and (args.kv_compression or args.grow_to):
+        raise MindSigmaError("--fresh has no weights that --kv-compression or --grow-to could change")
+    learning_rate(args.steps, 1.0, args.lr_schedule, args.warmup, args.steps)

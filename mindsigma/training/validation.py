@@ -1,0 +1,108 @@
+"""How good the network is by now: loss on held-out data at fixed timesteps and noise, images of fixed prompts."""
+
+from contextlib import contextmanager
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from mindsigma.data import Loader
+from mindsigma.diffusion.schedule import NUM_TRAIN_STEPS
+from mindsigma.ops.shared_graph import SharedGraph
+
+
+@contextmanager
+def evaluating(training):
+    """The network of a TrainingStep out of training mode, with the averaged weights if there are any."""
+    dit, averages = training.dit, training.averages()
+    own = [(parameter, Tensor(parameter)) for parameter in training.parameters if parameter.name in averages]
+    dit.set_train(False)
+    try:
+        for parameter, _ in own:
+            parameter.set_data(Tensor(averages[parameter.name]))
+        yield dit
+    finally:
+        for parameter, value in own:
+            parameter.set_data(value)
+        dit.set_train(True)
+        for _, cell in dit.cells_and_names():
+            if isinstance(cell, SharedGraph):
+                cell.forget_weights()
+
+
+class HeldOutLoss:
+    """Mean loss over held-out records, each at `points` fixed timesteps, the same at every call.
+
+    Args:
+        source: Records or FeatureSet.
+        sampler: BucketSampler over it, whose batches are shared by the processes.
+        inputs: StepInputs.
+        collectives: Collectives.
+        points: timesteps a record, spread evenly over the schedule.
+        batches: number of global batches; None: an epoch.
+        loader_options: of Loader; captions are not dropped.
+    """
+
+    def __init__(self, source, sampler, inputs, collectives, points=4, batches=None, **loader_options):
+        ranks = collectives.ranks
+        self.collectives, self.inputs, self.points = collectives, inputs, points
+        self.batches = min(batches or sampler.steps_per_epoch, sampler.steps_per_epoch)
+        options = {**loader_options, "caption_dropout": 0.0, "flip": 0.0}
+        self.loader = Loader(source, sampler, ranks.rank, ranks.count, **options)
+
+    def __call__(self, training):
+        """Returns dict of floats: validation_loss, validation_mse, validation_bound."""
+        sums = np.zeros(3)
+        scale = Tensor([1.0], ms.float32)
+        with evaluating(training):
+            for batch in self.loader.batches(0, self.batches):
+                rows = len(batch.draws)
+                for fixed in self.inputs.fixed(batch, self._timesteps(batch.draws)):
+                    _, mse, bound = training.loss(*fixed[:6], scale, *fixed[6:])
+                    sums += [float(mse) * rows, float(bound) * rows, rows]
+        mse, bound, count = self.collectives.total(sums)
+        return {
+            "validation_loss": (mse + bound) / count,
+            "validation_mse": mse / count,
+            "validation_bound": bound / count,
+        }
+
+    def _timesteps(self, draws):
+        """List of int arrays (n,): every draw has its own timesteps, one in each of `points` equal ranges."""
+        result = []
+        for point in range(self.points):
+            place = (draws * self.points + point) * 0.6180339887498949 % 1.0  # the golden ratio spreads them evenly
+            result.append(((point + place) / self.points * NUM_TRAIN_STEPS).astype(np.int64))
+        return result
+
+
+class SampleImages:
+    """Images of fixed prompts from fixed seeds.
+
+    Args:
+        pipeline: PixArtSigmaPipeline around the network that is trained.
+        prompts: list of texts.
+        options: keyword arguments of the pipeline's call, such as height, num_inference_steps and seed.
+    """
+
+    def __init__(self, pipeline, prompts, **options):
+        self.pipeline, self.prompts, self.options = pipeline, list(prompts), options
+
+    def __call__(self, training):
+        """Returns a list of PIL images."""
+        with evaluating(training):
+            return [
+                self.pipeline([prompt], progress=False, output_type="pil", **self.options).images[0]
+                for prompt in self.prompts
+            ]
+
+
+class Ready:
+    """A network that is there already, in the place of a Pending one (pipeline/loading.py)."""
+
+    def __init__(self, cell, tensors):
+        self.config, self.tensors, self._cell = cell.config, tensors, cell
+
+    def load(self):
+        """The cell."""
+        return self._cell
