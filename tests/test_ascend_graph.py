@@ -104,3 +104,38 @@ def test_denoising_step_with_its_solver_is_one_graph(tmp_path):
     step = Exported(weights(dit))
     nodes = exported(step, [*map(Tensor, inputs), Tensor(np.ones((2, 16), np.int32))], tmp_path)
     assert sum(kind == "FlashAttentionScore" for kind, _, _ in nodes) == 4
+
+
+@pytest.mark.parametrize(("dtype", "recompute"), [(ms.float16, False), (ms.bfloat16, True)])
+def test_training_step_is_one_graph(dtype, recompute, tmp_path):
+    """Forward, backward, clip, optimiser and average; attention fused both ways, half precision over fp32 weights."""
+    from mindsigma.diffusion.loss import COLUMNS
+    from mindsigma.training.optimizers import OptimizerConfig
+    from mindsigma.training.step import StepConfig, TrainingStep
+
+    class Exported(ms.nn.Cell):
+        """The step of a last micro-batch, since an exported graph takes tensors only."""
+
+        def __init__(self, step):
+            super().__init__(auto_prefix=False)
+            self.step = step
+
+        def construct(self, *inputs):
+            return self.step(*inputs, True)
+
+    config = DiTConfig(depth=1, hidden_size=144, num_heads=2, caption_channels=32)
+    with no_init_parameters():
+        dit = DiT(config, dtype, kernels="fused", parameter_dtype=ms.float32).set_train()
+    weights(dit)
+    if recompute:
+        dit.blocks[0].recompute()
+    settings = StepConfig(ema_decay=0.9, loss_scale=65536.0 if dtype == ms.float16 else 0.0)
+    step = TrainingStep(dit, dit.trainable_params(), OptimizerConfig("adamw"), settings)
+    shapes = ((1, 4, 32, 32), (1, 4, 32, 32), (1, len(COLUMNS)), (1,), (1, 16, 32), (1, 16), (1,))
+    nodes = exported(Exported(step), [Tensor(np.zeros(shape, np.float32)) for shape in shapes], tmp_path)
+    count = Counter(kind for kind, _, _ in nodes)
+    assert count["FlashAttentionScoreGrad"] == 2 and count["FlashAttentionScore"] == (4 if recompute else 2)
+    half = mind_ir_pb2.TensorProto.FLOAT16 if dtype == ms.float16 else mind_ir_pb2.TensorProto.BFLOAT16
+    assert {data for kind, _, data in nodes if kind.startswith("FlashAttention")} == {half}
+    assert count["Assign"] == 4 * len(dit.trainable_params()) + 1  # weights, two averages, moving average; the controls
+    assert count["Softmax"] == count["BatchMatMul"] == 0

@@ -1,4 +1,4 @@
-"""The YAML files of configs/infer: one for each preset, of options that tools/generate.py takes."""
+"""The YAML files of configs/: options that the tools take, one file for each preset and each stage of training."""
 
 from pathlib import Path
 
@@ -49,3 +49,44 @@ def test_file_opens_with_its_own_command(file):
     assert comments[0].startswith(f'# python tools/generate.py "a red apple" --config configs/infer/{file.name}')
     assert "Not run on an NPU here." in " ".join(comments)
     assert ("--model" in comments[0]) == ("model" not in yaml.safe_load(file.read_text()))
+
+
+TRAINING = sorted((ROOT / "configs" / "train").glob("*.yaml")) + sorted((ROOT / "configs" / "miniature").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def train_parser():
+    from mindsigma.training.arguments import build_parser
+
+    return lambda file: parse_with_config(
+        build_parser(), ["--config", str(file), "--data", "features", "--output", "runs/x"]
+    )
+
+
+@pytest.mark.parametrize("file", TRAINING, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_training_file_is_of_options_that_fit_together(train_parser, file):
+    from mindsigma.data import Resolution
+    from mindsigma.models.dit import KVCompression
+    from mindsigma.training.optimizers import OptimizerConfig
+    from mindsigma.training.trainer import check
+
+    args = train_parser(file)
+    check(args)
+    OptimizerConfig(args.optimizer, args.betas, args.eps, args.weight_decay)
+    Resolution(args.resolution, args.multi_scale, args.table)
+    KVCompression.parse(args.kv_compression)
+    first = file.read_text().splitlines()[0]
+    assert f"--config configs/{file.parent.name}/{file.name}" in first
+    assert file.parent.name == "miniature" or "mini" in file.stem or "Not run on an NPU here." in file.read_text()
+
+
+@pytest.mark.parametrize("name", ["256", "512-MS", "1024-MS", "1024-MS-KV", "2K-MS-KV", "4K-MS-KV"])
+def test_stages_have_the_numbers_of_the_official_configs(train_parser, name):
+    args = train_parser(ROOT / "configs" / "train" / f"{name}.yaml")
+    assert (args.optimizer, args.auto_lr, args.max_norm, args.weight_decay) == ("came", "sqrt", 0.01, 0.0)
+    assert (args.real_prompt_ratio, args.caption_dropout, args.max_length) == (0.5, 0.1, 300)
+    assert args.fp32_attention and args.recompute and args.dtype == "fp16"
+    side = {"256": 256, "512-MS": 512, "1024-MS": 1024, "1024-MS-KV": 1024, "2K-MS-KV": 2048, "4K-MS-KV": 4096}[name]
+    assert args.resolution == side and args.multi_scale == (name != "256")
+    assert (args.kv_compression == "conv:2:14-27") == (name == "1024-MS-KV")  # later stages begin from compressed weights
+    assert args.grow_to == (None if name in ("256", "1024-MS-KV") else side)

@@ -228,3 +228,17 @@ def test_bad_calls_are_named():
     with pytest.raises(MindSigmaError, match="unknown preset"):
         preset("PixArt-Omega")
     assert len(PRESETS) >= 11
+
+
+def test_pool_is_the_mean_of_each_cell():
+    from mindsigma.models.dit.kv_compression import compress
+
+    x = np.random.default_rng(0).standard_normal((2, 5 * 7, 6)).astype(np.float32)
+    cells = x.reshape(2, 5, 7, 6)[:, :4, :6].reshape(2, 2, 2, 3, 2, 6).mean((2, 4)).reshape(2, 6, 6)
+    pooled = compress(Tensor(x), 5, 7, "pool", 2, "math", ()).asnumpy()
+    np.testing.assert_allclose(pooled, cells, atol=1e-6)
+
+
+def test_compression_of_absurdly_many_layers_is_refused():
+    with pytest.raises(MindSigmaError, match="expected SAMPLING:FACTOR:LAYERS"):
+        KVCompression.parse("conv:2:0-999999999999")

@@ -9,7 +9,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindsigma import MindSigmaError
 from mindsigma.models.t5 import T5Config, T5Encoder, relative_position_buckets
-from mindsigma.pipeline.text import LENGTH_BUCKETS, bucket_length
+from mindsigma.pipeline.text import LENGTH_BUCKETS, Tokenizer, bucket_length
 
 SMALL = T5Config(vocab_size=50, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
 
@@ -128,3 +128,10 @@ def test_long_prompt_is_cut_with_a_warning(mini):
     with pytest.warns(UserWarning, match="cut off: .*background"):
         caption = mini.encode_prompts(["a penguin on a yellow background"], max_sequence_length=4)
     assert caption.mask.asnumpy().tolist() == [[1, 1, 1, 1]]
+
+
+def test_a_vocabulary_of_absurd_size_is_refused(tmp_path):
+    with open(tmp_path / "spiece.model", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(MindSigmaError, match="too many for a tokenizer"):
+        Tokenizer(tmp_path)

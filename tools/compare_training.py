@@ -1,6 +1,6 @@
 """Compare training with PyTorch: same weights, same data, same noise; losses, seconds a step and peak memory.
 
-python tools/compare_training.py FEATURES --peer-python PEER/bin/python --steps 50
+python tools/compare_training.py --data FEATURES --peer-python PEER/bin/python --steps 50
 """
 
 import argparse
@@ -28,9 +28,14 @@ def build_parser():
         description="Train the same network on the same inputs here and with PyTorch and diffusers; print both."
     )
     add = parser.add_argument
-    add("features", help="folder of tools/extract_features.py")
+    add("--data", metavar="FEATURES", help="folder of tools/extract_features.py; default random numbers of that shape")
     add("--peer-python", required=True, metavar="FILE", help="Python of an environment with torch and diffusers")
-    add("--model", default="sigma-mini", help="whose shape, and with --trained whose weights, the network has")
+    add(
+        "--model",
+        default="sigma-mini",
+        help="whose shape, and with --trained whose weights, the network has; a released "
+        "name without weights at hand needs random data",
+    )
     add("--components", help="folder with the VAE; default --model")
     add("--trained", action="store_true", help="begin from its weights instead of fresh ones")
     add("--steps", type=int, default=50)
@@ -44,6 +49,9 @@ def build_parser():
     return parser
 
 
+NAMES = ("clean", "noise", "numbers", "timestep", "states", "mask")
+
+
 def write_inputs(args, folder, config):
     """Micro-batches of all steps as step_N.npz, as the trainer would make them."""
     import numpy as np
@@ -54,20 +62,36 @@ def write_inputs(args, folder, config):
     from mindsigma.pipeline.locate import locate
     from mindsigma.training.inputs import StepInputs
 
-    source = open_data(args.features)
+    source = open_data(args.data)
     sampler = BucketSampler(source, args.batch_size, Resolution(args.resolution), args.seed)
     loader = Loader(source, sampler, seed=args.seed, max_length=args.max_length)
     states, mask = source.null_caption(args.max_length)
     vae = open_vae(locate(args.components or args.model)).config
     inputs = StepInputs(vae, (states, int(mask.sum())), LossConfig(config.learn_sigma), args.max_length, args.seed)
-    names = ("clean", "noise", "numbers", "timestep", "states", "mask")
     for batch in loader.batches(0, args.steps):
         (tensors,) = inputs.micro_batches(batch, 1)
-        np.savez(folder / f"step_{batch.step}.npz", **{n: t.asnumpy() for n, t in zip(names, tensors)})
-    return names
+        np.savez(folder / f"step_{batch.step}.npz", **{n: t.asnumpy() for n, t in zip(NAMES, tensors)})
 
 
-def train_here(args, folder, dit, names, optimizer, max_norm):
+def write_random(args, folder, config):
+    """Random latents and captions in the shape of the data."""
+    import numpy as np
+
+    from mindsigma.diffusion.loss import LossConfig, coefficients
+
+    rng = np.random.default_rng(args.seed)
+    side = args.resolution // 8
+    for step in range(args.steps):
+        clean, noise = rng.standard_normal((2, args.batch_size, config.in_channels, side, side), np.float32)
+        timestep = rng.integers(1000, size=args.batch_size)
+        states = rng.standard_normal((args.batch_size, args.max_length, config.caption_channels), np.float32)
+        numbers = coefficients(timestep, LossConfig(config.learn_sigma))
+        mask = np.ones((args.batch_size, args.max_length), np.int32)
+        arrays = (clean, noise, numbers, timestep.astype(np.float32), states, mask)
+        np.savez(folder / f"step_{step}.npz", **dict(zip(NAMES, arrays)))
+
+
+def train_here(args, folder, dit, optimizer, max_norm):
     """Lines as the peer writes them, and the peak memory in GB."""
     import time
 
@@ -81,7 +105,7 @@ def train_here(args, folder, dit, names, optimizer, max_norm):
     for step in range(args.steps):
         data = np.load(folder / f"step_{step}.npz")
         start = time.perf_counter()
-        mse, bound, norm, _ = training.run([tuple(Tensor(data[name]) for name in names)], args.learning_rate)
+        mse, bound, norm, _ = training.run([tuple(Tensor(data[name]) for name in NAMES)], args.learning_rate)
         lines.append({"loss": mse + bound, "grad_norm": norm, "seconds": time.perf_counter() - start})
     return lines, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
@@ -95,6 +119,7 @@ def main():
     from mindsigma.conversion.component import open_source
     from mindsigma.conversion.targets import prepare
     from mindsigma.diffusion.loss import COLUMNS
+    from mindsigma.models.dit.config import PRESETS
     from mindsigma.pipeline.saving import save_network
     from mindsigma.runtime import set_device
     from mindsigma.training.optimizers import OptimizerConfig
@@ -102,17 +127,19 @@ def main():
 
     set_device()
     optimizer, max_norm = OptimizerConfig("adamw"), 1.0
-    component = open_start(args.model)
-    dit = build_dit(component.config, component=component if args.trained else None, seed=args.seed)
-    if args.recompute:
-        for block in dit.blocks:
-            block.recompute()
+    if args.trained or args.model not in PRESETS or args.data:
+        component = open_start(args.model)
+        config = component.config
+    else:
+        component, config = None, PRESETS[args.model]
+    dit = build_dit(config, component=component if args.trained else None, seed=args.seed)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         save_network(dit, folder / "start", "fp32")
         start = open_source(folder / "start", "dit").components[0]
         convert.write([prepare(start, "diffusers")], folder / "diffusers", "diffusers")
-        names = write_inputs(args, folder, component.config)
+        del dit  # the peer needs the memory
+        (write_inputs if args.data else write_random)(args, folder, config)
         run = {
             "steps": args.steps,
             "rate": args.learning_rate,
@@ -124,12 +151,16 @@ def main():
             "recompute": args.recompute,
         }
         (folder / "run.json").write_text(json.dumps(run))
-        ours, peak = train_here(args, folder, dit, names, optimizer, max_norm)
         done = subprocess.run([args.peer_python, str(PEER), str(folder)], stderr=subprocess.PIPE, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise MindSigmaError(f"--peer-python {args.peer_python}: {last}")
         theirs = json.loads((folder / "torch.json").read_text())
+        dit = build_dit(config, component=start, seed=args.seed)
+        if args.recompute:
+            for block in dit.blocks:
+                block.recompute()
+        ours, peak = train_here(args, folder, dit, optimizer, max_norm)
     report(args, ours, peak, theirs)
     return 0
 

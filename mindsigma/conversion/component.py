@@ -15,7 +15,6 @@ from mindsigma.pipeline.text import Tokenizer
 
 FOLDERS = {"dit": ("dit", "transformer"), "vae": ("vae",), "t5": ("text_encoder",)}
 
-MAX_TOKENIZER = 2**26  # bytes; T5's has 0.8 MB
 
 # A name that only one kind of network has, under each of its namings.
 TELLING = {
@@ -115,8 +114,6 @@ def _tokenizer(folder):
     if not (folder / "spiece.model").is_file():
         return None
     file = file_in_folder(folder, "spiece.model")
-    if file.stat().st_size > MAX_TOKENIZER:
-        raise MindSigmaError(f"{file}: {file.stat().st_size} bytes are too many for a tokenizer; download it again")
     Tokenizer(file)
     return folder
 

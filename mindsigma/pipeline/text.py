@@ -10,6 +10,7 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.captions import Caption
 
 PAD, EOS = 0, 1
+MAX_BYTES = 2**26  # of a vocabulary; T5's has 0.8 MB
 
 # Token counts that captions are padded to. Fewer lengths mean fewer compilations; the mask makes padding exact.
 LENGTH_BUCKETS = (16, 32, 64, 128, 192, 256)
@@ -34,6 +35,9 @@ class Tokenizer:
         self.path = path / "spiece.model" if path.is_dir() else path
         if not self.path.is_file():
             raise MindSigmaError(f"{self.path}: no such file; the tokenizer folder must hold spiece.model")
+        size = self.path.stat().st_size
+        if size > MAX_BYTES:
+            raise MindSigmaError(f"{self.path}: {size} bytes are too many for a tokenizer; download it again")
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_file=str(self.path))
         except (RuntimeError, OSError) as error:

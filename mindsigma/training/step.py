@@ -289,7 +289,7 @@ class TrainingStep(nn.Cell):
         self.begins, self.ends = tuple(g.begin for g in self.groups), tuple(g.end for g in self.groups)
         self.group_parameters = tuple(group.parameters for group in self.groups)
         self.group_states = tuple(group.states for group in self.groups)
-        self.states = [state for group in self.groups for column in group.states for state in column]
+        self.states = ParameterTuple([state for group in self.groups for column in group.states for state in column])
         self.differentiate = ms.value_and_grad(self.loss, None, self.parameters, True)
 
     def own_states(self):

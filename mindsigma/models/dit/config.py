@@ -6,7 +6,8 @@ from typing import Optional, Tuple
 from mindsigma.errors import MindSigmaError
 
 PATCH_SIZE = 2
-SAMPLING_MODES = ("conv", "ave", "uniform", "uniform_every")
+MAX_LAYERS = 10_000
+SAMPLING_MODES = ("conv", "pool", "ave", "uniform", "uniform_every")
 
 
 @dataclass(frozen=True)
@@ -14,8 +15,9 @@ class KVCompression:
     """Which self-attention layers shrink their keys and values, how, and by which factor a side (paper section 3.2).
 
     Attributes:
-        sampling: "conv" (learned depthwise convolution), "ave" and "uniform" (every factor-th row and column: the
-            official "ave" is a nearest interpolation), "uniform_every" (every factor-th token of the sequence).
+        sampling: "conv" (learned depthwise convolution), "pool" (mean of each cell, the paper's ablation; not in the
+            official code), "ave" and "uniform" (every factor-th row and column: the official "ave" is a nearest
+            interpolation), "uniform_every" (every factor-th token of the sequence).
         factor: stride a side; 1 leaves keys and values as they are.
         layers: block indices, from 0.
     """
@@ -43,7 +45,10 @@ class KVCompression:
         try:
             sampling, factor, layers = str(value).split(":")
             spans = [part.partition("-") for part in layers.split(",")]
-            indices = [i for low, _, high in spans for i in range(int(low), int(high or low) + 1)]
+            ranges = [range(int(low), int(high or low) + 1) for low, _, high in spans]
+            if any(one.stop > MAX_LAYERS for one in ranges):
+                raise ValueError(layers)
+            indices = [i for one in ranges for i in one]
             return cls(sampling, int(factor), tuple(indices))
         except ValueError as error:
             if isinstance(error, MindSigmaError):

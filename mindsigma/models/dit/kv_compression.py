@@ -26,17 +26,36 @@ def compress(x, height, width, sampling, factor, kernels, weights):
         x = x[:, : rows * factor, : columns * factor]
     x = x.reshape(batch, rows, factor, columns, factor, channels)
     if sampling == "conv":
-        sr_weight, sr_bias, norm_weight, norm_bias = weights
-        # A depthwise convolution whose stride is its kernel: a weighted sum inside each cell, no convolution needed.
-        tokens = rows * columns
-        cell_weight = sr_weight.reshape(channels, factor * factor).transpose(1, 0)  # (r * r, C)
-        total = None
-        for i in range(factor):
-            for j in range(factor):
-                row = cell_weight[i * factor + j].reshape(1, 1, channels)
-                part = x[:, :, i, :, j].reshape(1, batch * tokens, channels)
-                part = part * spread_rows(row, batch * tokens, kernels)
-                total = part if total is None else total + part
-        x = ops.bias_add(total.reshape(batch * tokens, channels), sr_bias).reshape(batch, tokens, channels)
-        return layer_norm(x, NORM_EPS, kernels, norm_weight, norm_bias)
+        return _convolve(x, kernels, *weights)
+    if sampling == "pool":
+        return (_cell_sum(x) * (1.0 / factor**2)).reshape(batch, rows * columns, channels)
     return x[:, :, 0, :, 0].reshape(batch, rows * columns, channels)
+
+
+def _cell_sum(x):
+    """Sum over the cells of x (N, rows, r, columns, r, C): (N, rows, columns, C)."""
+    total = None
+    for i in range(x.shape[2]):
+        for j in range(x.shape[4]):
+            part = x[:, :, i, :, j]
+            total = part if total is None else total + part
+    return total
+
+
+def _convolve(x, kernels, sr_weight, sr_bias, norm_weight, norm_bias):
+    """Depthwise convolution whose stride is its kernel, a weighted sum inside each cell, and LayerNorm.
+
+    x (N, rows, r, columns, r, C) to (N, rows * columns, C).
+    """
+    batch, rows, factor, columns, _, channels = x.shape
+    tokens = rows * columns
+    cell_weight = sr_weight.reshape(channels, factor * factor).transpose(1, 0)  # (r * r, C)
+    total = None
+    for i in range(factor):
+        for j in range(factor):
+            row = cell_weight[i * factor + j].reshape(1, 1, channels)
+            part = x[:, :, i, :, j].reshape(1, batch * tokens, channels)
+            part = part * spread_rows(row, batch * tokens, kernels)
+            total = part if total is None else total + part
+    x = ops.bias_add(total.reshape(batch * tokens, channels), sr_bias).reshape(batch, tokens, channels)
+    return layer_norm(x, NORM_EPS, kernels, norm_weight, norm_bias)
