@@ -55,6 +55,7 @@ def _keep_interrupts():
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
     def wait():
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # it began before `asked_to_end` blocked it for all
         while True:
             signal.sigwait({signal.SIGINT})
             _thread.interrupt_main()

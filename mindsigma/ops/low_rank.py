@@ -1,8 +1,8 @@
 """Linear maps with low-rank changes beside them: LoRA, rsLoRA (arXiv 2312.03732) and DoRA (arXiv 2402.09353).
 
-A change B A is never added to its weight: in half precision W + B A is W again as long as the change is small. What
-stands beside is computed in fp32 whatever the dtype of x and W. B starts at zero, so in fp16 the gradient that passes
-through it would underflow for the first steps, which are those that matter.
+A change B A is never added to its weight: in half precision W + B A is W again where its elements are small, whatever
+they sum to. What stands beside is computed in fp32 whatever the dtype of x and W. B starts at zero, so in fp16 the
+gradient that passes through it would underflow for the first steps, which are those that matter.
 """
 
 from mindspore import dtype as mstype

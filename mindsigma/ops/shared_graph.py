@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import mindspore as ms
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 from mindspore.common.api import _pynative_executor
 
 from mindsigma.ops.low_rank import regroup
@@ -86,9 +86,12 @@ def value_and_gradients(function, parameters, inputs):
             return function(*arguments[:count])
 
     # Aliases: a Parameter would be part of the compile key by its name.
-    aliases = [Tensor(parameter) for parameter in parameters]
+    # Through stop_gradient: MindSpore would mark a mere Tensor(parameter), and with it the Parameter, as an input of
+    # this differentiation if it is cast therein, and never let the Parameter be set again.
+    aliases = [ops.stop_gradient(Tensor(parameter)) for parameter in parameters]
     positions = tuple(range(count, count + len(parameters)))
-    return ms.value_and_grad(of_tensors, positions, None, True)(*inputs, *aliases)
+    result, gradients = ms.value_and_grad(of_tensors, positions, None, True)(*inputs, *aliases)
+    return result, gradients if len(positions) > 1 else (gradients,)
 
 
 class SharedGraph(nn.Cell):

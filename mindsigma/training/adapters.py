@@ -73,7 +73,9 @@ def chosen(names, targets):
                 break
     if unused:
         kinds = dict.fromkeys(name.split(".", 2)[-1] if name.startswith("blocks.") else name for name in names)
-        raise MindSigmaError(f"--lora-targets {min(unused)}: no linear layer is called so; there are {', '.join(kinds)}")
+        raise MindSigmaError(
+            f"--lora-targets {min(unused)}: no linear layer is called so; there are {', '.join(kinds)}"
+        )
     return result
 
 

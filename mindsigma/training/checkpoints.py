@@ -61,8 +61,8 @@ class RunCheckpoints:
         with naming(self.folder):
             self._held = open(self.folder / LOCK, "wb")
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
             raise MindSigmaError(
                 f"{self.folder.parent}: another process is training there; wait for it, or choose another --output"
             ) from None

@@ -9,10 +9,11 @@ from mindspore import Tensor
 
 from mindsigma.checkpoints import open_checkpoint
 from mindsigma.checkpoints.adapter_file import read_adapter, tensors_of, write_adapter
+from mindsigma.checkpoints.adapter_reader import ranks_text
 from mindsigma.checkpoints.atomic import write_json
 from mindsigma.checkpoints.dit_names import NULL_CAPTION
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.reader import TensorSource
+from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.saving import FORMAT, stored_config
@@ -89,6 +90,12 @@ class AdapterLearner:
     def parameters(self):
         """list of the Parameters that learn."""
         return list(self.named.values())
+
+    def summary(self):
+        """A line that tells its size."""
+        numbers = sum(parameter.size for parameter in self.parameters)
+        kind = "DoRA" if self.adapter.dora else "rsLoRA" if self.adapter.rslora else "LoRA"
+        return f"{kind} of {ranks_text(self.adapter)} for {len(self.adapter.entries)} layers, {numbers:,} numbers"
 
     def write(self, path, values=None):
         """Write an adapter file of this project's format; `values` as for WholeLearner."""

@@ -4,25 +4,30 @@ import contextlib
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 
+from mindsigma.checkpoints.adapter_reader import open_adapter
 from mindsigma.checkpoints.atomic import naming, replacing, write_json
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
 from mindsigma.diffusion.loss import LossConfig
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.shared_graph import compile_seconds
+from mindsigma.pipeline.locate import locate
 from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 from mindsigma.runtime import resolve_dtype, set_device
+from mindsigma.training.adapters import TARGETS, AdapterConfig, new_adapter
 from mindsigma.training.arguments import FREE
 from mindsigma.training.checkpoints import RunCheckpoints, read_state
 from mindsigma.training.distributed import Collectives, join_ranks, same_start
 from mindsigma.training.inputs import StepInputs
-from mindsigma.training.learner import WholeLearner
+from mindsigma.training.learner import AdapterLearner, WholeLearner
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
 from mindsigma.training.optimizers import OptimizerConfig
+from mindsigma.training.prior import DRAWN, class_micro_batches, draw_class_images
 from mindsigma.training.report import Report
 from mindsigma.training.start import Components, build_dit, empty_prompt, open_start
 from mindsigma.training.step import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW, StepConfig, TrainingStep
@@ -33,9 +38,18 @@ FIRST_LOSS_SCALE = 65536.0
 
 AT_LEAST_1 = (
     "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
-    "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps",
+    "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps", "class_count",
 )  # fmt: skip
-NOT_NEGATIVE = ("learning_rate", "warmup", "max_norm", "weight_decay", "loss_scale", "seed", "sample_guidance")
+NOT_NEGATIVE = (
+    "learning_rate",
+    "warmup",
+    "max_norm",
+    "weight_decay",
+    "loss_scale",
+    "seed",
+    "sample_guidance",
+    "prior_weight",
+)
 
 # What a continuation must agree in, where that is not the option of the same name.
 NAMES = {
@@ -54,7 +68,7 @@ class Trainer:
 
     def __init__(self, args, stop=lambda: False):
         self.args, self.stop = args, stop
-        _check(args)
+        check(args)
         set_device(args.device)
         self.ranks = join_ranks()
         self.collectives = Collectives(self.ranks)
@@ -75,23 +89,22 @@ class Trainer:
         self.resolution = Resolution(args.resolution, args.multi_scale, args.table)
         self.source = open_data(args.data)
         self.batch = args.batch_size * args.accumulation * self.ranks.count
-        self.sampler = BucketSampler(self.source, self.batch, self.resolution, args.seed, args.incomplete)
         self.loading = {
             "seed": args.seed,
             "real_prompt_ratio": args.real_prompt_ratio,
             "max_length": args.max_length,
             "threads": args.threads,
         }
-        self.loader = Loader(
-            self.source,
-            self.sampler,
-            self.ranks.rank,
-            self.ranks.count,
-            caption_dropout=args.caption_dropout,
-            flip=args.flip,
-            **self.loading,
-        )
+        self.sampler, self.loader = self._sampled(self.source, args.seed)
         self._say(str(self.sampler.summary()))
+
+    def _sampled(self, source, seed):
+        """BucketSampler and Loader of a data set that is trained on."""
+        args = self.args
+        sampler = BucketSampler(source, self.batch, self.resolution, seed, args.incomplete)
+        chances = {"caption_dropout": args.caption_dropout, "flip": args.flip}
+        options = {**self.loading, **chances, "seed": seed}
+        return sampler, Loader(source, sampler, self.ranks.rank, self.ranks.count, **options)
 
     def _build_network(self):
         args = self.args
@@ -110,15 +123,49 @@ class Trainer:
                 "--grow-to moves the network's"
             )
         dtype = resolve_dtype(args.dtype)
+        adapting = args.lora_rank is not None or args.init_lora
         self.dit = build_dit(
-            component.config, dtype, args.fp32_attention, None if args.fresh else component, args.seed
+            component.config,
+            dtype,
+            args.fp32_attention,
+            None if args.fresh else component,
+            args.seed,
+            dtype if adapting else ms.float32,
         )
-        if args.recompute:
+        if args.recompute and ms.get_context("mode") == ms.GRAPH_MODE:
             for block in self.dit.blocks:
                 block.recompute()
+        elif args.recompute:  # PyNative's recomputation would not see the weights that value_and_gradients passes
+            self._say("note: --recompute has an effect on an NPU only, where a step is one graph")
         self.null_caption = self._null_caption(component)
-        self.learner = WholeLearner(self.dit, self.null_caption[0], component.record)
+        self._draw_class()
+        if adapting:
+            self.learner = AdapterLearner(self.dit, self._adapter())
+            self._say(self.learner.summary())
+        else:
+            self.learner = WholeLearner(self.dit, self.null_caption[0], component.record)
         same_start(self.learner.parameters, self.collectives)
+
+    def _adapter(self):
+        """The Adapter that is trained, as it is at the start."""
+        args = self.args
+        if args.init_lora:
+            return open_adapter(locate(args.init_lora)).adapter
+        config = AdapterConfig(
+            args.lora_rank, args.lora_alpha, tuple(args.lora_targets or TARGETS), args.rslora, args.dora
+        )
+        return replace(new_adapter(self.dit, config, args.seed), path=Path(args.model))
+
+    def _draw_class(self):
+        """Draw the class's images that are missing, with the network as it is before training."""
+        args = self.args
+        self.class_data = args.class_data or (str(self.folder / DRAWN) if args.class_prompt else None)
+        if args.class_prompt and self.ranks.first:
+            options = {**self._sampling_options(), "height": args.resolution, "width": args.resolution}
+            self.dit.set_train(False)
+            draw_class_images(self._pipeline(), self.class_data, args.class_prompt, args.class_count, **options)
+            self.dit.set_train(True)
+        self.collectives.barrier()
 
     def _null_caption(self, component):
         """States (max_length, d) of the null caption and the number of its tokens.
@@ -150,17 +197,27 @@ class Trainer:
         scale = args.loss_scale if args.loss_scale is not None else (FIRST_LOSS_SCALE if half else 0.0)
         self.loss = LossConfig(self.dit.config.learn_sigma, args.snr_loss, args.loss_weighting, args.snr_gamma)
         optimizer = OptimizerConfig(args.optimizer, args.betas, args.eps, args.weight_decay)
-        config = StepConfig(args.accumulation, args.max_norm, args.ema_decay, scale, zero=args.zero)
+        self.prior = open_data(self.class_data) if self.class_data else None
+        count = args.accumulation * (2 if self.prior else 1)
+        config = StepConfig(count, args.max_norm, args.ema_decay, scale, zero=args.zero)
         self.training = TrainingStep(self.dit, self.learner.parameters, optimizer, config, self.ranks)
         self.base_rate = scaled_rate(args.learning_rate, self.batch, args.auto_lr)
-        from_images = not isinstance(self.source, FeatureSet)
-        self.inputs = StepInputs(
+        self.inputs = self._step_inputs(self.source, args.seed)
+        if self.prior:
+            # Of another seed, as the numbers of the draws are the same.
+            seed = (args.seed + 1) % 2**64
+            _, self.prior_loader = self._sampled(self.prior, seed)
+            self.prior_inputs = self._step_inputs(self.prior, seed)
+
+    def _step_inputs(self, source, seed):
+        from_images = not isinstance(source, FeatureSet)
+        return StepInputs(
             self.components.pending_vae.config,
             self.null_caption,
             self.loss,
-            args.max_length,
-            args.seed,
-            args.null_mask,
+            self.args.max_length,
+            seed,
+            self.args.null_mask,
             self.components.vae if from_images else None,
             self.components.text_encoder if from_images else None,
             self.dit.config.micro_condition,
@@ -169,7 +226,10 @@ class Trainer:
     def _resume(self):
         """Step that the run goes on from, 0 for a new one."""
         options = {name: value for name, value in vars(self.args).items() if name not in FREE}
-        self.identity = json.loads(json.dumps({**options, "batch": self.batch, "data": self.source.fingerprint()}))
+        options.update(batch=self.batch, data=self.source.fingerprint())
+        if self.prior:
+            options["class_data"] = self.prior.fingerprint()
+        self.identity = json.loads(json.dumps(options))
         if self.args.overwrite:
             self.checkpoints.clear()
         path = self.checkpoints.latest()
@@ -209,19 +269,22 @@ class Trainer:
                 **self.loading,
             )
         if args.prompts and self.ranks.first:
-            components = self.components
-            dit = Ready(self.dit, args.model)
-            pipeline = PixArtSigmaPipeline(dit, components.pending_vae, components.pending_t5, components.tokenizer)
-            self.samples = SampleImages(
-                pipeline,
-                args.prompts,
-                height=args.sample_height,
-                width=args.sample_width,
-                num_inference_steps=args.sample_steps,
-                guidance_scale=args.sample_guidance,
-                seed=args.seed,
-                max_sequence_length=args.max_length,
-            )
+            size = {"height": args.sample_height, "width": args.sample_width}
+            self.samples = SampleImages(self._pipeline(), args.prompts, **size, **self._sampling_options())
+
+    def _pipeline(self):
+        """PixArtSigmaPipeline around the network that is trained."""
+        components, dit = self.components, Ready(self.dit, self.args.model)
+        return PixArtSigmaPipeline(dit, components.pending_vae, components.pending_t5, components.tokenizer)
+
+    def _sampling_options(self):
+        args = self.args
+        return {
+            "num_inference_steps": args.sample_steps,
+            "guidance_scale": args.sample_guidance,
+            "seed": args.seed,
+            "max_sequence_length": args.max_length,
+        }
 
     def run(self):
         """Train up to --steps, or until asked to stop. Returns the path of the last checkpoint."""
@@ -241,8 +304,9 @@ class Trainer:
         args, report, saved, self._seen = self.args, self._report, self.step, set()
         if self.step == 0:
             self._validate(0)
-        for batch in self.loader.batches(self.step, args.steps):
-            values, stop = self._one_step(batch)
+        loaders = [self.loader, self.prior_loader] if self.prior else [self.loader]
+        for batches in zip(*(loader.batches(self.step, args.steps) for loader in loaders)):
+            values, stop = self._one_step(*batches)
             self.step += 1
             if report:
                 show = self.step % args.log_every == 0 or self.step == args.steps
@@ -260,14 +324,15 @@ class Trainer:
                 break
         return saved
 
-    def _one_step(self, batch):
+    def _one_step(self, batch, class_batch=None):
         """(values for the log, whether to stop) after a step, the same on every process."""
         args = self.args
-        rate = learning_rate(self.step, self.base_rate, args.lr_schedule, args.warmup, args.steps)
+        schedule = args.lr_schedule, args.warmup, args.steps, args.lr_final
+        rate = learning_rate(self.step, self.base_rate, *schedule)
         size = batch.height, batch.width
         first, before = size not in self._seen, compile_seconds()
         began = time.perf_counter()
-        micro_batches = self.inputs.micro_batches(batch, args.accumulation)
+        micro_batches = self._micro_batches(batch, class_batch)
         mse, bound, norm, _ = self.training.run(micro_batches, rate)
         if first:
             self._seen.add(size)
@@ -289,6 +354,16 @@ class Trainer:
             values.update(loss_scale=float(controls[SCALE]), good_steps=int(controls[GOOD_STEPS]))
         values["height"], values["width"] = size
         return values, asked > 0
+
+    def _micro_batches(self, batch, class_batch):
+        count = self.args.accumulation
+        if class_batch is None:
+            return self.inputs.micro_batches(batch, count)
+        return class_micro_batches(
+            lambda weight: self.inputs.micro_batches(batch, count, weight),
+            lambda weight: self.prior_inputs.micro_batches(class_batch, count, weight),
+            self.args.prior_weight,
+        )
 
     def _validate(self, step):
         """Held-out loss and images where they are due; returns the loss or None."""
@@ -319,7 +394,7 @@ class Trainer:
         self.checkpoints.save(self.step, self.learner, self.training, state)
 
 
-def _check(args):
+def check(args):
     """Raise for options that cannot be meant; what other parts check they are left to."""
     for name in AT_LEAST_1:
         value = getattr(args, name)
@@ -331,4 +406,23 @@ def _check(args):
             raise MindSigmaError(f"--{name.replace('_', '-')} must be a number of at least 0, not {value}")
     if args.fresh and (args.kv_compression or args.grow_to):
         raise MindSigmaError("--fresh has no weights that --kv-compression or --grow-to could change")
+    _check_adapter(args)
     learning_rate(args.steps, 1.0, args.lr_schedule, args.warmup, args.steps)
+
+
+def _check_adapter(args):
+    """Raise for options of adapters and of prior preservation that do not go together."""
+    alone = {"--lora-alpha": args.lora_alpha, "--lora-targets": args.lora_targets}
+    alone.update({"--rslora": args.rslora, "--dora": args.dora})
+    given = [flag for flag, value in alone.items() if value]
+    if args.init_lora and (args.lora_rank is not None or given):
+        raise MindSigmaError(f"--init-lora tells rank and layers itself: leave out {(given or ['--lora-rank'])[0]}")
+    if given and args.lora_rank is None:
+        raise MindSigmaError(f"{given[0]} belongs to an adapter: give --lora-rank, too")
+    if args.lora_rank is not None or args.init_lora:
+        for name in ("fresh", "kv_compression", "grow_to"):
+            if getattr(args, name):
+                raise MindSigmaError(
+                    f"--{name.replace('_', '-')} changes the network, which an adapter's file does not hold; train the "
+                    "network, or write the changed one first (tools/convert.py)"
+                )

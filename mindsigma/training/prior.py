@@ -1,0 +1,58 @@
+"""Prior preservation of DreamBooth (arXiv 2208.12242): images of a subject's class, drawn by the network beforehand.
+
+A step takes as many of them as of the subject's images, as micro-batches of their own, so that the two may differ in
+size; its loss is that of the subject's images plus `prior_weight` times that of the class's.
+"""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mindsigma.checkpoints.atomic import naming, replacing
+from mindsigma.errors import MindSigmaError
+
+DRAWN = "class"  # folder of drawn images in that of a run
+
+
+def class_micro_batches(subject, of_class, prior_weight):
+    """Micro-batches of a step with its class images.
+
+    Args:
+        subject, of_class: functions weight -> list of micro-batches, equally many, their rows with this weight.
+        prior_weight: of the mean loss of the class's rows.
+
+    Returns:
+        list whose mean loss over all rows is the subject's mean plus prior_weight times the class's.
+    """
+    return subject(2.0) + of_class(2.0 * prior_weight)
+
+
+def draw_class_images(pipeline, folder, prompt, count, **options):
+    """Draw what is missing of `count` captioned images, image i from seed `options["seed"]` + i. Returns how many.
+
+    Args:
+        pipeline: PixArtSigmaPipeline.
+        folder: Path; its images are NNNNNN.png with the prompt in NNNNNN.txt, a layout that training reads.
+        prompt: text, such as "a backpack".
+        options: of the pipeline's call.
+
+    Raises:
+        MindSigmaError: the folder holds images of another prompt.
+    """
+    folder, seed, drawn = Path(folder), options.pop("seed"), 0
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for i in tqdm(range(count), desc="class images", unit="image", disable=None):
+        image, text = folder / f"{i:06d}.png", folder / f"{i:06d}.txt"
+        with naming(text):
+            if text.exists() and text.read_text(encoding="utf-8").strip() != prompt.strip():
+                raise MindSigmaError(f"{text}: not the prompt {prompt!r}; remove {folder} or give another --class-data")
+            if image.exists() and text.exists():
+                continue
+            with replacing(text) as file:
+                file.write(f"{prompt.strip()}\n".encode())
+        picture = pipeline([prompt], progress=False, output_type="pil", seed=seed + i, **options).images[0]
+        with naming(image), replacing(image) as file:
+            picture.save(file, format="png")
+        drawn += 1
+    return drawn

@@ -1,0 +1,158 @@
+"""Training on two processes: the weights of one process with the doubled batch, with and without divided states."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from training_runs import (
+    ROOT,
+    assert_same,
+    checkpoint,
+    free_port,
+    largest_difference,
+    log_lines,
+    options,
+    square_features,
+    stored,
+    train,
+    write_features,
+    write_network,
+)
+
+from mindsigma.data.aspect_ratio import training_bins
+from mindsigma.data.resolution import Resolution
+from mindsigma.training.distributed import owners
+
+STEPS = 20
+# AdamW with an eps above rounding errors: the gradient of the keys' biases is zero but for these, and an optimiser that
+# divides by their size makes steps of them. CAME is compared in bits, where both runs round alike.
+ADAMW = {"optimizer": "adamw", "eps": 1e-3, "steps": STEPS, "save_every": 10}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folders of a tiny network and of features."""
+    folder = tmp_path_factory.mktemp("data")
+    return write_network(folder / "network"), square_features(folder / "features")
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """Folders of the same training on one process, on two, and on two with divided states."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(options(*data, folder / "one", batch_size=4, **ADAMW), folder / "one" / "logs")
+    for name, zero in (("two", 0), ("divided", 1)):
+        arguments = options(*data, folder / name, batch_size=2, zero=zero, **ADAMW)
+        train(arguments, folder / name / "logs", ranks=2)
+    return folder
+
+
+def test_first_gradients(runs):
+    """Norm of the gradient of the first step, and loss, over both processes."""
+    first = {name: log_lines(runs / name)[0] for name in ("one", "two", "divided")}
+    assert first["two"] == first["divided"]
+    for key in ("loss", "mse", "bound", "grad_norm"):
+        assert first["two"][key] == pytest.approx(first["one"][key], rel=2e-6), key
+
+
+def test_two_processes_are_one_with_the_doubled_batch(runs):
+    assert largest_difference(checkpoint(runs / "two", STEPS), checkpoint(runs / "one", STEPS)) < 1e-5
+
+
+def test_divided_states_change_no_bit(runs):
+    for step in (10, STEPS):
+        assert_same(checkpoint(runs / "divided", step), checkpoint(runs / "two", step))
+
+
+def test_each_process_stores_what_it_owns(runs):
+    sizes = {}
+    for name in ("two", "divided"):
+        files = sorted(checkpoint(runs / name, STEPS).glob("states-*.safetensors"))
+        sizes[name] = [file.stat().st_size for file in files]
+    assert len(sizes["two"]) == 1 and len(sizes["divided"]) == 2
+    assert max(sizes["divided"]) < 0.6 * sizes["two"][0]
+
+
+def test_resume_with_other_processes(runs, data, tmp_path):
+    """What two processes with divided states began one ends, with the very options but for batch and ZeRO."""
+    shutil.copytree(runs / "divided", tmp_path / "run")
+    shutil.rmtree(checkpoint(tmp_path / "run", STEPS))
+    run = train(options(*data, tmp_path / "run", batch_size=4, **ADAMW), tmp_path / "logs")
+    assert "resumed from" in run.text()
+    assert largest_difference(checkpoint(tmp_path / "run", STEPS), checkpoint(runs / "one", STEPS)) < 1e-5
+    assert [line["step"] for line in log_lines(tmp_path / "run")] == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_resume_with_another_division(runs, data, tmp_path):
+    """From divided to whole states and back, bit for bit."""
+    for name, zero in (("two", 1), ("divided", 0)):
+        shutil.copytree(runs / name, tmp_path / name)
+        shutil.rmtree(checkpoint(tmp_path / name, STEPS))
+        arguments = options(*data, tmp_path / name, batch_size=2, zero=zero, **ADAMW)
+        train(arguments, tmp_path / "logs" / name, ranks=2)
+        assert_same(checkpoint(tmp_path / name, STEPS), checkpoint(runs / name, STEPS))
+
+
+@pytest.mark.slow
+def test_divided_states_of_came(data, tmp_path):
+    """CAME's factored states, with accumulation, bit for bit."""
+    for zero in (0, 1):
+        arguments = options(*data, tmp_path / str(zero), batch_size=2, accumulation=2, zero=zero)
+        train(arguments, tmp_path / "logs", ranks=2)
+    assert_same(checkpoint(tmp_path / "0", 6), checkpoint(tmp_path / "1", 6))
+
+
+def multi_aspect(folder, data, buckets, steps, **changes):
+    """Train on two processes over `buckets` aspect ratios; returns the lines of the log."""
+    sizes = list(training_bins(256).values())
+    sizes = [tuple(map(int, sizes[i])) for i in np.linspace(0, len(sizes) - 1, buckets).astype(int)]
+    features = write_features(folder / "features", sizes * 5, Resolution(256, True))
+    changes = {"batch_size": 2, "resolution": 256, "multi_scale": True, "steps": steps, "save_every": 100, **changes}
+    train(options(data[0], features, folder / "run", **changes), folder / "run" / "logs", ranks=2)
+    lines = log_lines(folder / "run")
+    assert [line["step"] for line in lines] == list(range(1, steps + 1))
+    assert len({(line["height"], line["width"]) for line in lines}) == buckets
+    assert all(np.isfinite(line["loss"]) and line["skipped"] == 0 for line in lines)
+    return lines
+
+
+def test_multi_aspect(data, tmp_path):
+    multi_aspect(tmp_path, data, buckets=2, steps=5, optimizer="adamw")
+
+
+@pytest.mark.slow
+def test_200_steps_of_multi_aspect(data, tmp_path):
+    lines = multi_aspect(tmp_path, data, buckets=6, steps=200, zero=1)
+    assert len(lines) == 200
+
+
+def test_owners_share_equally():
+    sizes = [4096] * 28 + [1152] * 56 + [32] * 9
+    owner = owners(sizes, 8)
+    loads = [sum(size for size, rank in zip(sizes, owner) if rank == i) for i in range(8)]
+    assert max(loads) - min(loads) <= 1152
+    assert owners([5, 3], 4)[:2] == [0, 1]
+
+
+@pytest.mark.slow
+def test_msrun_and_a_process_that_dies(data, tmp_path):
+    """The launcher's way, on two processes; one that ends with an error ends the other, and msrun tells."""
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}", "PROCESSES": "2"}
+    environment["MASTER_PORT"] = str(free_port())
+    launcher = [str(ROOT / "tools" / "launch" / "train_cpu.sh")]
+    arguments = options(*data, tmp_path / "run", batch_size=2, optimizer="adamw")
+    done = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert stored(checkpoint(tmp_path / "run", 6))
+    assert (tmp_path / "run" / "logs" / "worker_1.log").is_file()
+    assert json.loads((checkpoint(tmp_path / "run", 6) / "state.json").read_text())["ranks"] == 2
+
+    arguments = options(*data, tmp_path / "run", batch_size=2, optimizer="adamw", seed=44)
+    done = subprocess.run([*launcher, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "error:" in done.stdout and "--seed 43, not 44" in done.stdout

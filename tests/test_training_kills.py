@@ -1,0 +1,241 @@
+"""Killed at any instant, a run goes on to the very bits of the run that was not killed; ended on request, it saves."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from training_runs import (
+    ROOT,
+    TRAIN,
+    Run,
+    assert_same,
+    checkpoint,
+    log_lines,
+    options,
+    square_features,
+    train,
+    write_network,
+)
+
+STEPS = 12
+CHANGES = {"optimizer": "adamw", "steps": STEPS, "save_every": 1, "keep": 2, "caption_dropout": 0.3}
+
+# Runs the training tool, but the process ends by SIGKILL at the n-th event of the given kind: within a save, the
+# replacement or removal of a file, the writing of a tensor, of a document, the making of a folder.
+WRAPPER = f"""
+import os, pathlib, runpy, shutil, signal, sys
+sys.path.insert(0, {str(ROOT)!r})
+left = int(sys.argv.pop(1))
+saving = False
+
+def killing(function):
+    def wrapped(*arguments, **keywords):
+        global left
+        if saving:
+            left -= 1
+            if left < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **keywords)
+    return wrapped
+
+import mindsigma.training.checkpoints as checkpoints
+
+save = checkpoints.RunCheckpoints.save
+
+def saved(self, step, *arguments):
+    global saving
+    saving = step >= 2
+    try:
+        return save(self, step, *arguments)
+    finally:
+        if saving and step >= 4:
+            print("EVENTS LEFT", left, flush=True)
+            os._exit(7)
+
+checkpoints.RunCheckpoints.save = saved
+os.replace, os.fsync, os.unlink, os.rmdir = map(killing, (os.replace, os.fsync, os.unlink, os.rmdir))
+pathlib.Path.mkdir = killing(pathlib.Path.mkdir)
+sys.argv[0] = {str(TRAIN)!r}
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folders of a tiny network and of features."""
+    folder = tmp_path_factory.mktemp("data")
+    return write_network(folder / "network"), square_features(folder / "features")
+
+
+@pytest.fixture(scope="module")
+def unkilled(data, tmp_path_factory):
+    """Folder of the run that nobody killed."""
+    output = tmp_path_factory.mktemp("unkilled") / "run"
+    train(options(*data, output, **CHANGES), output / "logs")
+    return output
+
+
+def steps(output):
+    """Steps of the checkpoints that are there."""
+    return [int(path.name[5:]) for path in sorted((output / "checkpoints").glob("step_*"))]
+
+
+def assert_resumed(output, unkilled):
+    """All that a run leaves is that of the run that was not killed."""
+    assert steps(output) == steps(unkilled)
+    for step in steps(unkilled):
+        assert_same(checkpoint(output, step), checkpoint(unkilled, step))
+    assert log_lines(output) == log_lines(unkilled)
+    assert not [path.name for path in output.rglob("*") if path.suffix in (".part", ".gone")]
+
+
+def kill_chain(arguments, output, ranks, seed, kills):
+    """Start the run, kill it within a second after a random number of new steps, start it again, `kills` times."""
+    draw = random.Random(seed)
+    for number in range(kills):
+        before = steps(output)
+        wanted = (before[-1] if before else 0) + draw.choice((0, 0, 1, 1, 2))
+        run = Run(arguments, output / f"logs{number}", ranks)
+        # At step 0 of a start, also before the first computation: while it starts, reads, compiles.
+        if not run.until(lambda wanted=wanted: any(step >= wanted for step in steps(output)) or wanted == 0):
+            break
+        time.sleep(draw.uniform(0.0, 0.4 if wanted else 4.0))
+        if ranks == 1:
+            run.kill()
+        else:  # one of the processes, as a fault would; msrun then kills the others
+            victim = run.workers[draw.randrange(ranks)]
+            victim.kill()
+            time.sleep(draw.uniform(0.0, 0.3))
+            run.kill()
+
+
+def test_killed_at_random_instants(data, unkilled, tmp_path):
+    output = tmp_path / "run"
+    arguments = options(*data, output, **CHANGES)
+    kill_chain(arguments, output, ranks=1, seed=1, kills=7)
+    train(arguments, output / "logs")
+    assert_resumed(output, unkilled)
+
+
+def test_one_of_two_killed_at_random_instants(data, tmp_path):
+    changes = {**CHANGES, "steps": 8, "batch_size": 2, "zero": 1}
+    train(options(*data, tmp_path / "unkilled", **changes), tmp_path / "logs", ranks=2)
+    output = tmp_path / "run"
+    arguments = options(*data, output, **changes)
+    kill_chain(arguments, output, ranks=2, seed=2, kills=3)
+    train(arguments, output / "logs", ranks=2)
+    assert_resumed(output, tmp_path / "unkilled")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 14))
+def test_killed_again_and_again(data, unkilled, tmp_path, seed):
+    output = tmp_path / "run"
+    arguments = options(*data, output, **CHANGES)
+    kill_chain(arguments, output, ranks=1, seed=seed, kills=12)
+    train(arguments, output / "logs")
+    assert_resumed(output, unkilled)
+
+
+def killed_in_save(data, unkilled, tmp_path, events):
+    """Kill at each of these events of the saves of steps 2 to 4, then resume once; returns whether all were reached."""
+    wrapper = tmp_path / "wrapper.py"
+    wrapper.write_text(WRAPPER)
+    for event in events:
+        output = tmp_path / f"run{event}"
+        arguments = options(*data, output, **CHANGES)
+        run = Run([str(event), *arguments], output / "logs", script=wrapper)
+        code = run.wait()
+        if code == 7:  # the saves have fewer events
+            return False
+        assert code == -signal.SIGKILL, run.text()
+        complete = steps(output)
+        assert complete and complete[-1] in (1, 2, 3, 4)
+        for step in complete:
+            if step >= STEPS - 1:
+                assert_same(checkpoint(output, step), checkpoint(unkilled, step))
+        train(arguments, output / "logs")
+        assert_resumed(output, unkilled)
+    return True
+
+
+def test_killed_within_a_save(data, unkilled, tmp_path):
+    assert killed_in_save(data, unkilled, tmp_path, [9])
+
+
+@pytest.mark.slow
+def test_killed_at_every_event_of_a_save(data, unkilled, tmp_path):
+    """More than a hundred runs."""
+    assert not killed_in_save(data, unkilled, tmp_path, range(1000)), "the last save was passed at last"
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_signals(data, unkilled, tmp_path, number, code):
+    """SIGTERM saves and ends well, Ctrl-C ends at once; both resume."""
+    output = tmp_path / "run"
+    arguments = options(*data, output, **{**CHANGES, "save_every": 100})
+    run = Run(arguments, output / "logs")
+    log = output / "log.jsonl"
+    assert run.until(lambda: log.is_file() and len(log.read_text().splitlines()) >= 3)
+    run.kill(number)
+    assert run.wait() == code, run.text()
+    assert "Traceback" not in run.text()
+    if number == signal.SIGTERM:
+        stopped = steps(output)[-1]
+        assert 3 <= stopped < STEPS and f"stopped after step {stopped}, saved" in run.text()
+    else:
+        assert steps(output) == [] and run.text().endswith("interrupted\n")
+    train(arguments, output / "logs")
+    assert_same(checkpoint(output, STEPS), checkpoint(unkilled, STEPS))
+    assert log_lines(output) == log_lines(unkilled)
+
+
+def test_sigterm_of_one_of_two(data, tmp_path):
+    """The process that is asked tells the other: both save the same step."""
+    output = tmp_path / "run"
+    run = Run(options(*data, output, **{**CHANGES, "steps": 1000, "batch_size": 2}), output / "logs", ranks=2)
+    log = output / "log.jsonl"
+    assert run.until(lambda: log.is_file() and len(log.read_text().splitlines()) >= 2)
+    run.workers[1].send_signal(signal.SIGTERM)
+    assert run.wait() == 0, run.text()
+    assert f"stopped after step {steps(output)[-1]}, saved" in run.text()
+
+
+def test_full_disk(data, tmp_path):
+    """A save that finds no space ends the run with one line; the checkpoint before is good, nothing half is left."""
+    output = tmp_path / "run"
+    wrapper = tmp_path / "wrapper.py"
+    wrapper.write_text(
+        "import resource, runpy, signal, sys\n"
+        "import mindsigma.training.checkpoints as checkpoints\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "save = checkpoints.RunCheckpoints.save\n"
+        "def saved(self, step, *arguments):\n"
+        "    if step > 1:\n"
+        "        resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
+        "    return save(self, step, *arguments)\n"
+        "checkpoints.RunCheckpoints.save = saved\n"
+        f"sys.argv[0] = {str(TRAIN)!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n".replace("\\\n", "\n")
+    )
+    arguments = options(*data, output, **CHANGES)
+    run = train(arguments, output / "logs", expect=2, script=wrapper, environment={"PYTHONPATH": str(ROOT)})
+    errors = [line for line in run.text().splitlines() if "error" in line.lower()]
+    assert len(errors) == 1 and "cannot be written" in errors[0] and "free some space" in errors[0], run.text()
+    assert "Traceback" not in run.text()
+    assert steps(output) == [1]
+    assert [path.name for path in (output / "checkpoints").iterdir() if path.name != ".lock"] == ["step_00000001"]
+
+
+def test_two_runs_in_one_folder(data, unkilled):
+    """The second is told so."""
+    import fcntl
+
+    with open(unkilled / "checkpoints" / ".lock", "wb") as file:
+        fcntl.lockf(file, fcntl.LOCK_EX)
+        arguments = options(*data, unkilled, **CHANGES)
+        done = subprocess.run([sys.executable, TRAIN, *arguments], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "another process is training there" in done.stderr

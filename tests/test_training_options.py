@@ -1,0 +1,267 @@
+"""What tools/train.py says of wrong options and damaged runs: one line that names them; what a run leaves to read."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from training_runs import (
+    TRAIN,
+    assert_same,
+    checkpoint,
+    log_lines,
+    options,
+    square_features,
+    stored,
+    tiny_dit,
+    write_features,
+    write_network,
+)
+
+from mindsigma.data.resolution import Resolution
+from mindsigma.errors import MindSigmaError
+from mindsigma.training.arguments import build_parser
+from mindsigma.training.report import Report, read_log, smoothed
+from mindsigma.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folders of a tiny network and of features."""
+    folder = tmp_path_factory.mktemp("data")
+    return write_network(folder / "network"), square_features(folder / "features", 6)
+
+
+@pytest.fixture(scope="module")
+def done(data, tmp_path_factory):
+    """Folder of a finished run of three steps."""
+    output = tmp_path_factory.mktemp("done") / "run"
+    run(data, output)
+    return output
+
+
+def run(folders, output, stop=lambda: False, **changes):
+    """Train in this process; the Trainer afterwards."""
+    changes = {"optimizer": "adamw", "steps": 3, "save_every": 1, **changes}
+    features = changes.pop("data", folders[1])
+    trainer = Trainer(build_parser().parse_args(options(folders[0], features, output, **changes)), stop)
+    trainer.run()
+    return trainer
+
+
+@pytest.mark.parametrize(
+    "changes,said",
+    [
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"batch_size": 0}, "--batch-size must be at least 1"),
+        ({"keep": 0}, "--keep must be at least 1"),
+        ({"validation_batches": 0}, "--validation-batches must be at least 1"),
+        ({"max_norm": "nan"}, "--max-norm must be a number of at least 0"),
+        ({"learning_rate": -1}, "--learning-rate must be a number of at least 0"),
+        ({"learning_rate": "inf"}, "--learning-rate must be a number of at least 0"),
+        ({"seed": -1}, "--seed must be a number of at least 0"),
+        ({"loss_scale": -2}, "--loss-scale must be a number of at least 0"),
+        ({"warmup": 6, "steps": 6, "lr_schedule": "cosine"}, "more steps"),
+        ({"ema_decay": 1.0}, r"ema_decay must lie in \[0, 1\)"),
+        ({"betas": 0.9}, "betas of adamw are 2 numbers"),
+        ({"caption_dropout": 1.5}, "caption_dropout must lie in 0 ... 1"),
+        ({"snr_gamma": 0, "loss_weighting": "min-snr"}, "gamma of min-snr"),
+        ({"snr_loss": True, "loss_weighting": "min-snr"}, "choose one of the two"),
+        ({"data": "nowhere"}, "nowhere"),
+        ({"model": "nowhere"}, "nowhere"),
+        ({"components": "nowhere"}, "nowhere"),
+        ({"fresh": True, "grow_to": 128}, "--fresh"),
+        ({"resolution": 128}, "features are of"),
+        ({"resolution": 100}, "multiple of 16"),
+        ({"max_length": 9}, "extract again with --max-length 9"),
+        ({"batch_size": 7, "incomplete": "drop"}, "smaller batch"),
+        ({"flip": 0.5}, "cannot be mirrored"),
+        ({"validation_data": "nowhere"}, "nowhere"),
+        ({"model": "sigma-mini", "dtype": "bf16"}, "no bf16"),
+        ({"kv_compression": "conv:2"}, "SAMPLING:FACTOR:LAYERS"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_wrong_options(data, tmp_path, changes, said):
+    with pytest.raises(MindSigmaError, match=said) as caught:
+        run(data, tmp_path / "run", **changes)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("state.json"))
+
+
+def test_captions_of_another_width(data, tmp_path):
+    network = write_network(tmp_path / "network", caption_channels=64)
+    with pytest.raises(MindSigmaError, match="takes captions of 64 channels, T5's states have 256"):
+        run((network, data[1]), tmp_path / "run")
+
+
+def test_output_is_a_file(data, tmp_path):
+    (tmp_path / "run").write_text("")
+    with pytest.raises(MindSigmaError, match="run"):
+        run(data, tmp_path / "run")
+
+
+def test_one_line_and_exit_code(data, tmp_path):
+    """Of the program, for a known error, an unknown option and a wrong key of a config."""
+    config = tmp_path / "config.yaml"
+    config.write_text("batch-sise: 3\n")
+    for arguments, said in (
+        (options(data[0], "nowhere", tmp_path / "run"), "error: nowhere"),
+        (options(*data, tmp_path / "run", config=config), "unknown key 'batch-sise'"),
+    ):
+        result = subprocess.run([sys.executable, TRAIN, *arguments], capture_output=True, text=True, timeout=120)
+        lines = result.stderr.splitlines()
+        assert result.returncode == 2 and len(lines) == 1 and said in lines[0], result.stderr
+
+
+@pytest.mark.parametrize(
+    "changes,said",
+    [
+        ({"optimizer": "lion"}, "--optimizer 'adamw', not 'lion'"),
+        ({"learning_rate": 0.5}, "--learning-rate 0.001, not 0.5"),
+        ({"batch_size": 2}, "a batch .* of 4, not 2"),
+        ({"ema_decay": 0.0}, "--ema-decay 0.9, not 0.0"),
+        ({"caption_dropout": 0.2}, "--caption-dropout 0.1, not 0.2"),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
+)
+def test_resuming_otherwise(data, done, changes, said):
+    before = {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+    with pytest.raises(MindSigmaError, match=said) as caught:
+        run(data, done, **changes)
+    assert "--overwrite" in str(caught.value)
+    assert before == {path: path.read_bytes() for path in done.rglob("*") if path.is_file()}
+
+
+def test_resuming_with_other_data(data, done, tmp_path):
+    other = square_features(tmp_path / "features", 7)
+    with pytest.raises(MindSigmaError, match="data .* of the fingerprint"):
+        run((data[0], other), done)
+
+
+def test_same_batch_from_other_micro_batches(data, done, tmp_path):
+    """A finished run is left as it is; one with more steps goes on, with the batch divided in another way."""
+    shutil.copytree(done, tmp_path / "run")
+    trainer = run(data, tmp_path / "run", batch_size=2, accumulation=2)
+    assert trainer.step == 3
+    assert_same(checkpoint(tmp_path / "run", 3), checkpoint(done, 3))
+    run(data, tmp_path / "run", batch_size=2, accumulation=2, steps=4)
+    assert [line["step"] for line in log_lines(tmp_path / "run")] == [1, 2, 3, 4]
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["steps"] == 4
+
+
+@pytest.mark.parametrize("name", ["state.json", "states-0.safetensors", "dit/model.safetensors", "ema/model.safetensors"])
+def test_damaged_checkpoint(data, done, tmp_path, name):
+    """The file is named, and that the checkpoint before can be used; it can."""
+    output = tmp_path / "run"
+    shutil.copytree(done, output)
+    file = checkpoint(output, 3) / name
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(MindSigmaError, match="go on from step_00000002") as caught:
+        run(data, output)
+    assert str(file) in str(caught.value) and f"remove {checkpoint(output, 3)}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(checkpoint(output, 3))
+    run(data, output)
+    assert_same(checkpoint(output, 3), checkpoint(done, 3))
+
+
+def test_damaged_old_checkpoint_stops_nobody(data, done, tmp_path):
+    """It is neither the best nor in the way of saving."""
+    output = tmp_path / "run"
+    shutil.copytree(done, output)
+    (checkpoint(output, 1) / "state.json").write_text("{")
+    run(data, output, steps=4, keep=2)
+    assert sorted(path.name for path in (output / "checkpoints").glob("step_*")) == ["step_00000003", "step_00000004"]
+
+
+def test_overwrite_starts_anew(data, done, tmp_path):
+    output = tmp_path / "run"
+    shutil.copytree(done, output)
+    run(data, output, overwrite=True, steps=2)
+    assert [line["step"] for line in log_lines(output)] == [1, 2]
+    assert_same(checkpoint(output, 2), checkpoint(done, 2))
+
+
+def test_best_checkpoint_is_kept(data, tmp_path, monkeypatch):
+    """The one of the lowest held-out loss, besides the last; the loss at step 0 is not logged twice by a new start."""
+    output = tmp_path / "run"
+    held_out = {"validation_data": data[1], "validate_every": 1, "validation_points": 1, "validation_batches": 1}
+    found = {2: 0.5}
+    from mindsigma.training import trainer
+
+    class Fixed(trainer.HeldOutLoss):
+        def __call__(self, training):
+            super().__call__(training)
+            step = int(training.controls.asnumpy()[6])
+            return {"validation_loss": found.get(step, 1.0 + step)}
+
+    monkeypatch.setattr(trainer, "HeldOutLoss", Fixed)
+    run(data, output, stop=lambda: True, steps=5, keep=1, **held_out)
+    shutil.rmtree(checkpoint(output, 1))
+    run(data, output, steps=5, keep=1, **held_out)
+    assert sorted(path.name for path in (output / "checkpoints").glob("step_*")) == ["step_00000002", "step_00000005"]
+    lines = log_lines(output)
+    assert [line["step"] for line in lines if "validation_loss" in line] == [0, 1, 2, 3, 4, 5]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4, 5]
+
+
+def test_held_out_loss_disturbs_nothing(data, done, tmp_path):
+    """A run that measures it has the weights of one that does not."""
+    held_out = {"validation_data": data[1], "validate_every": 2, "validation_points": 2}
+    run(data, tmp_path / "run", **held_out)
+    assert_same(checkpoint(tmp_path / "run", 3), checkpoint(done, 3))
+    losses = [line["validation_loss"] for line in log_lines(tmp_path / "run") if "validation_loss" in line]
+    assert len(losses) == 3 and np.isfinite(losses).all() and len(set(losses)) == 3
+
+
+def test_too_many_overflows_end_the_run(data, tmp_path):
+    """With one line; the last checkpoint is that of the weights before."""
+    network = tmp_path / "network"
+    write_network(network)
+    features = square_features(tmp_path / "features", 6)
+    for file in (features / "samples").rglob("*.safetensors"):
+        content = file.read_bytes()
+        nan = np.array([np.nan], np.float32).tobytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        file.write_bytes(content[:start] + nan * ((len(content) - start) // 4) + content[start + (len(content) - start) // 4 * 4 :])
+    with pytest.raises(MindSigmaError, match="not finite 2 times in a row") as caught:
+        run((network, features), tmp_path / "run", max_skipped=2, loss_scale=16.0)
+    assert "\n" not in str(caught.value)
+    last = stored(checkpoint(tmp_path / "run", 1))
+    for parameter in tiny_dit().trainable_params():
+        np.testing.assert_array_equal(last[f"dit/{parameter.name}"], parameter.asnumpy())
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[0])["loss_scale"] == 8
+
+
+def test_buckets_that_a_batch_does_not_fill(data, tmp_path):
+    features = write_features(tmp_path / "features", [(256, 256), (512, 128), (128, 512)], Resolution(256, True))
+    wrong = {"resolution": 256, "multi_scale": True, "batch_size": 2, "incomplete": "drop"}
+    with pytest.raises(MindSigmaError, match="every bucket has fewer records than a batch of 2"):
+        run((data[0], features), tmp_path / "run", **wrong)
+
+
+def test_options_file(done):
+    stored_options = json.loads((done / "options.json").read_text())
+    assert stored_options["optimizer"] == "adamw" and stored_options["learning_rate"] == 1e-3
+    assert len((done / "options.json").read_text().splitlines()) > 50, "one option a line"
+
+
+def test_log_that_a_kill_cut_off(tmp_path):
+    """The cut line, lines beyond the checkpoint and lines of no step are forgotten; a start from 0 begins anew."""
+    lines = [{"step": 1, "loss": 1.0}, {"loss": 2.0}, {"step": 2, "loss": 1.5}, {"step": 3, "loss": 1.25}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 4, "lo')
+    with Report(tmp_path, 5, start=2, tensorboard=False):
+        pass
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [1, 2]
+    assert (tmp_path / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    with Report(tmp_path, 5, tensorboard=False):
+        pass
+    assert read_log(tmp_path / "log.jsonl") == []
+
+
+def test_smoothing():
+    assert smoothed([3.0, 3.0, 3.0]) == pytest.approx([3.0, 3.0, 3.0])
+    assert smoothed([1.0, 0.0], 0.5) == pytest.approx([1.0, 1 / 3])

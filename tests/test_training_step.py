@@ -1,0 +1,220 @@
+"""A training step: graph and chain agree, accumulation, clipping, averages, overflows, half precision, recomputation."""
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import relative_error
+from mindspore import Tensor
+from training_runs import TOKENS, WIDTH, tiny_dit
+
+from mindsigma.diffusion.loss import LossConfig, coefficients
+from mindsigma.errors import MindSigmaError
+from mindsigma.training.optimizers import OptimizerConfig
+from mindsigma.training.step import (
+    GOOD_STEPS,
+    SCALE,
+    SKIPPED,
+    SKIPPED_IN_A_ROW,
+    UPDATES,
+    StepConfig,
+    TrainingStep,
+    judge,
+)
+
+RATE = 1e-3
+
+
+def inputs(seed, count=4, side=8):
+    """A micro-batch."""
+    random = np.random.default_rng(seed)
+    clean, noise = random.standard_normal((2, count, 4, side, side)).astype(np.float32)
+    timestep = random.integers(0, 1000, count)
+    states = random.standard_normal((count, TOKENS, WIDTH)).astype(np.float32)
+    mask = np.ones((count, TOKENS), np.int32)
+    mask[0, 3:] = 0
+    arrays = clean, noise, coefficients(timestep, LossConfig()), timestep.astype(np.float32), states, mask
+    return tuple(Tensor(array) for array in arrays)
+
+
+def broken(seed):
+    """A micro-batch whose loss is not finite."""
+    arrays = [tensor.asnumpy() for tensor in inputs(seed)]
+    arrays[0][0, 0, 0, 0] = np.inf
+    return tuple(map(Tensor, arrays))
+
+
+def halves(micro_batch):
+    """The two halves of a micro-batch."""
+    arrays = [tensor.asnumpy() for tensor in micro_batch]
+    middle = len(arrays[0]) // 2
+    return [tuple(Tensor(array[rows]) for array in arrays) for rows in (slice(middle), slice(middle, None))]
+
+
+def step_of(optimizer="adamw", dit=None, **config):
+    """A TrainingStep of the tiny network."""
+    dit = dit or tiny_dit()
+    # An eps above the rounding errors of gradients that are zero by definition, those of the keys' biases.
+    constants = OptimizerConfig(optimizer, eps=(1e-3,)) if optimizer == "adamw" else OptimizerConfig(optimizer)
+    return TrainingStep(dit, dit.trainable_params(), constants, StepConfig(**config))
+
+
+def variables(training):
+    """All that a step may change, by name."""
+    return {p.name: p.asnumpy().copy() for p in (*training.parameters, *training.ema, *training.states)}
+
+
+def same(first, second):
+    """Whether two `variables` are equal in every bit."""
+    return first.keys() == second.keys() and all(first[n].tobytes() == second[n].tobytes() for n in first)
+
+
+@pytest.mark.parametrize("optimizer", ["came", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_graph_and_chain_agree(optimizer):
+    """Steps of two micro-batches with clipping and averages, and one that overflows and leaves no trace but counts."""
+    found = {}
+    for mode in (ms.PYNATIVE_MODE, ms.GRAPH_MODE):
+        ms.set_context(mode=mode)
+        try:
+            training = step_of(optimizer, accumulation=2, ema_decay=0.9, max_norm=0.5, loss_scale=8.0)
+            results = [training.run([inputs(2 * i), inputs(2 * i + 1)], RATE) for i in range(2)]
+            before = variables(training)
+            assert not training.run([inputs(4), broken(5)], RATE)[3]
+            assert same(before, variables(training))
+            results.append(training.run([inputs(6), inputs(7)], RATE))
+            found[mode] = variables(training), results, training.controls.asnumpy()
+        finally:
+            ms.set_context(mode=ms.PYNATIVE_MODE)
+    chain, graph = found.values()
+    np.testing.assert_allclose(chain[1], graph[1], rtol=1e-5)
+    np.testing.assert_array_equal(chain[2], graph[2])
+    assert (chain[2][SCALE], chain[2][SKIPPED], chain[2][UPDATES]) == (4, 1, 3)
+    worst = {name: relative_error(graph[0][name], chain[0][name]) for name in chain[0] if chain[0][name].any()}
+    assert max(worst.values()) < 1e-6, max(worst, key=worst.get)
+
+
+def test_two_micro_batches_are_one_batch():
+    whole, parts = step_of(max_norm=0.5), step_of(max_norm=0.5, accumulation=2)
+    for i in range(3):
+        one, two = whole.run([inputs(i)], RATE), parts.run(halves(inputs(i)), RATE)
+        np.testing.assert_allclose(two[:3], one[:3], rtol=1e-5)
+    first, second = variables(whole), variables(parts)
+    assert all(relative_error(second[name], first[name]) < 1e-5 for name in first)
+
+
+def test_clip_and_average():
+    """The clipped gradient has the norm asked for; the average moves once a step, towards the weights after it."""
+    training = step_of(accumulation=2, ema_decay=0.75, max_norm=0.25)
+    before = variables(training)
+    _, _, norm, _ = training.run([inputs(1), inputs(2)], RATE)
+    after = variables(training)
+    moments = np.concatenate([after[name].ravel() for name in after if name.endswith(":m")])
+    assert norm > 1
+    assert np.linalg.norm(moments) == pytest.approx(0.1 * 0.25, rel=1e-5)  # m after one step is 0.1 g
+    for name in [name[: -len(":ema")] for name in after if name.endswith(":ema")]:
+        assert not np.array_equal(before[name], after[name])
+        wanted = 0.75 * before[name] + 0.25 * after[name]
+        np.testing.assert_allclose(after[f"{name}:ema"], wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_small_gradients_are_not_clipped():
+    training = step_of(max_norm=1e6)
+    _, _, norm, _ = training.run([inputs(1)], RATE)
+    moments = np.concatenate([value.ravel() for name, value in variables(training).items() if name.endswith(":m")])
+    assert np.linalg.norm(moments) == pytest.approx(0.1 * norm, rel=1e-5)
+
+
+def test_loss_scale_changes_nothing_but_itself():
+    plain, scaled = step_of(max_norm=0.5), step_of(max_norm=0.5, loss_scale=1024.0)
+    for i in range(2):
+        np.testing.assert_allclose(scaled.run([inputs(i)], RATE)[:3], plain.run([inputs(i)], RATE)[:3], rtol=1e-6)
+    first, second = variables(plain), variables(scaled)
+    assert all(relative_error(second[name], first[name]) < 1e-5 for name in first)
+
+
+def test_overflow():
+    """A step with an infinite gradient changes nothing, is counted and halves the scale, which grows back."""
+    training = step_of("came", accumulation=2, ema_decay=0.9, loss_scale=1024.0, scale_window=2)
+    training.run([inputs(0), inputs(1)], RATE)
+    before, controls = variables(training), training.controls.asnumpy()
+    *_, finite = training.run([inputs(3), broken(2)], RATE)
+    after = training.controls.asnumpy()
+    assert not finite
+    assert same(before, variables(training))
+    assert (after[SCALE], after[SKIPPED], after[SKIPPED_IN_A_ROW], after[GOOD_STEPS]) == (512, 1, 1, 0)
+    assert (after[:2] == controls[:2]).all() and after[UPDATES] == 1
+
+    *_, finite = training.run([inputs(4), inputs(5)], RATE)
+    after = training.controls.asnumpy()
+    assert finite and not same(before, variables(training))
+    assert (after[SCALE], after[SKIPPED], after[SKIPPED_IN_A_ROW], after[GOOD_STEPS]) == (512, 1, 0, 1)
+    assert training.run([inputs(6), inputs(7)], RATE)[3]
+    after = training.controls.asnumpy()
+    assert (after[SCALE], after[GOOD_STEPS], after[UPDATES]) == (1024, 0, 3)
+    assert all(np.isfinite(value).all() for value in variables(training).values())
+
+
+def test_limits_of_the_scale():
+    """It stays between 1 and 2**24."""
+    for start, squares, wanted in ((1.0, np.inf, 1.0), (2.0**24, 1.0, 2.0**24), (4.0, np.nan, 2.0)):
+        controls = np.zeros(7, np.float32)
+        controls[SCALE] = start
+        tensors = [Tensor(np.array(value, np.float32)) for value in ([squares], controls, [RATE])]
+        assert judge(*tensors, 0.01, True, 1, 1, 0.9, 0.999)[3].asnumpy()[SCALE] == wanted
+
+
+def test_half_precision_learns():
+    """fp16 activations, fp32 weights: near the fp32 step, and the loss of one batch falls."""
+    training = step_of(dit=tiny_dit(dtype=ms.float16), loss_scale=1024.0, max_norm=0.5)
+    reference = step_of(max_norm=0.5)
+    batch = inputs(0)
+    first, wanted = training.run([batch], 1e-2), reference.run([batch], 1e-2)
+    np.testing.assert_allclose(first[:3], wanted[:3], rtol=2e-2)
+    assert all(value.dtype == np.float32 for value in variables(training).values())
+    for _ in range(8):
+        last = training.run([batch], 1e-2)
+    assert last[3] and last[0] < 0.9 * first[0]
+    assert training.controls.asnumpy()[SKIPPED] == 0
+
+
+def test_a_scale_too_large_for_half_precision_comes_down():
+    training = step_of(dit=tiny_dit(dtype=ms.float16), loss_scale=2.0**24)
+    before = variables(training)
+    assert not training.run([inputs(0)], RATE)[3]
+    assert same(before, variables(training))
+    steps = 1
+    while not training.run([inputs(0)], RATE)[3]:
+        steps += 1
+        assert steps < 24
+    assert training.controls.asnumpy()[SCALE] == 2.0 ** (24 - steps)
+
+
+@pytest.mark.slow
+def test_recomputation_changes_nothing():
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        found = []
+        for recompute in (False, True):
+            dit = tiny_dit()
+            if recompute:
+                for block in dit.blocks:
+                    block.recompute()
+            training = step_of(dit=dit, max_norm=0.5)
+            found.append((training.run([inputs(0)], RATE), variables(training)))
+        assert found[0][0] == found[1][0]
+        assert same(found[0][1], found[1][1])
+    finally:
+        ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
+@pytest.mark.parametrize(
+    "fields,said",
+    [
+        ({"accumulation": 0}, "at least 1"),
+        ({"ema_decay": 1.0}, r"\[0, 1\)"),
+        ({"max_norm": -1.0}, "negative"),
+        ({"zero": 2}, "0 or 1"),
+    ],
+)
+def test_wrong_configs(fields, said):
+    with pytest.raises(MindSigmaError, match=said):
+        StepConfig(**fields)
