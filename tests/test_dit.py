@@ -189,7 +189,7 @@ def test_compression_texts(text, layers):
     "changes",
     [
         {"kv_compression": "conv:2"},
-        {"kv_compression": "pool:2:1"},
+        {"kv_compression": "median:2:1"},
         {"kv_compression": "conv:0:1"},
         {"kv_compression": "conv:2:1-99"},
         {"num_heads": 7},

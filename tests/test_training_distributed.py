@@ -77,6 +77,7 @@ def test_each_process_stores_what_it_owns(runs):
     assert max(sizes["divided"]) < 0.6 * sizes["two"][0]
 
 
+@pytest.mark.slow
 def test_resume_with_other_processes(runs, data, tmp_path):
     """What two processes with divided states began one ends, with the very options but for batch and ZeRO."""
     shutil.copytree(runs / "divided", tmp_path / "run")

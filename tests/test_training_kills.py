@@ -193,6 +193,7 @@ def test_signals(data, unkilled, tmp_path, number, code):
     assert log_lines(output) == log_lines(unkilled)
 
 
+@pytest.mark.slow
 def test_sigterm_of_one_of_two(data, tmp_path):
     """The process that is asked tells the other: both save the same step."""
     output = tmp_path / "run"

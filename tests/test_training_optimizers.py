@@ -27,7 +27,10 @@ def problem(shape):
 
 def run(config, start, gradients, clip=1.0):
     """The parameter after each step and the last states, from this project's update."""
-    parameter, states = Tensor(start), [Tensor(np.zeros(s, np.float32)) for s in state_shapes(config, start.shape).values()]
+    parameter, states = (
+        Tensor(start),
+        [Tensor(np.zeros(s, np.float32)) for s in state_shapes(config, start.shape).values()],
+    )
     trace = []
     for n, gradient in enumerate(gradients, 1):
         corrections = [1 - beta**n for beta in config.betas[:2]]
@@ -91,7 +94,9 @@ def test_definition(name, decay, shape):
     config = OptimizerConfig(name, weight_decay=decay)
     start, gradients = problem(shape)
     definition = {"adamw": adamw, "lion": lion, "came": came}[name]
-    wanted = definition(start.astype(np.float64), [g.astype(np.float64) for g in gradients], config.betas, config.eps, decay)
+    wanted = definition(
+        start.astype(np.float64), [g.astype(np.float64) for g in gradients], config.betas, config.eps, decay
+    )
     for found, value in zip(run(config, start, gradients)[0], wanted):
         assert relative_error(found - start, value - start) < 2e-6 * max(1, abs(value).max() / abs(value - start).max())
 
@@ -106,7 +111,10 @@ def test_clip_scales_the_gradient(name):
 
 
 def test_came_of_mindone():
-    """Weights and all states after several steps of the optimiser that mindone trains PixArt with."""
+    """Weights and all states after several steps of the optimiser that mindone trains PixArt with.
+
+    It computes 1 - beta in fp32, which is off by 1.7e-4 for 0.9999; the limits allow for that.
+    """
     from mindone.trainers.came import CAME
 
     config = OptimizerConfig("came")
@@ -128,12 +136,12 @@ def test_came_of_mindone():
         step = Step()
         for n in range(STEPS):
             step(*[Tensor(gradients[n]) for _, gradients in problems.values()])
-        theirs = {p.name.split('.')[-1]: p.asnumpy() for p in step.get_parameters()}
+        theirs = {p.name.split(".")[-1]: p.asnumpy() for p in step.get_parameters()}
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
     for name, (start, gradients) in problems.items():
         trace, states = run(config, start, gradients)
-        assert relative_error(trace[-1] - start, theirs[name] - start) < 2e-5, name
+        assert relative_error(trace[-1] - start, theirs[name] - start) < 2e-4, name
         for ours, suffix in (
             ("m", "m"),
             ("v", "v"),
@@ -143,7 +151,7 @@ def test_came_of_mindone():
             ("residual_column", "v_res_col"),
         ):
             if ours in states:
-                assert relative_error(states[ours].asnumpy(), theirs[f"{name}_{suffix}"]) < 2e-5, (name, ours)
+                assert relative_error(states[ours].asnumpy(), theirs[f"{name}_{suffix}"]) < 2e-4, (name, ours)
 
 
 @pytest.mark.parametrize(

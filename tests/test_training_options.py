@@ -152,7 +152,9 @@ def test_same_batch_from_other_micro_batches(data, done, tmp_path):
     assert json.loads((tmp_path / "run" / "options.json").read_text())["steps"] == 4
 
 
-@pytest.mark.parametrize("name", ["state.json", "states-0.safetensors", "dit/model.safetensors", "ema/model.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["state.json", "states-0.safetensors", "dit/model.safetensors", "ema/model.safetensors"]
+)
 def test_damaged_checkpoint(data, done, tmp_path, name):
     """The file is named, and that the checkpoint before can be used; it can."""
     output = tmp_path / "run"
@@ -226,7 +228,9 @@ def test_too_many_overflows_end_the_run(data, tmp_path):
         content = file.read_bytes()
         nan = np.array([np.nan], np.float32).tobytes()
         start = 8 + int.from_bytes(content[:8], "little")
-        file.write_bytes(content[:start] + nan * ((len(content) - start) // 4) + content[start + (len(content) - start) // 4 * 4 :])
+        file.write_bytes(
+            content[:start] + nan * ((len(content) - start) // 4) + content[start + (len(content) - start) // 4 * 4 :]
+        )
     with pytest.raises(MindSigmaError, match="not finite 2 times in a row") as caught:
         run((network, features), tmp_path / "run", max_skipped=2, loss_scale=16.0)
     assert "\n" not in str(caught.value)

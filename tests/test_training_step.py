@@ -1,4 +1,4 @@
-"""A training step: graph and chain agree, accumulation, clipping, averages, overflows, half precision, recomputation."""
+"""A training step: graph and chain, accumulation, clipping, averages, overflows, half precision, recomputation."""
 
 import mindspore as ms
 import numpy as np

@@ -70,9 +70,7 @@ def write_features(folder, sizes, resolution):
         length = int(random.integers(2, TOKENS + 1))
         mean = random.standard_normal((4, buckets[bucket].height // 8, buckets[bucket].width // 8))
         moments = np.concatenate([mean * 7.0, np.full_like(mean, 0.1)]).astype(np.float32)
-        features.write(
-            record, {MOMENTS: moments, STATES: random.standard_normal((length, WIDTH)).astype(np.float32)}
-        )
+        features.write(record, {MOMENTS: moments, STATES: random.standard_normal((length, WIDTH)).astype(np.float32)})
         records.append(record)
         tokens.append((length, 0))
     features.write_index(records, tokens)
@@ -184,7 +182,9 @@ class Run:
 
 def _start(command, log, environment):
     with open(log, "w") as file:
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
+        )
 
 
 def _listening(port):

@@ -1,10 +1,10 @@
 """Checkpoints of a run: complete or absent, whatever is killed when; the last ones and the best are kept.
 
-    checkpoints/step_00000200/      renamed to this name when all is written
-        dit/ or adapter.safetensors     what the run makes, ready for tools/generate.py
-        ema/ or adapter_ema.safetensors its moving average, if kept
-        states-0.safetensors, ...       optimiser and controls; with ZeRO each process writes what it owns
-        state.json                      step, options, what the data were; written last
+checkpoints/step_00000200/      renamed to this name when all is written
+    dit/ or adapter.safetensors     what the run makes, ready for tools/generate.py
+    ema/ or adapter_ema.safetensors its moving average, if kept
+    states-0.safetensors, ...       optimiser and controls; with ZeRO each process writes what it owns
+    state.json                      step, options, what the data were; written last
 """
 
 import contextlib
