@@ -263,6 +263,7 @@ def test_small_changes_survive_half_precision():
     assert relative_error(pull[1].asnumpy(), upstream.T @ x @ a.T) < 1e-3
 
 
+@pytest.mark.slow
 def test_training_in_half_precision_follows_fp32():
     """fp16 activations and base weights, fp32 adapter: finite, and close over three steps."""
     results = {}
@@ -312,6 +313,7 @@ def test_trained_adapter_to_peft_and_back(kind, tmp_path, monkeypatch):
         assert entry.magnitude is None or entry.magnitude.tobytes() == other.magnitude.tobytes()
 
 
+@pytest.mark.slow
 def test_pictures_while_training_are_those_of_the_file(mini, tmp_path):
     """Merged by the pipeline from its file, an adapter draws what it draws beside the weights."""
     dit = load_dit("sigma-mini")

@@ -1,9 +1,11 @@
 """What tools/train.py says of wrong options and damaged runs: one line that names them; what a run leaves to read."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from training_runs import (
 
 from mindsigma.data.resolution import Resolution
 from mindsigma.errors import MindSigmaError
+from mindsigma.training import checkpoints
 from mindsigma.training.arguments import build_parser
 from mindsigma.training.report import Report, read_log, smoothed
 from mindsigma.training.trainer import Trainer
@@ -179,6 +182,44 @@ def test_damaged_old_checkpoint_stops_nobody(data, done, tmp_path):
     assert sorted(path.name for path in (output / "checkpoints").glob("step_*")) == ["step_00000003", "step_00000004"]
 
 
+def test_every_instant_of_a_save(data, done, tmp_path, monkeypatch):
+    """What a kill before any change of the folder would leave: whole checkpoints under their names, and always one."""
+    output, seen = tmp_path / "run", []
+    own = (checkpoints.RunCheckpoints.save, shutil.copytree, os.replace, os.fsync, os.unlink, os.rmdir, Path.mkdir)
+    save, copytree, *functions = own
+    saving = []
+
+    def watched(function):
+        def wrapped(*arguments, **keywords):
+            if saving and saving[0] is not None:
+                step, saving[0] = saving[0], None  # copying changes folders, too
+                copytree(output / "checkpoints", tmp_path / f"instant{len(seen)}")
+                seen.append(step)
+                saving[0] = step
+            return function(*arguments, **keywords)
+
+        return wrapped
+
+    def saved(self, step, *arguments):
+        saving[:] = [step]
+        try:
+            return save(self, step, *arguments)
+        finally:
+            saving.clear()
+
+    monkeypatch.setattr(checkpoints.RunCheckpoints, "save", saved)
+    for owner, function in zip((os, os, os, os, Path), functions):
+        monkeypatch.setattr(owner, function.__name__, watched(function))
+    run(data, output, keep=1)
+    monkeypatch.undo()
+    assert len(seen) > 40 and set(seen) == {1, 2, 3}
+    for i, step in enumerate(seen):
+        complete = sorted((tmp_path / f"instant{i}").glob("step_*"))
+        assert complete or step == 1
+        for folder in complete:
+            assert_same(folder, done / "checkpoints" / folder.name)
+
+
 def test_overwrite_starts_anew(data, done, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(done, output)
@@ -226,11 +267,9 @@ def test_too_many_overflows_end_the_run(data, tmp_path):
     features = square_features(tmp_path / "features", 6)
     for file in (features / "samples").rglob("*.safetensors"):
         content = file.read_bytes()
-        nan = np.array([np.nan], np.float32).tobytes()
         start = 8 + int.from_bytes(content[:8], "little")
-        file.write_bytes(
-            content[:start] + nan * ((len(content) - start) // 4) + content[start + (len(content) - start) // 4 * 4 :]
-        )
+        values = np.full((len(content) - start) // 4, np.nan, np.float32)  # moments and states are fp32
+        file.write_bytes(content[:start] + values.tobytes())
     with pytest.raises(MindSigmaError, match="not finite 2 times in a row") as caught:
         run((network, features), tmp_path / "run", max_skipped=2, loss_scale=16.0)
     assert "\n" not in str(caught.value)

@@ -39,7 +39,9 @@ def compress_keys(component, text, init="average", seed=0):
             made[f"{name}norm.bias"] = np.zeros(channels, dtype)
     return component.changed(
         f"kv_compression {text}" + (f", {init} init" if compression.sampling == "conv" else ""),
-        view=Extended(component.view, made), config=config, made=[*component.made, *made]
+        view=Extended(component.view, made),
+        config=config,
+        made=[*component.made, *made],
     )
 
 

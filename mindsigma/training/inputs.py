@@ -95,9 +95,7 @@ class StepInputs:
             mean, deviation = np.split(batch.moments[rows], 2, axis=1)
         else:
             # One image at a time: the encoder's activations are many times the DiT's.
-            moments = [
-                self.vae.encode(Tensor(batch.images[i : i + 1])).asnumpy() for i in range(rows.start, rows.stop)
-            ]
+            moments = [self.vae.encode(Tensor(batch.images[i : i + 1])).asnumpy() for i in range(rows.start, rows.stop)]
             mean, log_variance = np.split(np.concatenate(moments).astype(np.float32), 2, axis=1)
             deviation = np.exp(0.5 * np.clip(log_variance, -30.0, 20.0))
         noise = np.stack([self._normal("posterior", draw, mean.shape[1:]) for draw in batch.draws[rows]])
