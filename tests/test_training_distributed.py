@@ -122,6 +122,7 @@ def multi_aspect(folder, data, buckets, steps, **changes):
     return lines
 
 
+@pytest.mark.slow
 def test_multi_aspect(data, tmp_path):
     multi_aspect(tmp_path, data, buckets=2, steps=5, optimizer="adamw")
 

@@ -43,7 +43,6 @@ def build_parser():
     add("--resolution", type=int, default=256)
     add("--max-length", type=int, default=40, help="tokens of a caption")
     add("--learning-rate", type=float, default=1e-4)
-    add("--recompute", action="store_true", help="compute blocks again in the backward pass, on both sides")
     add("--seed", type=int, default=43)
     add("--output", metavar="FILE", help="write the losses of both as JSON")
     return parser
@@ -148,7 +147,6 @@ def main():
             "max_norm": max_norm,
             "columns": COLUMNS,
             "threads": os.cpu_count(),
-            "recompute": args.recompute,
         }
         (folder / "run.json").write_text(json.dumps(run))
         done = subprocess.run([args.peer_python, str(PEER), str(folder)], stderr=subprocess.PIPE, text=True)
@@ -157,9 +155,6 @@ def main():
             raise MindSigmaError(f"--peer-python {args.peer_python}: {last}")
         theirs = json.loads((folder / "torch.json").read_text())
         dit = build_dit(config, component=start, seed=args.seed)
-        if args.recompute:
-            for block in dit.blocks:
-                block.recompute()
         ours, peak = train_here(args, folder, dit, optimizer, max_norm)
     report(args, ours, peak, theirs)
     return 0

@@ -53,8 +53,6 @@ def main(folder):
     run = json.loads((folder / "run.json").read_text())
     torch.set_num_threads(run["threads"])
     model = PixArtTransformer2DModel.from_pretrained(folder / "diffusers", torch_dtype=torch.float32).train()
-    if run["recompute"]:
-        model.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(model.parameters(), run["rate"], betas=run["betas"], eps=run["eps"], weight_decay=0.0)
     lines = []
     for step in range(run["steps"]):
