@@ -91,3 +91,20 @@ def mini():
     from mindsigma import PixArtSigmaPipeline
 
     return PixArtSigmaPipeline.from_pretrained("sigma-mini")
+
+
+@pytest.fixture(scope="session")
+def convert_tool():
+    """tools/convert.py as a module."""
+    return load_tool("convert")
+
+
+@pytest.fixture
+def convert(convert_tool, monkeypatch):
+    """A function that runs tools/convert.py in this process and raises what it raises."""
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["convert.py", *map(str, arguments)])
+        assert convert_tool.main() == 0
+
+    return run

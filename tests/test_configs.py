@@ -67,8 +67,8 @@ def train_parser():
 def test_training_file_is_of_options_that_fit_together(train_parser, file):
     from mindsigma.data import Resolution
     from mindsigma.models.dit import KVCompression
+    from mindsigma.training.arguments import check
     from mindsigma.training.optimizers import OptimizerConfig
-    from mindsigma.training.trainer import check
 
     args = train_parser(file)
     check(args)

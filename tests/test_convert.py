@@ -12,7 +12,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import GOLDEN, Case, load_tool, relative_error
+from conftest import GOLDEN, Case, relative_error
 from mindspore import Tensor
 from safetensors.numpy import load_file
 
@@ -25,23 +25,6 @@ from mindsigma.pipeline.locate import BUNDLED
 MINI = BUNDLED / "sigma-mini"
 TOOL = Path(__file__).parents[1] / "tools" / "convert.py"
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
-
-
-@pytest.fixture(scope="module")
-def tool():
-    """tools/convert.py as a module."""
-    return load_tool("convert")
-
-
-@pytest.fixture
-def convert(tool, monkeypatch):
-    """A function that runs the tool in this process and raises what it raises."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
-        assert tool.main() == 0
-
-    return run
 
 
 def contents(path):
@@ -269,14 +252,14 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_mistakes_end_in_one_line(tool, case, monkeypatch, tmp_path, capsys):
+def test_mistakes_end_in_one_line(convert_tool, case, monkeypatch, tmp_path, capsys):
     arguments, words = WRONG[case]
     monkeypatch.chdir(tmp_path)
     (tmp_path / "exists").mkdir()
     (tmp_path / "exists" / "a.ckpt").write_text("good")
     monkeypatch.setattr(sys, "argv", [str(TOOL), *map(str, arguments)])
     with pytest.raises(SystemExit) as caught:
-        command_line.run(tool.main)
+        command_line.run(convert_tool.main)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert caught.value.code == 2 and len(errors) == 1 and words in errors[0]
     assert (tmp_path / "exists" / "a.ckpt").read_text() == "good"

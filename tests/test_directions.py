@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, load_tool
+from conftest import GOLDEN
 from safetensors.numpy import load_file, save_file
 from test_loading import diffusers_dit, ldm_vae, old_diffusers_vae
 
@@ -31,22 +30,6 @@ TARGETS = {  # column of the table -> (--to, name of the target)
     "diffusers folder": ("diffusers", "out"),
     "official .pth": ("official", "out.pth"),
 }
-
-
-@pytest.fixture(scope="module")
-def tool():
-    return load_tool("convert")
-
-
-@pytest.fixture
-def convert(tool, monkeypatch):
-    """A function that runs the tool in this process and raises what it raises."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["convert.py", *map(str, arguments)])
-        assert tool.main() == 0
-
-    return run
 
 
 def specs_of(tensors):

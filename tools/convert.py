@@ -77,9 +77,7 @@ def change(component, args):
         if args.kv_compression:
             component = surgery.compress_keys(component, args.kv_compression)
         if args.grow_to:
-            if args.grow_to < 64 or args.grow_to % 64:
-                raise MindSigmaError(f"--grow-to must be a multiple of 64 pixels, not {args.grow_to}")
-            component = surgery.grow_resolution(component, args.grow_to // 8)
+            component = surgery.grow_resolution(component, args.grow_to)
         if args.null_caption:
             component = surgery.set_null_caption(component, empty_prompt(args.null_caption, args.caption_length))
     elif component.kind == "vae" and args.vae_scaling_factor is not None:
@@ -97,7 +95,7 @@ def empty_prompt(folder, length):
         raise MindSigmaError(f"--caption-length must be at least 1, not {length}")
     path = locate(folder)
     encode = TextEncoder(Tokenizer(path / "tokenizer"), open_t5(path, "fp32").load())
-    return encode([""], length, min_length=length).states.asnumpy()[0, :length]
+    return encode.empty_prompt(length)[0]
 
 
 def known_config(args):

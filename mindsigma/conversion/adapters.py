@@ -26,7 +26,6 @@ from mindsigma.checkpoints.views import Cast
 from mindsigma.conversion.targets import NUMPY
 from mindsigma.errors import MindSigmaError
 
-TARGETS = ("mindspore", "diffusers", "official", "peft", "kohya")
 FILE_NAMES = {"mindspore": "adapter.safetensors", "diffusers": "pytorch_lora_weights.safetensors"}
 
 
@@ -181,7 +180,7 @@ def output_file(root, target):
 
 
 def write(adapter, root, target, overwrite=False, progress=None):
-    """Write an Adapter for a target of TARGETS; returns the path that `open_adapter` takes."""
+    """Write an Adapter for a target of tools/convert.py; returns the path that `open_adapter` takes."""
     root, file = Path(root), output_file(root, target)
     if file == root and root.exists() and not overwrite:
         raise MindSigmaError(f"{root}: exists; give another target, or --overwrite")

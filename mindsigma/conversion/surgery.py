@@ -45,13 +45,16 @@ def compress_keys(component, text, init="average", seed=0):
     )
 
 
-def grow_resolution(component, input_size, interpolate=True):
-    """Move the base resolution to a latent side; the position grid's scale grows with it, so that its range stays.
+def grow_resolution(component, pixels, interpolate=True):
+    """Move the base resolution to `pixels` a side, a multiple of 64.
 
+    The position grid's scale grows with it, so that its range stays.
     Without `interpolate` the scale stays and the range grows: positions that the network never saw, to compare.
     """
     _only(component, "dit", "--grow-to")
-    old = component.config
+    if pixels < 64 or pixels % 64:
+        raise MindSigmaError(f"--grow-to must be a multiple of 64 pixels, not {pixels}")
+    old, input_size = component.config, pixels // 8
     scale = old.pe_interpolation * (input_size / old.input_size if interpolate else 1.0)
     config = old.override(input_size=input_size, pe_interpolation=scale)
     return component.changed(

@@ -14,7 +14,6 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit.embeddings import position_embedding
 from mindsigma.pipeline.saving import FORMAT, NUMPY, stored_config
 
-TARGETS = ("mindspore", "diffusers", "official")
 CLASSES = {"dit": "DiT", "vae": "VAE", "t5": "T5Encoder"}
 SUBFOLDERS = {
     "mindspore": {"dit": "dit", "vae": "vae", "t5": "text_encoder"},

@@ -78,17 +78,26 @@ class Release:
         return {name: getattr(self.config, name) for name in names}
 
 
-def _sigma(name, about, official_bytes, whole=False):
+def _transformer(name, family, **fields):
+    """Release of an XL/2; `family` names the repository of its .pth file."""
     return Release(
         name=name,
-        about=about,
         repository=f"PixArt-alpha/{name}",
+        official=f"PixArt-alpha/{family}/{name}.pth",
+        parameters=610_856_096,
+        tensors=435,
+        **fields,
+    )
+
+
+def _sigma(name, about, official_bytes, whole=False):
+    return _transformer(
+        name,
+        "PixArt-Sigma",
+        about=about,
         whole=whole,
         components=SIGMA_COMPONENTS,
         config=preset(name),
-        official=f"PixArt-alpha/PixArt-Sigma/{name}.pth",
-        parameters=610_856_096,
-        tensors=435,
         diffusers_tensors=603,
         official_bytes=official_bytes,
         diffusers_bytes=2_443_492_488,
@@ -96,16 +105,13 @@ def _sigma(name, about, official_bytes, whole=False):
 
 
 def _alpha(name, about, input_size, scale, official_bytes):
-    return Release(
-        name=name,
+    return _transformer(
+        name,
+        "PixArt-alpha",
         about=about,
-        repository=f"PixArt-alpha/{name}",
         whole=True,
         components=ALPHA_COMPONENTS,
         config=DiTConfig(input_size=input_size, pe_interpolation=scale, model_max_length=120),
-        official=f"PixArt-alpha/PixArt-alpha/{name}.pth",
-        parameters=610_856_096,
-        tensors=435,
         diffusers_tensors=604,
         official_bytes=official_bytes,
         diffusers_bytes=2_445_458_680,

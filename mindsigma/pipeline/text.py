@@ -81,3 +81,8 @@ class TextEncoder:
             mask[i, : len(row)] = 1
         mask = Tensor(mask)
         return Caption(self.encoder(Tensor(ids), mask), mask)
+
+    def empty_prompt(self, length):
+        """T5's states of the empty prompt, float32 (length, d_model), and the number of its tokens."""
+        caption = self([""], length, min_length=length)
+        return caption.states.asnumpy()[0].astype(np.float32), int(caption.mask.asnumpy()[0].sum())

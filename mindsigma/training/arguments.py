@@ -1,13 +1,15 @@
-"""Options of a training run, for the command line and for YAML files."""
+"""Options of a training run, for the command line and for YAML files, and which of them cannot be meant."""
 
 import argparse
+import math
 
 from mindsigma.data.resolution import TABLES
 from mindsigma.data.sampler import INCOMPLETE
 from mindsigma.diffusion.loss import WEIGHTINGS
+from mindsigma.errors import MindSigmaError
 from mindsigma.training.adapters import TARGETS
 from mindsigma.training.inputs import NULL_MASKS
-from mindsigma.training.learning_rate import AUTO, SCHEDULES
+from mindsigma.training.learning_rate import AUTO, SCHEDULES, learning_rate
 from mindsigma.training.optimizers import DEFAULTS
 
 # Options that may differ between a run and its continuation: they change what is reported or kept, or are compared as
@@ -18,6 +20,21 @@ FREE = (
     "validation_points", "validation_batches", "prompts", "sample_every", "sample_steps", "sample_guidance", "threads",
     "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero",
 )  # fmt: skip
+
+AT_LEAST_1 = (
+    "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
+    "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps", "class_count",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "learning_rate",
+    "warmup",
+    "max_norm",
+    "weight_decay",
+    "loss_scale",
+    "seed",
+    "sample_guidance",
+    "prior_weight",
+)
 
 
 def build_parser():
@@ -115,3 +132,37 @@ def build_parser():
     add("--sample-width", type=int, help="default the base resolution")
     add("--tensorboard", action="store_true", help="write events for TensorBoard")
     return parser
+
+
+def check(args):
+    """Raise for options that cannot be meant; what other parts check they are left to."""
+    for name in AT_LEAST_1:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
+    for name in NOT_NEGATIVE:
+        value = getattr(args, name)
+        if value is not None and not 0 <= value < math.inf:
+            raise MindSigmaError(f"--{name.replace('_', '-')} must be a number of at least 0, not {value}")
+    if args.fresh and (args.kv_compression or args.grow_to):
+        raise MindSigmaError("--fresh has no weights that --kv-compression or --grow-to could change")
+    _check_adapter(args)
+    learning_rate(args.steps, 1.0, args.lr_schedule, args.warmup, args.steps)
+
+
+def _check_adapter(args):
+    """Raise for options of adapters and of prior preservation that do not go together."""
+    alone = {"--lora-alpha": args.lora_alpha, "--lora-targets": args.lora_targets}
+    alone.update({"--rslora": args.rslora, "--dora": args.dora})
+    given = [flag for flag, value in alone.items() if value]
+    if args.init_lora and (args.lora_rank is not None or given):
+        raise MindSigmaError(f"--init-lora tells rank and layers itself: leave out {(given or ['--lora-rank'])[0]}")
+    if given and args.lora_rank is None:
+        raise MindSigmaError(f"{given[0]} belongs to an adapter: give --lora-rank, too")
+    if args.lora_rank is not None or args.init_lora:
+        for name in ("fresh", "kv_compression", "grow_to"):
+            if getattr(args, name):
+                raise MindSigmaError(
+                    f"--{name.replace('_', '-')} changes the network, which an adapter's file does not hold; train the "
+                    "network, or write the changed one first (tools/convert.py)"
+                )

@@ -84,11 +84,11 @@ class Collectives:
         self.total([0.0])
 
 
-def same_start(parameters, collectives):
-    """Give every process the parameters of process 0."""
+def set_from_rank(rank, parameters, collectives):
+    """Give every process the Parameters of process `rank`, outside graphs."""
     if collectives.alone:
         return
-    values = collectives.from_rank(0, [Tensor(parameter) for parameter in parameters])
+    values = collectives.from_rank(rank, [Tensor(parameter) for parameter in parameters])
     for parameter, value in zip(parameters, values):
         parameter.set_data(value)
 

@@ -5,7 +5,6 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from mindsigma.checkpoints.dit_names import NULL_CAPTION
 from mindsigma.conversion import surgery
 from mindsigma.conversion.component import open_source
 from mindsigma.errors import MindSigmaError
@@ -59,12 +58,6 @@ class Components:
         return self._hold("t5", lambda: TextEncoder(self.tokenizer, self.pending_t5.load()))
 
 
-def empty_prompt(text_encoder, length):
-    """T5's states of the empty prompt: float32 (length, d), and the number of its tokens."""
-    caption = text_encoder([""], length, min_length=length)
-    return caption.states.asnumpy()[0, :length].astype(np.float32), int(caption.mask.asnumpy()[0].sum())
-
-
 def open_start(model, changes=None, **config):
     """The DiT's Component that a run begins from.
 
@@ -79,10 +72,8 @@ def open_start(model, changes=None, **config):
     if changes.get("kv_compression"):
         component = surgery.compress_keys(component, changes["kv_compression"], changes.get("kv_init", "average"))
     if changes.get("grow_to"):
-        pixels = changes["grow_to"]
-        if pixels < 64 or pixels % 64:
-            raise MindSigmaError(f"--grow-to must be a multiple of 64 pixels, not {pixels}")
-        component = surgery.grow_resolution(component, pixels // 8, changes.get("position_scale") != "keep")
+        interpolate = changes.get("position_scale") != "keep"
+        component = surgery.grow_resolution(component, changes["grow_to"], interpolate)
     return component
 
 
@@ -105,10 +96,3 @@ def build_dit(config, dtype=ms.float32, fp32_attention=False, component=None, se
         value = Tensor(np.array(component.view.read(name), np.float32))
         parameter.set_data(value if parameter_dtype == ms.float32 else value.astype(parameter_dtype))
     return dit.set_train()
-
-
-def null_caption_of(component, length):
-    """States of the null caption that a checkpoint holds, float32 (tokens, d), or None."""
-    if component is None or NULL_CAPTION not in component.view:
-        return None
-    return np.asarray(component.view.read(NULL_CAPTION), np.float32)[:length]

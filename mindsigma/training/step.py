@@ -13,7 +13,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindsigma.diffusion.loss import diffusion_loss, noisy_latents
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.shared_graph import SharedGraph, value_and_gradients
-from mindsigma.training.distributed import Collectives, Ranks, owners
+from mindsigma.training.distributed import Collectives, Ranks, owners, set_from_rank
 from mindsigma.training.optimizers import OptimizerConfig, state_shapes, static_arguments, update
 
 
@@ -61,11 +61,6 @@ def loss_of_output(output, clean, noisy, noise, numbers, scale, learn_sigma):
     return (mse + bound) * scale[0], mse, bound
 
 
-def add_noise(clean, noise, numbers):
-    """Noisy latents; see diffusion/loss.py."""
-    return noisy_latents(clean, noise, numbers)
-
-
 def square_sum(x):
     """Sum of squares, fp32 (1,)."""
     x = x.astype(ms.float32).reshape(1, -1)
@@ -75,11 +70,6 @@ def square_sum(x):
 def add(x, y):
     """x + y."""
     return x + y
-
-
-def multiply(x, factor):
-    """x times factor (1,)."""
-    return x * factor[0]
 
 
 def average(mean, value, decay):
@@ -275,7 +265,7 @@ class TrainingStep(nn.Cell):
         start[SCALE] = config.loss_scale or 1.0
         self.controls = Parameter(Tensor(start), name="controls", requires_grad=False)
 
-        self.add_noise = SharedGraph(add_noise)
+        self.add_noise = SharedGraph(noisy_latents)
         self.loss_of_output = SharedGraph(loss_of_output, static=(self.learn_sigma,))
         self.square_sums, self.sum = SharedGraph(square_sums), SharedGraph(sums)
         self.averages_of, self.updates = SharedGraph(averages), SharedGraph(updates)
@@ -410,9 +400,7 @@ class TrainingStep(nn.Cell):
                         variable.set_data(new)
         if not self.collectives.alone and self.config.zero:
             for rank, (begin, end) in enumerate(self.shares):
-                values = self.collectives.from_rank(rank, [Tensor(p) for p in self.parameters[begin:end]])
-                for parameter, value in zip(self.parameters[begin:end], values):
-                    parameter.set_data(value)
+                set_from_rank(rank, self.parameters[begin:end], self.collectives)
         if self.ema:
             for a, b in self.chunks:
                 both = [Tensor(variable) for variable in (*self.ema[a:b], *self.parameters[a:b])]

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -20,36 +19,21 @@ from mindsigma.pipeline.locate import locate
 from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 from mindsigma.runtime import resolve_dtype, set_device
 from mindsigma.training.adapters import TARGETS, AdapterConfig, new_adapter
-from mindsigma.training.arguments import FREE
+from mindsigma.training.arguments import FREE, check
 from mindsigma.training.checkpoints import RunCheckpoints, read_state
-from mindsigma.training.distributed import Collectives, join_ranks, same_start
+from mindsigma.training.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.training.inputs import StepInputs
 from mindsigma.training.learner import AdapterLearner, WholeLearner
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
 from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.prior import DRAWN, class_micro_batches, draw_class_images
 from mindsigma.training.report import Report
-from mindsigma.training.start import Components, build_dit, empty_prompt, open_start
+from mindsigma.training.start import Components, build_dit, open_start
 from mindsigma.training.step import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW, StepConfig, TrainingStep
 from mindsigma.training.validation import HeldOutLoss, Ready, SampleImages
 
 OPTIONS = "options.json"
 FIRST_LOSS_SCALE = 65536.0
-
-AT_LEAST_1 = (
-    "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
-    "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps", "class_count",
-)  # fmt: skip
-NOT_NEGATIVE = (
-    "learning_rate",
-    "warmup",
-    "max_norm",
-    "weight_decay",
-    "loss_scale",
-    "seed",
-    "sample_guidance",
-    "prior_weight",
-)
 
 # What a continuation must agree in, where that is not the option of the same name.
 NAMES = {
@@ -144,7 +128,7 @@ class Trainer:
             self._say(self.learner.summary())
         else:
             self.learner = WholeLearner(self.dit, self.null_caption[0], component.record)
-        same_start(self.learner.parameters, self.collectives)
+        set_from_rank(0, self.learner.parameters, self.collectives)
 
     def _adapter(self):
         """The Adapter that is trained, as it is at the start."""
@@ -177,7 +161,7 @@ class Trainer:
             states, mask = self.source.null_caption(length)
             caption = np.asarray(states, np.float32), int(np.sum(mask))
         elif (self.components.path / "text_encoder").is_dir():
-            caption = empty_prompt(self.components.text_encoder, length)
+            caption = self.components.text_encoder.empty_prompt(length)
         else:
             raise MindSigmaError(
                 f"{self.components.path}: has no text_encoder, which captions need; give --components a folder with "
@@ -392,37 +376,3 @@ class Trainer:
         if held_out is not None:
             state["validation_loss"] = held_out
         self.checkpoints.save(self.step, self.learner, self.training, state)
-
-
-def check(args):
-    """Raise for options that cannot be meant; what other parts check they are left to."""
-    for name in AT_LEAST_1:
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-    for name in NOT_NEGATIVE:
-        value = getattr(args, name)
-        if value is not None and not 0 <= value < math.inf:
-            raise MindSigmaError(f"--{name.replace('_', '-')} must be a number of at least 0, not {value}")
-    if args.fresh and (args.kv_compression or args.grow_to):
-        raise MindSigmaError("--fresh has no weights that --kv-compression or --grow-to could change")
-    _check_adapter(args)
-    learning_rate(args.steps, 1.0, args.lr_schedule, args.warmup, args.steps)
-
-
-def _check_adapter(args):
-    """Raise for options of adapters and of prior preservation that do not go together."""
-    alone = {"--lora-alpha": args.lora_alpha, "--lora-targets": args.lora_targets}
-    alone.update({"--rslora": args.rslora, "--dora": args.dora})
-    given = [flag for flag, value in alone.items() if value]
-    if args.init_lora and (args.lora_rank is not None or given):
-        raise MindSigmaError(f"--init-lora tells rank and layers itself: leave out {(given or ['--lora-rank'])[0]}")
-    if given and args.lora_rank is None:
-        raise MindSigmaError(f"{given[0]} belongs to an adapter: give --lora-rank, too")
-    if args.lora_rank is not None or args.init_lora:
-        for name in ("fresh", "kv_compression", "grow_to"):
-            if getattr(args, name):
-                raise MindSigmaError(
-                    f"--{name.replace('_', '-')} changes the network, which an adapter's file does not hold; train the "
-                    "network, or write the changed one first (tools/convert.py)"
-                )
