@@ -191,12 +191,12 @@ def xl_step(name, pixels):
             parameter.set_data(Tensor(rng.standard_normal(parameter.shape, np.float32) * np.float32(0.02)))
         side = pixels // 8
         latents = Tensor(rng.standard_normal((2, 4, side, side), np.float32))
-        timestep = Tensor(np.full(2, 500.0, np.float32))
+        rows, position = dit.modulations(Tensor([500.0])), dit.position(latents.shape)
         caption = Tensor(rng.standard_normal((2, CAPTION_TOKENS, dit.config.caption_channels), np.float32))
         keys = dit.encode_caption(caption, Tensor(np.ones((2, CAPTION_TOKENS), np.int32)))
 
         def step():
-            if not np.isfinite(dit.denoise(latents, timestep, keys).asnumpy()).all():
+            if not np.isfinite(dit.denoise(latents, rows, keys, position).asnumpy()).all():
                 raise MindSigmaError(f"{name}: the step gave values that are not finite")
 
         return timed(step, repeats)
