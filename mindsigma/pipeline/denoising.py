@@ -39,6 +39,11 @@ def doubled(latents):
     return ops.concat((latents, latents), 0)
 
 
+def after(value, done):
+    """`value`, once `done` is there: else a scheduler may run both halves at once, in twice the memory."""
+    return ops.depend(value, done)
+
+
 def joined(unconditional, conditional):
     """Predictions of both halves, computed one after the other."""
     return ops.concat((unconditional, conditional), 0)
@@ -57,7 +62,7 @@ class GuidedStep(nn.Cell):
         super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
         self.dit = dit
         self.guided, self.halves = guided, guided and halves
-        self.doubled, self.joined = SharedGraph(doubled), SharedGraph(joined)
+        self.doubled, self.joined, self.after = SharedGraph(doubled), SharedGraph(joined), SharedGraph(after)
         self.advance = SharedGraph(advance, static=(guided,))
 
     def construct(self, latents, history, numbers, guidance_scale, keys, rows, position):
@@ -78,8 +83,7 @@ class GuidedStep(nn.Cell):
         """
         if self.halves:
             unconditional = self.dit.denoise(latents, rows, keys[0], position)
-            if ms.get_context("mode") == ms.GRAPH_MODE:  # else the scheduler may run both at once
-                rows = ops.depend(rows, unconditional)
+            rows = self.after(rows, unconditional)
             prediction = self.joined(unconditional, self.dit.denoise(latents, rows, keys[1], position))
         else:
             inputs = self.doubled(latents) if self.guided else latents
