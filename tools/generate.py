@@ -46,6 +46,12 @@ def build_parser():
     )
     add("--steps", type=int, default=20, help="denoising steps")
     add("--guidance-scale", type=float, default=4.5, help="weight of the prompt; 1 draws without guidance")
+    add(
+        "--guidance-halves",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute guidance's two halves one after the other, in half the memory",
+    )
     add("--seed", type=int, default=0, help="image i of each prompt is drawn from seed + i")
     add("--num-images", type=int, default=1, help="images a prompt")
     add("--batch-size", type=int, default=1, help="images drawn at once")
@@ -200,6 +206,7 @@ def main():
             use_resolution_binning=args.resolution_binning,
             max_sequence_length=args.max_sequence_length,
             solver_order=args.solver_order,
+            guidance_halves=args.guidance_halves,
             clock=clock,
         )
         seconds = time.perf_counter() - begin

@@ -1,14 +1,16 @@
 """Linear maps, normalisations and activations as pure functions of tensors.
 
-Each takes `kernels` where a fused Ascend operation exists. The `math` compositions are chosen for the CPU backend,
-whose own LayerNorm, GroupNorm and GELU kernels are several times slower and whose Tanh is only good to 1e-4.
+Each takes `kernels` where a fused Ascend operation exists (ops/ascend.py). The `math` compositions are chosen for the
+CPU backend, whose own LayerNorm, GroupNorm and GELU kernels are several times slower and whose Tanh is only good to
+1e-4.
 """
 
 import numpy as np
 from mindspore import Tensor, mint, ops
 from mindspore import dtype as mstype
 
-from mindsigma.ops.kernels import FUSED
+from mindsigma.ops import ascend
+from mindsigma.ops.kernels import for_ascend
 from mindsigma.ops.low_rank import add_changes
 
 _matmul = ops.MatMul()
@@ -57,26 +59,30 @@ def _spread_column(column, width):
     return _matmul(column, ops.fill(column.dtype, (1, width), 1.0))
 
 
-def spread_rows(row, length, kernels):
-    """row (N, 1, C) as an operand for (N, length, C): repeated for `math`, as it is for `fused`, which broadcasts."""
-    if kernels == FUSED:
+def spread_rows(row, shape, kernels):
+    """row (N or 1, 1, C) as an operand for `shape` (N, T, C): repeated, or as it is where Ascend broadcasts."""
+    if for_ascend(kernels):
         return row
-    return _batch_matmul(ops.fill(row.dtype, (row.shape[0], length, 1), 1.0), row)
+    batch, length, channels = shape
+    if row.shape[0] == batch:
+        return _batch_matmul(ops.fill(row.dtype, (batch, length, 1), 1.0), row)
+    return _matmul(ops.fill(row.dtype, (batch * length, 1), 1.0), row.reshape(1, channels)).reshape(shape)
 
 
 def scale_and_shift(x, scale, shift, kernels):
-    """x * scale + shift for x (N, T, C), scale and shift (N, 1, C)."""
-    length = x.shape[1]
-    return x * spread_rows(scale, length, kernels) + spread_rows(shift, length, kernels)
+    """x * scale + shift for x (N, T, C), scale and shift (N or 1, 1, C)."""
+    if for_ascend(kernels):
+        return ascend.multiply_add(shift, x, scale, kernels)
+    return x * spread_rows(scale, x.shape, kernels) + spread_rows(shift, x.shape, kernels)
 
 
 def layer_norm(x, eps, kernels, weight=None, bias=None):
     """LayerNorm over the last axis of x (N, T, C), with optional affine weight and bias (C,)."""
     channels = x.shape[-1]
-    if kernels == FUSED:
+    if for_ascend(kernels):
         gamma = ops.ones((channels,), x.dtype) if weight is None else weight
         beta = ops.zeros((channels,), x.dtype) if bias is None else bias
-        return mint.nn.functional.layer_norm(x, (channels,), gamma, beta, eps)
+        return ascend.layer_norm(x, gamma, beta, eps, kernels)
     rows = x.reshape(-1, channels)
     centred = rows - _spread_column(_row_mean(rows), channels)
     inverse = ops.rsqrt(_row_mean(centred * centred) + eps)  # (rows, 1)
@@ -87,8 +93,8 @@ def layer_norm(x, eps, kernels, weight=None, bias=None):
 
 def rms_norm(x, eps, kernels, weight):
     """T5's LayerNorm: x / rms(x) * weight over the last axis, without mean or bias; computed in x's dtype."""
-    if kernels == FUSED:
-        return ops.rms_norm(x, weight, eps)[0]
+    if for_ascend(kernels):
+        return ascend.rms_norm(x, weight, eps, kernels)
     channels = x.shape[-1]
     rows = x.reshape(-1, channels)
     inverse = ops.rsqrt(_row_mean(rows * rows) + eps)
@@ -97,7 +103,7 @@ def rms_norm(x, eps, kernels, weight):
 
 def group_norm(x, groups, weight, bias, eps, kernels):
     """GroupNorm of x (N, C, H, W) with weight and bias (C,)."""
-    if kernels == FUSED:
+    if for_ascend(kernels):
         return ops.group_norm(x, groups, weight, bias, eps)
     batch, channels, height, width = x.shape
     rows = x.reshape(batch * groups, -1)
@@ -111,8 +117,8 @@ def group_norm(x, groups, weight, bias, eps, kernels):
 
 def gelu_tanh(x, kernels):
     """GELU in the tanh approximation, the one PixArt-Σ and T5 v1.1 were trained with."""
-    if kernels == FUSED:
-        return ops.gelu(x, approximate="tanh")
+    if for_ascend(kernels):
+        return ascend.gelu(x, kernels)
     return x * ops.sigmoid(x * (GELU_SCALE + GELU_CUBIC * x * x))
 
 

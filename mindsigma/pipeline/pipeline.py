@@ -103,7 +103,7 @@ class PixArtSigmaPipeline:
             )
         rest = path if components is None else locate(components, ("vae", "text_encoder", "tokenizer"))
         return cls(
-            open_dit(path, dtype, lora=lora, **config),
+            open_dit(path, dtype, lora=lora, align_heads=True, **config),
             open_vae(rest, dtype),
             open_t5(rest, dtype),
             Tokenizer(rest / "tokenizer"),
@@ -180,12 +180,15 @@ class PixArtSigmaPipeline:
         shape = config.latent_channels, height // config.downsampling, width // config.downsampling
         return np.stack([np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds])
 
-    def denoise(self, latents, caption, guidance_scale=4.5, negative=None, num_inference_steps=20, solver_order=2):
+    def denoise(
+        self, latents, caption, guidance_scale=4.5, negative=None, num_inference_steps=20, solver_order=2, halves=False
+    ):  # fmt: skip
         """Generator over the denoising of latents (N, c, h, w): first the caption keys, then a Step each.
 
         Args:
             caption: Caption of N images.
             negative: Caption of 1 or N images; needed if guidance_scale > 1.
+            halves: compute guidance's two halves one after the other, in half the memory.
         """
         if guidance_scale > 1 and negative is None:
             raise MindSigmaError("guidance needs a negative caption, as from encode_prompts(['']), or guidance_scale=1")
@@ -211,18 +214,19 @@ class PixArtSigmaPipeline:
             (caption.states, caption.mask),
             guidance_scale,
             unconditional,
-            self._conditions(batch, h, w),
+            self._conditions(h, w),
+            halves,
         )
 
-    def _conditions(self, batch, h, w):
-        """Micro conditions of a model that has them: (image size, aspect ratio) of the generated image."""
+    def _conditions(self, h, w):
+        """Micro conditions of a model that has them: (image size (1, 2), aspect ratio (1, 1)) of all images."""
         if not self._pending["dit"].config.micro_condition:
             return None
         scale = self._pending["vae"].config.downsampling
-        size = np.tile(np.array([[h * scale, w * scale]], np.float32), (batch, 1))
+        size = np.array([[h * scale, w * scale]], np.float32)
         side = self._pending["dit"].config.input_size
         ratio = closest_bin(h * scale, w * scale, self._bins())[0] if side in INPUT_SIZES else h / w
-        return Tensor(size), Tensor(np.full((batch, 1), ratio, np.float32))
+        return Tensor(size), Tensor(np.array([[ratio]], np.float32))
 
     def decode(self, latents):
         """Images (N, H, W, 3), float32 in [0, 1], of scaled latents (N, c, h, w); one after the other."""
@@ -254,6 +258,7 @@ class PixArtSigmaPipeline:
         clean_caption=False,
         max_sequence_length=300,
         solver_order=2,
+        guidance_halves=False,
         progress=True,
         clock=None,
     ):
@@ -273,6 +278,7 @@ class PixArtSigmaPipeline:
             clean_caption: strip web debris (links, markup, file names) from the prompts, as diffusers does by default.
             max_sequence_length: prompts are cut there, with a warning.
             solver_order: 1, 2 or 3.
+            guidance_halves: compute guidance's two halves one after the other, in half the memory.
             progress: show a progress bar.
             clock: PhaseClock that is told about the phases text, denoise and decode.
 
@@ -313,8 +319,8 @@ class PixArtSigmaPipeline:
 
         with phase("denoise"):
             latents = self._run(
-                noise, caption, negative, guidance_scale, num_inference_steps, solver_order, callback_on_step_end,
-                progress,
+                noise, caption, negative, guidance_scale, num_inference_steps, solver_order, guidance_halves,
+                callback_on_step_end, progress,
             )  # fmt: skip
         if output_type == "latent":
             return PipelineOutput(latents.asnumpy(), seeds)
@@ -324,8 +330,8 @@ class PixArtSigmaPipeline:
                 images = cover_and_crop(images, height or self.default_size, width or self.default_size)
         return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds)
 
-    def _run(self, noise, caption, negative, guidance_scale, steps, order, callback, progress):
-        trajectory = self.denoise(noise, caption, guidance_scale, negative, steps, order)
+    def _run(self, noise, caption, negative, guidance_scale, steps, order, halves, callback, progress):
+        trajectory = self.denoise(noise, caption, guidance_scale, negative, steps, order, halves)
         next(trajectory)  # the caption keys
         bar = tqdm(total=steps, desc="denoise", unit="step", disable=not progress)
         latents = replacement = None

@@ -1,9 +1,12 @@
 """One DiT block: modulated self-attention, cross-attention to the caption, modulated MLP (reference.md 2.5)."""
 
 import mindspore as ms
-from mindspore import nn
+import numpy as np
+from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Constant
 
+from mindsigma.models.dit import ascend_block as ascend
+from mindsigma.models.dit.heads import head_width, narrow_columns, narrow_rows, widen_columns, widen_rows
 from mindsigma.models.dit.kv_compression import compress
 from mindsigma.models.layers import Affine, Norm, normal, parameter
 from mindsigma.ops.attention import attend, prepare_keys
@@ -13,23 +16,38 @@ NORM_EPS = 1e-6
 QK_NORM_EPS = 1e-5
 
 
+# Added to a block's rows of modulation, so that scales are 1 + scale: shift, scale and gate of attention, of the MLP.
+UNIT = np.array([0, 1, 0, 0, 1, 0], np.float32).reshape(1, 6, 1)
+
+
+@ops.constexpr
+def unit_rows(dtype):
+    """UNIT as a constant of the graph."""
+    return Tensor(UNIT, dtype)
+
+
+def block_rows(modulation, table):
+    """Rows (N, 6, C) of a block: its table (6, C), the timestep's modulation (N, 6 * C), and UNIT."""
+    rows = table + modulation.reshape(modulation.shape[0], 6, table.shape[1])
+    return rows + unit_rows(rows.dtype)
+
+
 def modulated_norm(x, shift, scale, kernels):
-    """LayerNorm without affine of x (N, T, C), scaled by 1 + scale and shifted, both (N, 1, C)."""
-    return scale_and_shift(layer_norm(x, NORM_EPS, kernels), 1.0 + scale, shift, kernels)
+    """LayerNorm without affine of x (N, T, C), times scale plus shift, both (N or 1, 1, C)."""
+    return scale_and_shift(layer_norm(x, NORM_EPS, kernels), scale, shift, kernels)
 
 
 def gated_sum(x, gate, branch, kernels):
-    """x + gate * branch for x and branch (N, T, C), gate (N, 1, C)."""
-    return x + spread_rows(gate, x.shape[1], kernels) * branch
+    """x + gate * branch for x and branch (N, T, C), gate (N or 1, 1, C)."""
+    return x + spread_rows(gate, x.shape, kernels) * branch
 
 
 def self_attention_branch(
-    x, modulation, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, table, qkv_weight,
-    qkv_bias, proj_weight, proj_bias, *norms_and_compression,
+    x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, qkv_weight, qkv_bias,
+    proj_weight, proj_bias, *norms_and_compression,
 ):  # fmt: skip
-    """x + gate * self-attention of x (N, T, C); modulation (N, 6 * C) is the timestep's, table (6, C) the block's."""
-    batch, _, channels = x.shape
-    rows = table + modulation.reshape(batch, 6, channels)  # shift, scale, gate of attention, then of the MLP
+    """x + gate * self-attention of x (N, T, C); rows (N or 1, 6, C) as of `block_rows`."""
+    channels = x.shape[-1]
     h = modulated_norm(x, rows[:, 0:1], rows[:, 1:2], kernels)
     qkv = linear(h, qkv_weight, qkv_bias)
     q, k, v = qkv[:, :, :channels], qkv[:, :, channels : 2 * channels], qkv[:, :, 2 * channels :]
@@ -61,10 +79,8 @@ def cross_attention_branch(x, k, v, num_heads, kernels, q_weight, q_bias, proj_w
     return x + linear(attend(q, k, v, num_heads, kernels), proj_weight, proj_bias)
 
 
-def mlp_branch(x, modulation, kernels, table, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
-    """x + gate * MLP of x (N, T, C)."""
-    batch, _, channels = x.shape
-    rows = table + modulation.reshape(batch, 6, channels)
+def mlp_branch(x, rows, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    """x + gate * MLP of x (N, T, C); rows as of `block_rows`."""
     h = modulated_norm(x, rows[:, 3:4], rows[:, 4:5], kernels)
     h = gelu_tanh(linear(h, fc1_weight, fc1_bias), kernels)
     return gated_sum(x, rows[:, 5:6], linear(h, fc2_weight, fc2_bias), kernels)
@@ -78,12 +94,22 @@ def whole_block(
 
     `weights`: of self-attention, from `first_cross` of cross-attention (4 tensors), then of the MLP.
     """
+    rows = block_rows(modulation, table)
     x = self_attention_branch(
-        x, modulation, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, table,
-        *weights[:first_cross],
-    )  # fmt: skip
+        x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *weights[:first_cross]
+    )
     x = cross_attention_branch(x, k, v, num_heads, kernels, *weights[first_cross : first_cross + 4])
-    return mlp_branch(x, modulation, kernels, table, *weights[first_cross + 4 :])
+    return mlp_branch(x, rows, kernels, *weights[first_cross + 4 :])
+
+
+def whole_ascend_block(
+    x, modulation, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, table, *weights
+):  # fmt: skip
+    """`ascend_block` with its table: a block in training."""
+    return ascend.ascend_block(
+        x, block_rows(modulation, table), k, v, height, width, num_heads, kernels, qk_norm, sampling, factor,
+        first_cross, *weights,
+    )  # fmt: skip
 
 
 class SelfAttention(nn.Cell):
@@ -146,31 +172,58 @@ class DiTBlock(nn.Cell):
         self.attn = SelfAttention(channels, config.qk_norm, compression, dtype)
         self.cross_attn = CrossAttention(channels, dtype)
         self.mlp = MLP(channels, int(channels * config.mlp_ratio), channels, dtype=dtype)
+        self.heads, self.compressed = (heads, channels // heads), compression is not None
 
         table, attention = (self.scale_shift_table,), self.attn.tensors
         cross = self.cross_attn.q_linear.tensors + self.cross_attn.proj.tensors
+        weights = attention + cross + self.mlp.tensors
         sampling, factor = (compression.sampling, compression.factor) if compression else (None, 1)
-        static = (heads, kernels, config.qk_norm, sampling, factor, execution.fp32_attention)
-        graph = execution.graph
-        self.self_attention = graph(self_attention_branch, table + attention, static)
-        self.caption_keys = graph(caption_keys, self.cross_attn.kv_linear.tensors, (heads, kernels))
+        self.widened = ascend.widened_parts(config.qk_norm, sampling)
+        static = (heads, kernels, config.qk_norm, sampling, factor)
+        graph, self.is_ascend = execution.graph, execution.ascend_block
+        keys = ascend.caption_keys if self.is_ascend else caption_keys
+        self.caption_keys = graph(keys, self.cross_attn.kv_linear.tensors, (heads, kernels))
+        if self.is_ascend:
+            static += (len(attention),)
+            self.ascend = graph(ascend.ascend_block, weights, static)
+            self.whole = graph(whole_ascend_block, table + weights, static)
+            return
+        static += (execution.fp32_attention,)
+        self.self_attention = graph(self_attention_branch, attention, static)
         self.cross_attention = graph(cross_attention_branch, cross, (heads, kernels))
-        self.feed_forward = graph(mlp_branch, table + self.mlp.tensors, (kernels,))
-        weights = table + attention + cross + self.mlp.tensors
-        self.whole = graph(whole_block, weights, static + (len(attention),))
-        self.compressed = compression is not None
+        self.feed_forward = graph(mlp_branch, self.mlp.tensors, (kernels,))
+        self.whole = graph(whole_block, table + weights, static + (len(attention),))
 
-    def construct(self, x, modulation, k, v, height, width):
+    def construct(self, x, rows, k, v, height, width):
         """Transform tokens x (N, height * width, C).
 
         Args:
-            modulation: (N, 6 * C), from the timestep.
+            rows: (N or 1, 6, C), this block's part of `DiT.modulations`; in training (N, 6 * C), the timestep's
+                modulation, to which the block adds its table itself.
             k, v: caption keys and values from `caption_keys`.
         """
         if not self.compressed:
             height, width = 0, 0  # the graph does not depend on the grid: do not compile one for each
         if self.training:
-            return self.whole(x, modulation, k, v, height, width)
-        x = self.self_attention(x, modulation, height, width)
+            return self.whole(x, rows, k, v, height, width)
+        if self.is_ascend:
+            return self.ascend(x, rows, k, v, height, width)
+        x = self.self_attention(x, rows, height, width)
         x = self.cross_attention(x, k, v)
-        return self.feed_forward(x, modulation)
+        return self.feed_forward(x, rows)
+
+    def align_heads(self, restore=False):
+        """Widen the heads of the weights once for all (heads.py), or bring back the published shapes."""
+        number, head_dim = self.heads
+        own, cross = head_width(head_dim), head_width(head_dim, True)
+        rows, columns = (narrow_rows, narrow_columns) if restore else (widen_rows, widen_columns)
+        attention, caption = self.attn, self.cross_attn
+        qkv = (own, 3, self.widened)
+        changes = [(tensor, rows, qkv, 0.0) for tensor in attention.qkv.tensors]
+        changes += [(attention.proj.weight, columns, (own,), 0.0), (caption.proj.weight, columns, (cross,), 0.0)]
+        changes += [(tensor, rows, (cross, 2), 0.0) for tensor in caption.kv_linear.tensors]
+        changes += [(caption.q_linear.weight, rows, (cross,), 0.0), (caption.q_linear.bias, rows, (cross,), 1.0)]
+        for tensor, change, arguments, first in changes:
+            options = {"first": first} if change is widen_rows else {}
+            wide = change(tensor.astype(ms.float32), number, head_dim, *arguments, **options)
+            tensor.set_data(wide.astype(tensor.dtype), slice_shape=True)
