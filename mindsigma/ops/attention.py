@@ -8,6 +8,7 @@ one and the key holds 0 (kept) or `MASKED` (dropped).
 from mindspore import dtype as mstype
 from mindspore import ops
 
+from mindsigma.ops.derivatives import attention
 from mindsigma.ops.kernels import FUSED
 
 # Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
@@ -83,26 +84,8 @@ def attend(q, k, v, num_heads, kernels):
         out = ops.flash_attention_score(q, k, v, num_heads, scalar_value=head_dim**-0.5, input_layout="BSND")
         return out[..., :head_dim].reshape(batch, length, channels)
     q = _widen(q * head_dim**-0.5, k.shape[-1], 1.0).transpose(0, 2, 1, 3)  # (N, heads, S, D)
-    out = _weighted_values(q, k, v)
+    out = attention(q, k, v, MAX_SCORES)
     return out.transpose(0, 2, 1, 3).reshape(batch, length, channels)
-
-
-def _weighted_values(q, k, v):
-    """softmax(q k^T) v for (N, heads, S, D), in as many pieces of the queries as `MAX_SCORES` asks for."""
-    batch, heads, length, _ = q.shape
-    scores = batch * heads * length * k.shape[2]
-    pieces = -(-scores // MAX_SCORES)
-    if pieces == 1:
-        return _weighted(ops.softmax(_scores(q, k)), v)
-    rows = -(-length // pieces)
-    outputs = []
-    for start in range(0, length, rows):
-        piece = q[:, :, start : start + rows]
-        if start > 0:
-            # Without this order the scheduler keeps the weights of all pieces alive together.
-            piece = ops.depend(piece, outputs[-1])
-        outputs.append(_weighted(ops.softmax(_scores(piece, k)), v))
-    return ops.concat(outputs, 2)
 
 
 def attention_with_bias(q, k, v, bias, num_heads):
