@@ -91,6 +91,14 @@ class DenoisingGraphs:
         self.caption_keys = CaptionKeys(dit)
         self.step = {guided: GuidedStep(dit, guided) for guided in (False, True)}
 
+    def halves(self, unconditional, conditional):
+        """The halves of a tensor that the step computes with, one after the other."""
+        return ops.concat((unconditional, conditional), 0)
+
+    def step_for(self, guided, shape):
+        """The step for latents of this shape."""
+        return self.step[guided]
+
 
 def denoising_steps(graphs, latents, table, caption, guidance_scale, unconditional=None, conditions=None):
     """Generate the trajectory of the latents.
@@ -111,15 +119,15 @@ def denoising_steps(graphs, latents, table, caption, guidance_scale, uncondition
     guided = unconditional is not None
     states, mask = caption
     if guided:
-        states = ops.concat((unconditional[0], states), 0)
-        mask = ops.concat((unconditional[1], mask), 0)
+        states = graphs.halves(unconditional[0], states)
+        mask = graphs.halves(unconditional[1], mask)
     keys = graphs.caption_keys(states, mask)
     yield keys
 
-    step = graphs.step[guided]
+    step = graphs.step_for(guided, latents.shape)
     extra = ()
     if conditions is not None:
-        extra = tuple(ops.concat((value, value), 0) if guided else value for value in conditions)
+        extra = tuple(graphs.halves(value, value) if guided else value for value in conditions)
     if ms.get_context("mode") == ms.GRAPH_MODE:
         keys = ms.mutable(keys)  # inputs of the graph, not constants of it
     scale = Tensor(guidance_scale, ms.float32)

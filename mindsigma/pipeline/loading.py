@@ -93,12 +93,16 @@ class Pending:
     Args:
         tensors: MappedSource.
         build: makes the cell.
+
+    Attributes:
+        config, dtype: of the cell.
     """
 
     def __init__(self, tensors, build):
         self.tensors = tensors
         self._build = build
-        self.config = account(self._empty(), tensors).config
+        network = account(self._empty(), tensors)
+        self.config, self.dtype = network.config, network.dtype
 
     def _empty(self):
         with no_init_parameters():

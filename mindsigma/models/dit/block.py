@@ -23,11 +23,11 @@ def gated_sum(x, gate, branch, kernels):
     return x + spread_rows(gate, x.shape[1], kernels) * branch
 
 
-def self_attention_branch(
-    x, modulation, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, table, qkv_weight,
-    qkv_bias, proj_weight, proj_bias, *norms_and_compression,
+def queries_keys_values(
+    x, modulation, height, width, kernels, qk_norm, sampling, factor, table, qkv_weight, qkv_bias,
+    *norms_and_compression,
 ):  # fmt: skip
-    """x + gate * self-attention of x (N, T, C); modulation (N, 6 * C) is the timestep's, table (6, C) the block's."""
+    """Queries (N, T, C), keys and values (N, K, C) of tokens x (N, T, C), keys and values compressed if asked for."""
     batch, _, channels = x.shape
     rows = table + modulation.reshape(batch, 6, channels)  # shift, scale, gate of attention, then of the MLP
     h = modulated_norm(x, rows[:, 0:1], rows[:, 1:2], kernels)
@@ -41,11 +41,30 @@ def self_attention_branch(
         weights = norms_and_compression[4:] if qk_norm else norms_and_compression
         k = compress(k, height, width, sampling, factor, kernels, weights)
         v = compress(v, height, width, sampling, factor, kernels, weights)
+    return q, k, v
+
+
+def attention_sum(x, modulation, q, k, v, num_heads, kernels, fp32_attention, table, proj_weight, proj_bias):
+    """x + gate * attention of queries q (N, T, C) to keys k and values v (N, K, C)."""
+    batch, _, channels = x.shape
+    rows = table + modulation.reshape(batch, 6, channels)
     if fp32_attention:
         q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
     k, v = prepare_keys(k, v, None, num_heads, kernels)
     out = linear(attend(q, k, v, num_heads, kernels).astype(x.dtype), proj_weight, proj_bias)
     return gated_sum(x, rows[:, 2:3], out, kernels)
+
+
+def self_attention_branch(
+    x, modulation, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, table, qkv_weight,
+    qkv_bias, proj_weight, proj_bias, *norms_and_compression,
+):  # fmt: skip
+    """x + gate * self-attention of x (N, T, C); modulation (N, 6 * C) is the timestep's, table (6, C) the block's."""
+    q, k, v = queries_keys_values(
+        x, modulation, height, width, kernels, qk_norm, sampling, factor, table, qkv_weight, qkv_bias,
+        *norms_and_compression,
+    )  # fmt: skip
+    return attention_sum(x, modulation, q, k, v, num_heads, kernels, fp32_attention, table, proj_weight, proj_bias)
 
 
 def caption_keys(caption, mask, num_heads, kernels, kv_weight, kv_bias):
@@ -153,6 +172,12 @@ class DiTBlock(nn.Cell):
         static = (heads, kernels, config.qk_norm, sampling, factor, execution.fp32_attention)
         graph = execution.graph
         self.self_attention = graph(self_attention_branch, table + attention, static)
+        # The same in two parts, for tokens that attend to keys from elsewhere, too.
+        qkv = self.attn.qkv.tensors + attention[4:]
+        self.queries_keys_values = graph(queries_keys_values, table + qkv, (kernels, config.qk_norm, sampling, factor))
+        self.attention_sum = graph(
+            attention_sum, table + self.attn.proj.tensors, (heads, kernels, execution.fp32_attention)
+        )
         self.caption_keys = graph(caption_keys, self.cross_attn.kv_linear.tensors, (heads, kernels))
         self.cross_attention = graph(cross_attention_branch, cross, (heads, kernels))
         self.feed_forward = graph(mlp_branch, table + self.mlp.tensors, (kernels,))
@@ -160,17 +185,23 @@ class DiTBlock(nn.Cell):
         self.whole = graph(whole_block, weights, static + (len(attention),))
         self.compressed = compression is not None
 
-    def construct(self, x, modulation, k, v, height, width):
+    def construct(self, x, modulation, k, v, height, width, gather=None):
         """Transform tokens x (N, height * width, C).
 
         Args:
             modulation: (N, 6 * C), from the timestep.
             k, v: caption keys and values from `caption_keys`.
+            gather: as in DiT.denoise; None where x is all of the image.
         """
         if not self.compressed:
             height, width = 0, 0  # the graph does not depend on the grid: do not compile one for each
-        if self.training:
+        if self.training and gather is None:
             return self.whole(x, modulation, k, v, height, width)
-        x = self.self_attention(x, modulation, height, width)
+        if gather is None:
+            x = self.self_attention(x, modulation, height, width)
+        else:
+            queries, keys, values = self.queries_keys_values(x, modulation, height, width)
+            keys, values = gather(keys, values)
+            x = self.attention_sum(x, modulation, queries, keys, values)
         x = self.cross_attention(x, k, v)
         return self.feed_forward(x, modulation)

@@ -188,15 +188,23 @@ class DiT(nn.Cell):
             keys += (block.caption_keys(caption, caption_mask),)
         return keys
 
-    def denoise(self, latents, timestep, keys, image_size=None, aspect_ratio=None):
-        """`construct` with the caption given as the result of `encode_caption`."""
+    def denoise(self, latents, timestep, keys, image_size=None, aspect_ratio=None, band=None, gather=None):
+        """`construct` with the caption given as the result of `encode_caption`, for an image or a band of its rows.
+
+        Args:
+            band: (first row of tokens, rows of tokens of the whole image) if `latents` are a band of them, else None.
+            gather: function (k, v) of a layer's keys and values (N, K, C) of the band, compressed, to those of the
+                whole image.
+        """
         config = self.config
-        check_inputs(config, latents.shape, timestep.shape, image_size is not None and aspect_ratio is not None)
         p = config.patch_size
         height, width = latents.shape[2] // p, latents.shape[3] // p
+        first, whole = (0, height) if band is None else band
+        shape = latents.shape if band is None else latents.shape[:2] + (whole * p,) + latents.shape[3:]
+        check_inputs(config, shape, timestep.shape, image_size is not None and aspect_ratio is not None)
 
         position = position_tensor(
-            height, width, config.hidden_size, config.base_size, config.pe_interpolation, self.dtype
+            whole, width, config.hidden_size, config.base_size, config.pe_interpolation, self.dtype, first, height
         )
         x = self.embed_latents(latents.astype(self.dtype), position)
         if not config.micro_condition:
@@ -204,6 +212,6 @@ class DiT(nn.Cell):
         t, modulation = self.embed_conditions(timestep, image_size, aspect_ratio)
 
         for i, block in enumerate(self.blocks):
-            x = block(x, modulation, keys[i][0], keys[i][1], height, width)
+            x = block(x, modulation, keys[i][0], keys[i][1], height, width, gather)
 
         return self.predict(x, t, height, width)
