@@ -73,9 +73,9 @@ def test_graph_mode_draws_the_same(mini):
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
         latents = mini("a red apple", seed=3, output_type="latent", **QUICK).images
-        graphs = [len(mini._steps.step(True).compile_cache), len(mini._steps.caption_keys.compile_cache)]
+        graphs = [len(mini._steps.step(True, latents.shape).compile_cache), len(mini._steps.caption_keys.compile_cache)]
         mini("a red apple", seed=4, output_type="latent", **QUICK)
-        again = [len(mini._steps.step(True).compile_cache), len(mini._steps.caption_keys.compile_cache)]
+        again = [len(mini._steps.step(True, latents.shape).compile_cache), len(mini._steps.caption_keys.compile_cache)]
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
     assert relative_error(latents, reference) < 1e-5

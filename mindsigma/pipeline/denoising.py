@@ -65,6 +65,10 @@ class GuidedStep(nn.Cell):
         self.doubled, self.joined, self.after = SharedGraph(doubled), SharedGraph(joined), SharedGraph(after)
         self.advance = SharedGraph(advance, static=(guided,))
 
+    def position(self, shape):
+        """Position embedding for the latents of this step, of an image whose latents have this shape."""
+        return self.dit.position(shape)
+
     def construct(self, latents, history, numbers, guidance_scale, keys, rows, position):
         """Advance the latents by one step.
 
@@ -123,11 +127,15 @@ class DenoisingGraphs:
         self.caption_keys, self.modulations = CaptionKeys(dit), Modulations(dit)
         self._steps = {}
 
-    def step(self, guided, halves=False):
-        """GuidedStep of this kind."""
+    def step(self, guided, shape, halves=False):
+        """The step for latents of this shape."""
         if (guided, halves) not in self._steps:
             self._steps[guided, halves] = GuidedStep(self.dit, guided, halves)
         return self._steps[guided, halves]
+
+    def halves(self, unconditional, conditional):
+        """The halves of a tensor that the step computes with, one after the other."""
+        return ops.concat((unconditional, conditional), 0)
 
 
 def denoising_steps(
@@ -150,11 +158,11 @@ def denoising_steps(
         table; latents that are sent back replace the step's.
     """
     guided = unconditional is not None
-    step = graphs.step(guided, halves)
+    step = graphs.step(guided, latents.shape, halves)
     if step.halves:
         keys = graphs.caption_keys(*unconditional), graphs.caption_keys(*caption)
     elif guided:
-        keys = graphs.caption_keys(*(ops.concat(pair, 0) for pair in zip(unconditional, caption)))
+        keys = graphs.caption_keys(*(graphs.halves(*pair) for pair in zip(unconditional, caption)))
     else:
         keys = graphs.caption_keys(*caption)
     yield keys
@@ -162,7 +170,7 @@ def denoising_steps(
     # What depends on the timestep or the size alone is made before the first step.
     timesteps = Tensor(np.array([entry.timestep for entry in table], np.float32))
     rows = graphs.modulations(timesteps, *(conditions or ()))
-    position = graphs.dit.position(latents.shape)
+    position = step.position(latents.shape)
     if ms.get_context("mode") == ms.GRAPH_MODE:
         keys = ms.mutable(keys)  # inputs of the graph, not constants of it
     scale = Tensor(guidance_scale, ms.float32)

@@ -87,6 +87,57 @@ def caption_keys(caption, mask, num_heads, kernels, kv_weight, kv_bias):
     return k + (penalty * column.reshape(1, 1, num_heads, width)).reshape(k.shape), v
 
 
+def queries_keys_values(
+    x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, qkv_weight, qkv_bias, *extra
+):  # fmt: skip
+    """What self-attention of tokens x (N, height * width, C) attends with and to, in aligned heads.
+
+    Args:
+        rows: see `ascend_block`.
+        extra: weights of the q/k norms and of the compression.
+
+    Returns:
+        q (N, T, heads * width), k and v (N, K, heads * width).
+    """
+    head_dim = x.shape[-1] // num_heads
+    heads, wide = (num_heads, head_dim), head_width(head_dim)
+    shift, scale = rows_of(rows)[:2]
+    h = modulated_norm(x, shift, scale, kernels)
+    widened = widened_parts(qk_norm, sampling)
+    q, k, v = project_heads(h, qkv_weight, qkv_bias, heads, wide, 3, widened, 0.0, kernels)
+    if qk_norm:
+        q = widen_tokens(layer_norm(q, QK_NORM_EPS, kernels, extra[0], extra[1]), num_heads, head_dim, wide)
+        k = layer_norm(k, QK_NORM_EPS, kernels, extra[2], extra[3])
+        extra = extra[4:]
+    if sampling is not None:
+        k = compress(k, height, width, sampling, factor, kernels, extra)
+        v = compress(v, height, width, sampling, factor, kernels, extra)
+    if widened < 3:
+        k, v = widen_tokens(k, num_heads, head_dim, wide), widen_tokens(v, num_heads, head_dim, wide)
+    return q, k, v
+
+
+def after_keys(
+    x, rows, queries, keys, values, k, v, num_heads, kernels, proj_weight, proj_bias, q_weight, q_bias, cross_weight,
+    cross_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
+):  # fmt: skip
+    """The rest of the block, from the results of `queries_keys_values`; other arguments as of `ascend_block`."""
+    head_dim = x.shape[-1] // num_heads
+    heads, scale = (num_heads, head_dim), head_dim**-0.5
+    own, masked = head_width(head_dim), head_width(head_dim, True)
+    _, _, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
+    out = ascend.flash_attention(queries, keys, values, num_heads, scale, kernels)
+    x = ascend.multiply_add(x, join_heads(out, proj_weight, proj_bias, heads, own, kernels), gate_1, kernels)
+
+    (q,) = project_heads(x, q_weight, q_bias, heads, masked, 1, 1, 1.0, kernels)
+    out = ascend.flash_attention(q, k, v, num_heads, scale, kernels)
+    x = x + join_heads(out, cross_weight, cross_bias, heads, masked, kernels)
+
+    h = modulated_norm(x, shift_2, scale_2, kernels)
+    h = dense(ascend.gelu(dense(h, fc1_weight, fc1_bias, kernels), kernels), fc2_weight, fc2_bias, kernels)
+    return ascend.multiply_add(x, h, gate_2, kernels)
+
+
 def ascend_block(
     x, rows, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, *weights
 ):  # fmt: skip
@@ -97,39 +148,10 @@ def ascend_block(
         k, v: from `caption_keys`.
         first_cross: place of cross-attention in `weights`: of self-attention, cross-attention (4 tensors), MLP.
     """
-    qkv_weight, qkv_bias, proj_weight, proj_bias = weights[:4]
-    extra = weights[4:first_cross]
-    q_weight, q_bias, cross_weight, cross_bias = weights[first_cross : first_cross + 4]
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias = weights[first_cross + 4 :]
-    head_dim = x.shape[-1] // num_heads
-    heads, scale = (num_heads, head_dim), head_dim**-0.5
-    wide = head_width(head_dim)
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
-
-    h = modulated_norm(x, shift_1, scale_1, kernels)
-    widened = widened_parts(qk_norm, sampling)
-    q, keys, values = project_heads(h, qkv_weight, qkv_bias, heads, wide, 3, widened, 0.0, kernels)
-    if qk_norm:
-        q = widen_tokens(layer_norm(q, QK_NORM_EPS, kernels, extra[0], extra[1]), num_heads, head_dim, wide)
-        keys = layer_norm(keys, QK_NORM_EPS, kernels, extra[2], extra[3])
-        extra = extra[4:]
-    if sampling is not None:
-        keys = compress(keys, height, width, sampling, factor, kernels, extra)
-        values = compress(values, height, width, sampling, factor, kernels, extra)
-    if widened < 3:
-        keys = widen_tokens(keys, num_heads, head_dim, wide)
-        values = widen_tokens(values, num_heads, head_dim, wide)
-    out = ascend.flash_attention(q, keys, values, num_heads, scale, kernels)
-    x = ascend.multiply_add(x, join_heads(out, proj_weight, proj_bias, heads, wide, kernels), gate_1, kernels)
-
-    masked = head_width(head_dim, True)
-    (q,) = project_heads(x, q_weight, q_bias, heads, masked, 1, 1, 1.0, kernels)
-    out = ascend.flash_attention(q, k, v, num_heads, scale, kernels)
-    x = x + join_heads(out, cross_weight, cross_bias, heads, masked, kernels)
-
-    h = modulated_norm(x, shift_2, scale_2, kernels)
-    h = dense(ascend.gelu(dense(h, fc1_weight, fc1_bias, kernels), kernels), fc2_weight, fc2_bias, kernels)
-    return ascend.multiply_add(x, h, gate_2, kernels)
+    queries, keys, values = queries_keys_values(
+        x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, *weights[:2], *weights[4:first_cross]
+    )
+    return after_keys(x, rows, queries, keys, values, k, v, num_heads, kernels, *weights[2:4], *weights[first_cross:])
 
 
 def widened_parts(qk_norm, sampling):

@@ -52,10 +52,12 @@ def modulated_linear(x, shift, scale, kernels, weight, bias):
     return linear(modulated_norm(x, shift, scale, kernels), weight, bias, kernels)
 
 
-def self_attention(qkv, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *weights):
-    """Self-attention (N, T, C) of qkv (N, T, 3 * C); `weights`: of the q/k norms and of the compression."""
-    channels = qkv.shape[-1] // 3
-    q, k, v = ops.split(qkv, channels, -1)
+def divide(qkv, height, width, kernels, qk_norm, sampling, factor, *weights):
+    """Queries (N, T, C), keys and values (N, K, C) of qkv (N, T, 3 * C), compressed if asked for.
+
+    `weights`: of the q/k norms and of the compression.
+    """
+    q, k, v = ops.split(qkv, qkv.shape[-1] // 3, -1)
     if qk_norm:
         q = layer_norm(q, QK_NORM_EPS, kernels, weights[0], weights[1])
         k = layer_norm(k, QK_NORM_EPS, kernels, weights[2], weights[3])
@@ -64,6 +66,11 @@ def self_attention(qkv, height, width, num_heads, kernels, qk_norm, sampling, fa
         weights = weights[4:] if qk_norm else weights
         k = compress(k, height, width, sampling, factor, kernels, weights)
         v = compress(v, height, width, sampling, factor, kernels, weights)
+    return q, k, v
+
+
+def attention(q, k, v, num_heads, kernels, fp32_attention):
+    """Attention of queries (N, T, C) to keys and values (N, K, C)."""
     dtype = q.dtype
     if fp32_attention:
         q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
@@ -81,17 +88,36 @@ def gelu_linear(h, kernels, weight, bias):
     return linear(gelu_tanh(h, kernels), weight, bias, kernels)
 
 
+def self_attention(qkv, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *weights):
+    """`attention` of what `divide` makes of qkv (N, T, 3 * C)."""
+    q, k, v = divide(qkv, height, width, kernels, qk_norm, sampling, factor, *weights)
+    return attention(q, k, v, num_heads, kernels, fp32_attention)
+
+
+def queries_keys_values(
+    x, rows, height, width, kernels, qk_norm, sampling, factor, qkv_weight, qkv_bias, *norms_and_compression
+):  # fmt: skip
+    """What self-attention of tokens x (N, T, C) attends with and to; rows as of `block_rows`."""
+    shift, scale = ops.split(rows, 1, 1)[:2]
+    qkv = modulated_linear(x, shift, scale, kernels, qkv_weight, qkv_bias)
+    return divide(qkv, height, width, kernels, qk_norm, sampling, factor, *norms_and_compression)
+
+
+def attention_sum(x, rows, q, k, v, num_heads, kernels, fp32_attention, proj_weight, proj_bias):
+    """x + gate * attention of queries q (N, T, C) to keys k and values v (N, K, C)."""
+    out = attention(q, k, v, num_heads, kernels, fp32_attention)
+    return gated_linear(x, out, ops.split(rows, 1, 1)[2], kernels, proj_weight, proj_bias)
+
+
 def self_attention_branch(
     x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, qkv_weight, qkv_bias,
     proj_weight, proj_bias, *norms_and_compression,
 ):  # fmt: skip
     """x + gate * self-attention of x (N, T, C); rows (N or 1, 6, C) as of `block_rows`."""
-    shift, scale, gate = ops.split(rows, 1, 1)[:3]
-    qkv = modulated_linear(x, shift, scale, kernels, qkv_weight, qkv_bias)
-    out = self_attention(
-        qkv, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *norms_and_compression
+    q, k, v = queries_keys_values(
+        x, rows, height, width, kernels, qk_norm, sampling, factor, qkv_weight, qkv_bias, *norms_and_compression
     )
-    return gated_linear(x, out, gate, kernels, proj_weight, proj_bias)
+    return attention_sum(x, rows, q, k, v, num_heads, kernels, fp32_attention, proj_weight, proj_bias)
 
 
 def caption_keys(caption, mask, num_heads, kernels, kv_weight, kv_bias):
@@ -210,38 +236,47 @@ class DiTBlock(nn.Cell):
         weights = attention + cross + self.mlp.tensors
         sampling, factor = (compression.sampling, compression.factor) if compression else (None, 1)
         self.widened = ascend.widened_parts(config.qk_norm, sampling)
-        static = (heads, kernels, config.qk_norm, sampling, factor)
+        kind = (config.qk_norm, sampling, factor)
+        static = (heads, kernels, *kind)
         graph, self.is_ascend = execution.graph, execution.ascend_block
         keys = ascend.caption_keys if self.is_ascend else caption_keys
         self.caption_keys = graph(keys, self.cross_attn.kv_linear.tensors, (heads, kernels))
+        # The same in two parts, for tokens that attend to keys from elsewhere, too.
+        first, second = self.attn.qkv.tensors + attention[4:], self.attn.proj.tensors
         if self.is_ascend:
-            static += (len(attention),)
-            self.ascend = graph(ascend.ascend_block, weights, static)
-            self.whole = graph(whole_ascend_block, table + weights, static)
+            self.ascend = graph(ascend.ascend_block, weights, static + (len(attention),))
+            self.whole = graph(whole_ascend_block, table + weights, static + (len(attention),))
+            self.queries_keys_values = graph(ascend.queries_keys_values, first, static)
+            self.attention_sum = graph(ascend.after_keys, second + cross + self.mlp.tensors, (heads, kernels))
             return
         static += (execution.fp32_attention,)
         self.self_attention = graph(self_attention_branch, attention, static)
+        self.queries_keys_values = graph(queries_keys_values, first, (kernels, *kind))
+        self.attention_sum = graph(attention_sum, second, (heads, kernels, execution.fp32_attention))
         self.cross_attention = graph(cross_attention_branch, cross, (heads, kernels))
         self.feed_forward = graph(mlp_branch, self.mlp.tensors, (kernels,))
         self.whole = graph(whole_block, table + weights, static + (len(attention),))
         self.rows = graph(modulation_rows, table, ())
         self.qkv = graph(modulated_linear, self.attn.qkv.tensors, (kernels,))
-        self.attention = graph(self_attention, attention[4:], static)
+        self.attend = graph(self_attention, attention[4:], static)
         self.attention_output = graph(gated_linear, self.attn.proj.tensors, (kernels,))
         self.mlp_input = graph(modulated_linear, self.mlp.fc1.tensors, (kernels,))
         self.mlp_output = graph(gelu_linear, self.mlp.fc2.tensors, (kernels,))
         self.gated_sum = graph(gated_sum, (), (kernels,))
 
-    def construct(self, x, rows, k, v, height, width):
+    def construct(self, x, rows, k, v, height, width, gather=None):
         """Transform tokens x (N, height * width, C).
 
         Args:
             rows: (N or 1, 6, C), this block's part of `DiT.modulations`; in training (N, 6 * C), the timestep's
                 modulation, to which the block adds its table itself.
             k, v: caption keys and values from `caption_keys`.
+            gather: as in DiT.denoise; None where x is all of the image.
         """
         if not self.compressed:
             height, width = 0, 0  # the graph does not depend on the grid: do not compile one for each
+        if gather is not None:
+            return self._with_keys_from_elsewhere(x, rows, k, v, height, width, gather)
         if self.training and (self.recomputed or self.is_ascend):
             return self.whole(x, rows, k, v, height, width)
         if self.training:
@@ -252,9 +287,17 @@ class DiTBlock(nn.Cell):
         x = self.cross_attention(x, k, v)
         return self.feed_forward(x, rows)
 
+    def _with_keys_from_elsewhere(self, x, rows, k, v, height, width, gather):
+        queries, keys, values = self.queries_keys_values(x, rows, height, width)
+        keys, values = gather(keys, values)
+        if self.is_ascend:
+            return self.attention_sum(x, rows, queries, keys, values, k, v)
+        x = self.cross_attention(self.attention_sum(x, rows, queries, keys, values), k, v)
+        return self.feed_forward(x, rows)
+
     def _in_pieces(self, x, modulation, k, v, height, width):
         rows = self.rows(modulation)
-        out = self.attention(self.qkv(x, rows[0], rows[1]), height, width)
+        out = self.attend(self.qkv(x, rows[0], rows[1]), height, width)
         x = self.attention_output(x, out, rows[2])
         x = self.cross_attention(x, k, v)
         out = self.mlp_output(self.mlp_input(x, rows[3], rows[4]))
