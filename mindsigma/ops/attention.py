@@ -8,7 +8,8 @@ one and the key holds 0 (kept) or `MASKED` (dropped).
 from mindspore import dtype as mstype
 from mindspore import ops
 
-from mindsigma.ops.kernels import FUSED
+from mindsigma.ops.kernels import FUSED, is_native
+from mindsigma.ops.native import operations as native
 
 # Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
 # range also after the division by the scale that the fused kernel multiplies back.
@@ -53,9 +54,14 @@ def prepare_keys(k, v, mask, num_heads, kernels):
         mask: (N, L), 1 keeps a key and 0 drops it, or None.
 
     Returns:
-        k, v: (N, heads, L, D or D + 1) for `math`, (N, L, heads, D') for `fused`, D' a multiple of 16.
+        k, v: (N, heads, L, D or D + 1) for `math`, (N, L, heads, D') for `fused`, D' a multiple of 16; for `native` as
+            they are, or with a mask (N, L, C + 1) and (N, L, C), where the last column of k is 0 (kept) or `MASKED`.
     """
     batch, length, channels = k.shape
+    if is_native(k, kernels):
+        if mask is None:
+            return k, v
+        return ops.concat((k, ((1.0 - mask.astype(k.dtype)) * MASKED).reshape(batch, length, 1)), -1), v
     head_dim = channels // num_heads
     fused = _is_fused(k.dtype, kernels)
     width = _head_width(head_dim, mask is not None, fused)
@@ -77,6 +83,8 @@ def attend(q, k, v, num_heads, kernels):
     """Attention of queries q (N, S, C) over prepared keys and values; returns (N, S, C)."""
     batch, length, channels = q.shape
     head_dim = channels // num_heads
+    if is_native(q, kernels):
+        return native.attention(q, k, v, num_heads, head_dim**-0.5, k.shape[-1] > channels)
     q = q.reshape(batch, length, num_heads, head_dim)
     if _is_fused(q.dtype, kernels):
         q = _widen(q, k.shape[-1], 1.0)
@@ -85,6 +93,16 @@ def attend(q, k, v, num_heads, kernels):
     q = _widen(q * head_dim**-0.5, k.shape[-1], 1.0).transpose(0, 2, 1, 3)  # (N, heads, S, D)
     out = _weighted_values(q, k, v)
     return out.transpose(0, 2, 1, 3).reshape(batch, length, channels)
+
+
+def attend_qkv(qkv, num_heads, kernels):
+    """Attention among the rows of qkv (N, T, 3 * C), queries, keys and values side by side; returns (N, T, C)."""
+    channels = qkv.shape[-1] // 3
+    if is_native(qkv, kernels):
+        return native.attention_of_qkv(qkv, num_heads, (channels // num_heads) ** -0.5)
+    q, k, v = qkv[:, :, :channels], qkv[:, :, channels : 2 * channels], qkv[:, :, 2 * channels :]
+    k, v = prepare_keys(k, v, None, num_heads, kernels)
+    return attend(q, k, v, num_heads, kernels)
 
 
 def _weighted_values(q, k, v):
@@ -105,10 +123,12 @@ def _weighted_values(q, k, v):
     return ops.concat(outputs, 2)
 
 
-def attention_with_bias(q, k, v, bias, num_heads):
+def attention_with_bias(q, k, v, bias, num_heads, kernels):
     """T5's attention: unscaled, with an additive bias (N or 1, heads, S, L); weights in fp32. Returns (N, S, C)."""
     batch, length, channels = q.shape
     head_dim = channels // num_heads
+    if is_native(q, kernels):
+        return native.attention(q, k, v, num_heads, 1.0, False, bias)
     q = q.reshape(batch, length, num_heads, head_dim).transpose(0, 2, 1, 3)
     k = k.reshape(batch, -1, num_heads, head_dim).transpose(0, 2, 1, 3)
     v = v.reshape(batch, -1, num_heads, head_dim).transpose(0, 2, 1, 3)

@@ -1,18 +1,29 @@
-"""Which implementation of the fused operations the graphs use: portable mathematics or Ascend kernels."""
+"""Which implementation of the fused operations the graphs use: portable mathematics, Ascend or native kernels."""
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.native import operations as native
 from mindsigma.runtime import device
 
 MATH = "math"  # compositions that every backend runs
 FUSED = "fused"  # Ascend kernels: FlashAttentionScore (in half precision), LayerNorm, RmsNorm, Gelu
+NATIVE = "native"  # C++ kernels for the CPU (ops/native), in fp32; mathematics for other dtypes
 
-KERNELS = (MATH, FUSED)
+KERNELS = (MATH, FUSED, NATIVE)
 
 
 def resolve_kernels(name=None):
-    """Return `name` if it is known; for None FUSED on Ascend and MATH elsewhere."""
+    """Return `name` if it is known; for None FUSED on Ascend, elsewhere NATIVE if that can be had."""
     if name is None:
-        return FUSED if device() == "Ascend" else MATH
+        if device() == "Ascend":
+            return FUSED
+        return NATIVE if native.load() else MATH
     if name not in KERNELS:
         raise MindSigmaError(f"kernels must be one of {', '.join(KERNELS)}, not {name!r}")
+    if name == NATIVE and not native.load():
+        raise MindSigmaError("kernels native: MINDSIGMA_NATIVE is 0, or there is no C++ compiler")
     return name
+
+
+def is_native(x, kernels):
+    """Whether what `kernels` names computes with x on the native kernels."""
+    return kernels == NATIVE and native.takes(x)

@@ -6,21 +6,18 @@ from mindspore.common.initializer import Constant
 
 from mindsigma.models.dit.kv_compression import compress
 from mindsigma.models.layers import Affine, Norm, normal, parameter
-from mindsigma.ops.attention import attend, prepare_keys
-from mindsigma.ops.functional import gelu_tanh, layer_norm, linear, scale_and_shift, spread_rows
+from mindsigma.ops.attention import attend, attend_qkv, prepare_keys
+from mindsigma.ops.functional import layer_norm
+from mindsigma.ops.linear_chains import (
+    add_gated_linear,
+    add_linear,
+    modulated_linear,
+    modulated_linear_gelu,
+    plain_linear,
+)
 
 NORM_EPS = 1e-6
 QK_NORM_EPS = 1e-5
-
-
-def modulated_norm(x, shift, scale, kernels):
-    """LayerNorm without affine of x (N, T, C), scaled by 1 + scale and shifted, both (N, 1, C)."""
-    return scale_and_shift(layer_norm(x, NORM_EPS, kernels), 1.0 + scale, shift, kernels)
-
-
-def gated_sum(x, gate, branch, kernels):
-    """x + gate * branch for x and branch (N, T, C), gate (N, 1, C)."""
-    return x + spread_rows(gate, x.shape[1], kernels) * branch
 
 
 def self_attention_branch(
@@ -30,8 +27,9 @@ def self_attention_branch(
     """x + gate * self-attention of x (N, T, C); modulation (N, 6 * C) is the timestep's, table (6, C) the block's."""
     batch, _, channels = x.shape
     rows = table + modulation.reshape(batch, 6, channels)  # shift, scale, gate of attention, then of the MLP
-    h = modulated_norm(x, rows[:, 0:1], rows[:, 1:2], kernels)
-    qkv = linear(h, qkv_weight, qkv_bias)
+    qkv = modulated_linear(x, rows, 0, NORM_EPS, qkv_weight, qkv_bias, kernels)
+    if not qk_norm and sampling is None and not fp32_attention:
+        return add_gated_linear(x, attend_qkv(qkv, num_heads, kernels), rows, 2, proj_weight, proj_bias, kernels)
     q, k, v = qkv[:, :, :channels], qkv[:, :, channels : 2 * channels], qkv[:, :, 2 * channels :]
     if qk_norm:
         q = layer_norm(q, QK_NORM_EPS, kernels, norms_and_compression[0], norms_and_compression[1])
@@ -44,30 +42,29 @@ def self_attention_branch(
     if fp32_attention:
         q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
     k, v = prepare_keys(k, v, None, num_heads, kernels)
-    out = linear(attend(q, k, v, num_heads, kernels).astype(x.dtype), proj_weight, proj_bias)
-    return gated_sum(x, rows[:, 2:3], out, kernels)
+    attended = attend(q, k, v, num_heads, kernels).astype(x.dtype)
+    return add_gated_linear(x, attended, rows, 2, proj_weight, proj_bias, kernels)
 
 
 def caption_keys(caption, mask, num_heads, kernels, kv_weight, kv_bias):
     """Keys and values of a projected caption (N, L, C) with mask (N, L) or None, in the attention kernel's layout."""
     channels = caption.shape[-1]
-    kv = linear(caption, kv_weight, kv_bias)
+    kv = plain_linear(caption, kv_weight, kv_bias, kernels)
     return prepare_keys(kv[:, :, :channels], kv[:, :, channels:], mask, num_heads, kernels)
 
 
 def cross_attention_branch(x, k, v, num_heads, kernels, q_weight, q_bias, proj_weight, proj_bias):
     """x + cross-attention of x (N, T, C) to prepared caption keys: no norm and no gate."""
-    q = linear(x, q_weight, q_bias)
-    return x + linear(attend(q, k, v, num_heads, kernels), proj_weight, proj_bias)
+    q = plain_linear(x, q_weight, q_bias, kernels)
+    return add_linear(x, attend(q, k, v, num_heads, kernels), proj_weight, proj_bias, kernels)
 
 
 def mlp_branch(x, modulation, kernels, table, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """x + gate * MLP of x (N, T, C)."""
     batch, _, channels = x.shape
     rows = table + modulation.reshape(batch, 6, channels)
-    h = modulated_norm(x, rows[:, 3:4], rows[:, 4:5], kernels)
-    h = gelu_tanh(linear(h, fc1_weight, fc1_bias), kernels)
-    return gated_sum(x, rows[:, 5:6], linear(h, fc2_weight, fc2_bias), kernels)
+    h = modulated_linear_gelu(x, rows, 3, NORM_EPS, fc1_weight, fc1_bias, kernels)
+    return add_gated_linear(x, h, rows, 5, fc2_weight, fc2_bias, kernels)
 
 
 def whole_block(

@@ -4,17 +4,18 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.models.dit.block import MLP, DiTBlock, modulated_norm
+from mindsigma.models.dit.block import MLP, NORM_EPS, DiTBlock
 from mindsigma.models.dit.embeddings import ScalarEmbedder, embed_scalars, position_tensor
 from mindsigma.models.dit.execution import Execution
 from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
-from mindsigma.ops.functional import gelu_tanh, linear, silu
+from mindsigma.ops.functional import linear, silu
 from mindsigma.ops.kernels import resolve_kernels
+from mindsigma.ops.linear_chains import linear_gelu, modulated_linear, plain_linear
 
 
 def project_caption(caption, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """Caption states (N, L, caption_channels) to (N, L, C)."""
-    return linear(gelu_tanh(linear(caption, fc1_weight, fc1_bias), kernels), fc2_weight, fc2_bias)
+    return plain_linear(linear_gelu(caption, fc1_weight, fc1_bias, kernels), fc2_weight, fc2_bias, kernels)
 
 
 def embed_latents(latents, position, patch_size, weight, bias):
@@ -36,8 +37,7 @@ def embed_conditions(timestep, image_size, aspect_ratio, dtype, weight, bias, *e
 def predict(x, t, height, width, patch_size, kernels, table, weight, bias):
     """Output (N, out, h, w) of tokens x (N, height * width, C), modulated by t (N, C) and table (2, C)."""
     rows = table + t.reshape(-1, 1, t.shape[-1])  # (N, 2, C)
-    x = modulated_norm(x, rows[:, 0:1], rows[:, 1:2], kernels)
-    return unpatchify(linear(x, weight, bias), height, width, patch_size)
+    return unpatchify(modulated_linear(x, rows, 0, NORM_EPS, weight, bias, kernels), height, width, patch_size)
 
 
 def patchify(latents, patch_size):
