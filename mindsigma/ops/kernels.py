@@ -24,6 +24,11 @@ def resolve_kernels(name=None):
     return name
 
 
+def differentiable(value):
+    """`value`, unless it names kernels that have no gradient: then those that take their place."""
+    return MATH if value == NATIVE else value
+
+
 def is_native(x, kernels):
     """Whether what `kernels` names computes with x on the native kernels."""
     return kernels == NATIVE and native.takes(x)

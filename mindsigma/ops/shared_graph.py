@@ -17,6 +17,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 from mindspore.common.api import _pynative_executor
 
+from mindsigma.ops.kernels import differentiable
 from mindsigma.ops.low_rank import regroup
 
 _first_calls = {}  # compile key: seconds of the call that compiled it
@@ -100,7 +101,8 @@ class SharedGraph(nn.Cell):
     Args:
         function: module-level function of tensors, Python constants and weights.
         weights: Parameters owned by other cells, in the order the function takes them.
-        static: Python constants (numbers, strings, None) that select a variant; part of the compile key.
+        static: Python constants (numbers, strings, None) that select a variant; part of the compile key. In training
+            and for gradients, kernels without a gradient among them are replaced (ops/kernels.py).
         compute_dtype: dtype that the weights are cast to for the computation, or None to use them as they are.
     """
 
@@ -108,6 +110,7 @@ class SharedGraph(nn.Cell):
         super().__init__()
         self.function = function
         self.static = tuple(static)
+        self.differentiable_static = tuple(map(differentiable, static))
         self.compute_dtype = compute_dtype
         # Set past nn.Cell.__setattr__, which would register the Parameters a second time under this cell's name.
         object.__setattr__(self, "weights", tuple(weights))
@@ -143,7 +146,7 @@ class SharedGraph(nn.Cell):
                 return super().__call__(*inputs)
             return self._differentiated(inputs)
         self._refresh()
-        return self._timed(inputs, self._aliases, self._weight_signature)
+        return self._timed(inputs, self._aliases, self._weight_signature, self.static)
 
     def _differentiated(self, inputs):
         tensors = self.weights + self.changes
@@ -154,13 +157,13 @@ class SharedGraph(nn.Cell):
             self._computed(i, _bound[id(tensor)]) if needed[i] else self._aliases[i] for i, tensor in enumerate(tensors)
         ]
         needed = tuple(getattr(value, "_requires_grad", None) for value in inputs) + needed
-        return self._timed(inputs, weights, tuple(map(_signature, weights)), needed)
+        return self._timed(inputs, weights, tuple(map(_signature, weights)), self.differentiable_static, needed)
 
-    def _timed(self, inputs, weights, signature, differentiated=None):
-        key = (self.function, self.static, self.layout, differentiated, tuple(map(_signature, inputs)), signature)
+    def _timed(self, inputs, weights, signature, static, differentiated=None):
+        key = (self.function, static, self.layout, differentiated, tuple(map(_signature, inputs)), signature)
         compiled = _compiled(self.function, self.layout, differentiated)
         start = time.perf_counter()
-        result = compiled(*inputs, *self.static, *weights)
+        result = compiled(*inputs, *static, *weights)
         _first_calls.setdefault(key, time.perf_counter() - start)
         return result
 
@@ -198,4 +201,5 @@ class SharedGraph(nn.Cell):
                 weights += (weight.astype(self.compute_dtype),)
         if self.layout is not None:
             weights = regroup(weights + self.changes, self.layout)
-        return self.function(*inputs, *self.static, *weights)
+        static = self.differentiable_static if self.training else self.static
+        return self.function(*inputs, *static, *weights)

@@ -8,6 +8,7 @@ from mindsigma.models.dit.kv_compression import compress
 from mindsigma.models.layers import Affine, Norm, normal, parameter
 from mindsigma.ops.attention import attend, attend_qkv, prepare_keys
 from mindsigma.ops.functional import layer_norm
+from mindsigma.ops.kernels import NATIVE
 from mindsigma.ops.linear_chains import (
     add_gated_linear,
     add_linear,
@@ -131,7 +132,8 @@ class MLP(nn.Cell):
 class DiTBlock(nn.Cell):
     """Block `layer` of a DiT.
 
-    In training it is one shared graph, else three, one a branch: compiled once for all blocks of a kind.
+    In training and on the native kernels it is one shared graph, else three, one a branch: compiled once for all
+    blocks of a kind.
     """
 
     def __init__(self, config, layer, execution):
@@ -156,6 +158,7 @@ class DiTBlock(nn.Cell):
         weights = table + attention + cross + self.mlp.tensors
         self.whole = graph(whole_block, weights, static + (len(attention),))
         self.compressed = compression is not None
+        self.one_graph = kernels == NATIVE  # calls cost more than the little that stays alive longer
 
     def construct(self, x, modulation, k, v, height, width):
         """Transform tokens x (N, height * width, C).
@@ -166,7 +169,7 @@ class DiTBlock(nn.Cell):
         """
         if not self.compressed:
             height, width = 0, 0  # the graph does not depend on the grid: do not compile one for each
-        if self.training:
+        if self.training or self.one_graph:
             return self.whole(x, modulation, k, v, height, width)
         x = self.self_attention(x, modulation, height, width)
         x = self.cross_attention(x, k, v)
