@@ -76,8 +76,10 @@ void pack(const Attention& a, long image, long head, const std::vector<int>& kep
     float* block = values + i / KEYS * KEYS * NR * value_panels + i % KEYS * NR;
     for (long p = 0; p < value_panels; p++) {
       const long columns = std::min<long>(NR, a.width - p * NR);
-      memcpy(block + p * KEYS * NR, from + p * NR, columns * 4);
-      memset(block + p * KEYS * NR + columns, 0, (NR - columns) * 4);
+      float* to = block + p * KEYS * NR;
+      long j = 0;
+      for (; j + VL <= columns; j += VL) store(to + j, load(from + p * NR + j));
+      if (j < columns) store(to + j, load_part(from + p * NR + j, columns - j));
     }
   }
 }
@@ -122,12 +124,15 @@ void answer(const Attention& a, long image, long head, const Packed& packed, lon
         const float* bias =
             a.bias + image * a.bias_batch + (head * a.queries + row + i) * a.keys + start;
         for (long j = 0; j < keys; j++) scores[j] = scores[j] * a.scale + bias[j];
-      } else {
-        for (long j = 0; j < keys; j += VL) store(scores + j, load(scores + j) * a.scale);
       }
+      const float scale = a.bias && i < height ? 1.0f : a.scale;  // with a bias it has been done
       for (long j = keys; j < filled; j++) scores[j] = -INFINITY;
-      V most = load(scores);
-      for (long j = VL; j < keys; j += VL) most = larger(load(scores + j), most);
+      V most = spread(-INFINITY);
+      for (long j = 0; j < keys; j += VL) {
+        V scaled = load(scores + j) * scale;
+        store(scores + j, scaled);
+        most = larger(scaled, most);
+      }
       const float highest = std::max(top[i], largest_of(most));
       const V base = spread(highest);
       V sum = {};
@@ -172,6 +177,17 @@ void attend(const Attention& a) {
   const long blocks = (a.keys + KEYS - 1) / KEYS, value_panels = (a.width + NR - 1) / NR;
   const long of_keys = blocks * KEYS * a.width, of_values = blocks * KEYS * NR * value_panels;
   const long pairs = a.batch * a.heads;
+  if (pairs % thread_count() == 0 || pairs >= 8 * thread_count()) {  // a task a head: what it packed is still near
+    parallel(pairs, [&](long pair) {
+      const long image = pair / a.heads, head = pair % a.heads;
+      float* keys = scratch(0, of_keys + of_values);
+      pack(a, image, head, kept[image], keys, keys + of_keys);
+      const long count = kept[image].empty() ? a.keys : kept[image].size();
+      for (long row = 0; row < a.queries; row += MR)
+        answer(a, image, head, {keys, keys + of_keys}, count, row, std::min<long>(MR, a.queries - row));
+    });
+    return;
+  }
   const long together = std::clamp<long>(PACKED / (of_keys + of_values), std::min<long>(pairs, thread_count()), pairs);
   float* packed = scratch(0, together * (of_keys + of_values));
   const long pieces = (a.queries + QUERIES - 1) / QUERIES;

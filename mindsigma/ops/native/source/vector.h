@@ -43,21 +43,29 @@ static inline V spread(float x) { return x - V{}; }
 
 static inline V larger(V a, V b) { return a > b ? a : b; }
 
+// v with its lanes moved down by STEP.
+template <int STEP>
+static inline V lowered(V v) {
+  VI place;
+  for (int i = 0; i < VL; i++) place[i] = (i + STEP) % VL;
+  return __builtin_shuffle(v, place);
+}
+
 // Sums and maxima over a vector, in a fixed order.
 static inline float sum_of(V v) {
-  float lanes[VL];
-  memcpy(lanes, &v, sizeof(V));
-  for (int step = VL / 2; step > 0; step /= 2)
-    for (int i = 0; i < step; i++) lanes[i] += lanes[i + step];
-  return lanes[0];
+  if (VL >= 16) v += lowered<8 % VL>(v);
+  if (VL >= 8) v += lowered<4 % VL>(v);
+  v += lowered<2>(v);
+  v += lowered<1>(v);
+  return v[0];
 }
 
 static inline float largest_of(V v) {
-  float lanes[VL];
-  memcpy(lanes, &v, sizeof(V));
-  float m = lanes[0];
-  for (int i = 1; i < VL; i++) m = lanes[i] > m ? lanes[i] : m;
-  return m;
+  if (VL >= 16) v = larger(v, lowered<8 % VL>(v));
+  if (VL >= 8) v = larger(v, lowered<4 % VL>(v));
+  v = larger(v, lowered<2>(v));
+  v = larger(v, lowered<1>(v));
+  return v[0];
 }
 
 // e^x to about one unit in the last place (polynomial of Cephes' expf); 0 below -87.7, NaN for NaN.
