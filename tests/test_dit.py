@@ -100,7 +100,7 @@ def test_masked_tokens_do_not_matter():
 def test_gradients_agree_between_modes_and_with_differences():
     """PyNative differentiates through the shared graphs' own code; a directional derivative checks the result."""
     case = Case("ms_kv_conv")
-    dit, inputs = case.build(), case.inputs()
+    dit, inputs = case.build().set_train(), case.inputs()
     parameters = dit.trainable_params()
 
     def loss(*args):

@@ -13,8 +13,9 @@ from mindspore import Tensor, nn, ops
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.layers import Affine, Norm, normal
 from mindsigma.ops.attention import attention_with_bias
-from mindsigma.ops.functional import gelu_tanh, linear, rms_norm
+from mindsigma.ops.functional import rms_norm
 from mindsigma.ops.kernels import resolve_kernels
+from mindsigma.ops.linear_chains import add_linear, rms_gated_linear, rms_linear
 from mindsigma.ops.shared_graph import SharedGraph
 
 MASKED = -1e9
@@ -63,12 +64,11 @@ def relative_position_buckets(length, num_buckets, max_distance):
 
 def encoder_layer(x, bias, eps, num_heads, kernels, q, k, v, o, attention_norm, wi_0, wi_1, wo, ff_norm):
     """One T5 layer on the fp32 residual stream x (N, L, d_model); bias (N, heads, L, L) fp32 holds the mask too."""
-    h = rms_norm(x, eps, kernels, attention_norm).astype(q.dtype)
-    attended = attention_with_bias(linear(h, q), linear(h, k), linear(h, v), bias, num_heads)
-    x = x + linear(attended, o).astype(x.dtype)
-    h = rms_norm(x, eps, kernels, ff_norm).astype(wi_0.dtype)
-    gate = gelu_tanh(linear(h, wi_0), kernels).astype(wo.dtype)
-    return x + linear(gate * linear(h, wi_1).astype(wo.dtype), wo).astype(x.dtype)
+    queries = rms_linear(x, attention_norm, eps, q, kernels)
+    keys = rms_linear(x, attention_norm, eps, k, kernels)
+    values = rms_linear(x, attention_norm, eps, v, kernels)
+    x = add_linear(x, attention_with_bias(queries, keys, values, bias, num_heads, kernels), kernels, o, None)
+    return add_linear(x, rms_gated_linear(x, ff_norm, eps, wi_0, wi_1, wo.dtype, kernels), kernels, wo, None)
 
 
 class _SelfAttention(nn.Cell):

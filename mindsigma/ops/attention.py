@@ -10,7 +10,8 @@ from mindspore import ops
 
 from mindsigma.ops.ascend import HEAD_MULTIPLE, flash_attention
 from mindsigma.ops.derivatives import attention
-from mindsigma.ops.kernels import has_flash_attention
+from mindsigma.ops.kernels import has_flash_attention, is_native
+from mindsigma.ops.native import operations as native
 
 # Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
 # range also after the division by the scale that the fused kernel multiplies back.
@@ -37,10 +38,15 @@ def prepare_keys(k, v, mask, num_heads, kernels):
         mask: (N, L), 1 keeps a key and 0 drops it, or None.
 
     Returns:
-        k, v: (N, L, C) if one FlashAttentionScore takes them as they are, else (N, heads, L, D), keys with a column
-        more if there is a mask.
+        k, v: (N, heads, L, D) for `math`, keys with a column more if there is a mask; (N, L, C) if one
+        FlashAttentionScore takes them as they are, and for `native`, with a mask (N, L, C + 1) and (N, L, C), where the
+        last column of k is 0 (kept) or `MASKED`.
     """
     batch, length, channels = k.shape
+    if is_native(k, kernels):
+        if mask is None:
+            return k, v
+        return ops.concat((k, ((1.0 - mask.astype(k.dtype)) * MASKED).reshape(batch, length, 1)), -1), v
     head_dim = channels // num_heads
     if mask is None and head_dim % HEAD_MULTIPLE == 0 and has_flash_attention(kernels, k.dtype):
         return k, v
@@ -56,6 +62,8 @@ def attend(q, k, v, num_heads, kernels):
     """Attention of queries q (N, S, C) over prepared keys and values; returns (N, S, C)."""
     batch, length, channels = q.shape
     head_dim = channels // num_heads
+    if is_native(q, kernels):
+        return native.attention(q, k, v, num_heads, head_dim**-0.5, k.shape[-1] > channels)
     if len(k.shape) == 3:
         return flash_attention(q, k, v, num_heads, head_dim**-0.5, kernels)
     q = q.reshape(batch, length, num_heads, head_dim) * head_dim**-0.5
@@ -65,10 +73,22 @@ def attend(q, k, v, num_heads, kernels):
     return out.transpose(0, 2, 1, 3).reshape(batch, length, channels)
 
 
-def attention_with_bias(q, k, v, bias, num_heads):
+def attend_qkv(qkv, num_heads, kernels):
+    """Attention among the rows of qkv (N, T, 3 * C), queries, keys and values side by side; returns (N, T, C)."""
+    channels = qkv.shape[-1] // 3
+    if is_native(qkv, kernels):
+        return native.attention_of_qkv(qkv, num_heads, (channels // num_heads) ** -0.5)
+    q, k, v = ops.split(qkv, channels, -1)
+    k, v = prepare_keys(k, v, None, num_heads, kernels)
+    return attend(q, k, v, num_heads, kernels)
+
+
+def attention_with_bias(q, k, v, bias, num_heads, kernels):
     """T5's attention: unscaled, with an additive bias (N or 1, heads, S, L); weights in fp32. Returns (N, S, C)."""
     batch, length, channels = q.shape
     head_dim = channels // num_heads
+    if is_native(q, kernels):
+        return native.attention(q, k, v, num_heads, 1.0, False, bias)
     q = q.reshape(batch, length, num_heads, head_dim).transpose(0, 2, 1, 3)
     k = k.reshape(batch, -1, num_heads, head_dim).transpose(0, 2, 1, 3)
     v = v.reshape(batch, -1, num_heads, head_dim).transpose(0, 2, 1, 3)

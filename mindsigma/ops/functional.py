@@ -11,8 +11,9 @@ from mindspore import dtype as mstype
 
 from mindsigma.ops import ascend
 from mindsigma.ops.derivatives import add_bias, gelu, normalise, row_mean, spread_column
-from mindsigma.ops.kernels import MATH, for_ascend
+from mindsigma.ops.kernels import MATH, for_ascend, is_native
 from mindsigma.ops.low_rank import add_changes
+from mindsigma.ops.native import operations as native
 
 _matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
@@ -87,6 +88,8 @@ def rms_norm(x, eps, kernels, weight):
 
 def group_norm(x, groups, weight, bias, eps, kernels):
     """GroupNorm of x (N, C, H, W) with weight and bias (C,)."""
+    if is_native(x, kernels):
+        return native.group_norm(x, groups, weight, bias, eps, False)
     if for_ascend(kernels):
         return ops.group_norm(x, groups, weight, bias, eps)
     batch, channels, height, width = x.shape
@@ -97,6 +100,13 @@ def group_norm(x, groups, weight, bias, eps, kernels):
     scale = ops.broadcast_to(inverse, (batch * groups, channels // groups)).reshape(batch, channels) * weight
     scaled = centred.reshape(-1, height * width) * spread_column(scale.reshape(-1, 1), height * width)
     return ops.bias_add(scaled.reshape(x.shape), bias)
+
+
+def group_norm_silu(x, groups, weight, bias, eps, kernels):
+    """SiLU of `group_norm`."""
+    if is_native(x, kernels):
+        return native.group_norm(x, groups, weight, bias, eps, True)
+    return silu(group_norm(x, groups, weight, bias, eps, kernels))
 
 
 def gelu_tanh(x, kernels):

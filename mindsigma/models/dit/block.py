@@ -9,15 +9,25 @@ from mindsigma.models.dit import ascend_block as ascend
 from mindsigma.models.dit.heads import head_width, narrow_columns, narrow_rows, widen_columns, widen_rows
 from mindsigma.models.dit.kv_compression import compress
 from mindsigma.models.layers import Affine, Norm, normal, parameter
-from mindsigma.ops.attention import attend, prepare_keys
-from mindsigma.ops.functional import gelu_tanh, layer_norm, linear, scale_and_shift, spread_rows
+from mindsigma.ops.attention import attend, attend_qkv, prepare_keys
+from mindsigma.ops.functional import layer_norm
+from mindsigma.ops.kernels import NATIVE
+from mindsigma.ops.linear_chains import (
+    add_gated,
+    add_gated_linear,
+    add_linear,
+    gelu_linear,
+    modulated_linear,
+    modulated_linear_gelu,
+    plain_linear,
+)
 
 NORM_EPS = 1e-6
 QK_NORM_EPS = 1e-5
 
-
 # Added to a block's rows of modulation, so that scales are 1 + scale: shift, scale and gate of attention, of the MLP.
 UNIT = np.array([0, 1, 0, 0, 1, 0], np.float32).reshape(1, 6, 1)
+SHIFT, GATE, MLP_SHIFT, MLP_GATE = 0, 2, 3, 5  # rows; a scale follows its shift
 
 
 @ops.constexpr
@@ -30,26 +40,6 @@ def block_rows(modulation, table):
     """Rows (N, 6, C) of a block: its table (6, C), the timestep's modulation (N, 6 * C), and UNIT."""
     rows = table + modulation.reshape(modulation.shape[0], 6, table.shape[1])
     return rows + unit_rows(rows.dtype)
-
-
-def modulated_norm(x, shift, scale, kernels):
-    """LayerNorm without affine of x (N, T, C), times scale plus shift, both (N or 1, 1, C)."""
-    return scale_and_shift(layer_norm(x, NORM_EPS, kernels), scale, shift, kernels)
-
-
-def gated_sum(x, gate, branch, kernels):
-    """x + gate * branch for x and branch (N, T, C), gate (N or 1, 1, C)."""
-    return x + spread_rows(gate, x.shape, kernels) * branch
-
-
-def modulation_rows(modulation, table):
-    """`block_rows` as a tuple of six (N, 1, C)."""
-    return ops.split(block_rows(modulation, table), 1, 1)
-
-
-def modulated_linear(x, shift, scale, kernels, weight, bias):
-    """Linear map of `modulated_norm` of x (N, T, C)."""
-    return linear(modulated_norm(x, shift, scale, kernels), weight, bias, kernels)
 
 
 def divide(qkv, height, width, kernels, qk_norm, sampling, factor, *weights):
@@ -78,18 +68,10 @@ def attention(q, k, v, num_heads, kernels, fp32_attention):
     return attend(q, k, v, num_heads, kernels).astype(dtype)
 
 
-def gated_linear(x, branch, gate, kernels, weight, bias):
-    """x + gate * linear map of branch (N, T, C)."""
-    return gated_sum(x, gate, linear(branch, weight, bias, kernels), kernels)
-
-
-def gelu_linear(h, kernels, weight, bias):
-    """Linear map of GELU(h)."""
-    return linear(gelu_tanh(h, kernels), weight, bias, kernels)
-
-
 def self_attention(qkv, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *weights):
     """`attention` of what `divide` makes of qkv (N, T, 3 * C)."""
+    if not qk_norm and sampling is None and not fp32_attention:
+        return attend_qkv(qkv, num_heads, kernels)
     q, k, v = divide(qkv, height, width, kernels, qk_norm, sampling, factor, *weights)
     return attention(q, k, v, num_heads, kernels, fp32_attention)
 
@@ -98,15 +80,14 @@ def queries_keys_values(
     x, rows, height, width, kernels, qk_norm, sampling, factor, qkv_weight, qkv_bias, *norms_and_compression
 ):  # fmt: skip
     """What self-attention of tokens x (N, T, C) attends with and to; rows as of `block_rows`."""
-    shift, scale = ops.split(rows, 1, 1)[:2]
-    qkv = modulated_linear(x, shift, scale, kernels, qkv_weight, qkv_bias)
+    qkv = modulated_linear(x, rows, SHIFT, NORM_EPS, kernels, qkv_weight, qkv_bias)
     return divide(qkv, height, width, kernels, qk_norm, sampling, factor, *norms_and_compression)
 
 
 def attention_sum(x, rows, q, k, v, num_heads, kernels, fp32_attention, proj_weight, proj_bias):
     """x + gate * attention of queries q (N, T, C) to keys k and values v (N, K, C)."""
     out = attention(q, k, v, num_heads, kernels, fp32_attention)
-    return gated_linear(x, out, ops.split(rows, 1, 1)[2], kernels, proj_weight, proj_bias)
+    return add_gated_linear(x, out, rows, GATE, kernels, proj_weight, proj_bias)
 
 
 def self_attention_branch(
@@ -114,46 +95,55 @@ def self_attention_branch(
     proj_weight, proj_bias, *norms_and_compression,
 ):  # fmt: skip
     """x + gate * self-attention of x (N, T, C); rows (N or 1, 6, C) as of `block_rows`."""
-    q, k, v = queries_keys_values(
-        x, rows, height, width, kernels, qk_norm, sampling, factor, qkv_weight, qkv_bias, *norms_and_compression
+    qkv = modulated_linear(x, rows, SHIFT, NORM_EPS, kernels, qkv_weight, qkv_bias)
+    out = self_attention(
+        qkv, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *norms_and_compression
     )
-    return attention_sum(x, rows, q, k, v, num_heads, kernels, fp32_attention, proj_weight, proj_bias)
+    return add_gated_linear(x, out, rows, GATE, kernels, proj_weight, proj_bias)
 
 
 def caption_keys(caption, mask, num_heads, kernels, kv_weight, kv_bias):
     """Keys and values of a projected caption (N, L, C) with mask (N, L) or None, in the attention kernel's layout."""
     channels = caption.shape[-1]
-    k, v = ops.split(linear(caption, kv_weight, kv_bias, kernels), channels, -1)
+    k, v = ops.split(plain_linear(caption, kernels, kv_weight, kv_bias), channels, -1)
     return prepare_keys(k, v, mask, num_heads, kernels)
 
 
 def cross_attention_branch(x, k, v, num_heads, kernels, q_weight, q_bias, proj_weight, proj_bias):
     """x + cross-attention of x (N, T, C) to prepared caption keys: no norm and no gate."""
-    q = linear(x, q_weight, q_bias, kernels)
-    return x + linear(attend(q, k, v, num_heads, kernels), proj_weight, proj_bias, kernels)
+    q = plain_linear(x, kernels, q_weight, q_bias)
+    return add_linear(x, attend(q, k, v, num_heads, kernels), kernels, proj_weight, proj_bias)
 
 
 def mlp_branch(x, rows, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """x + gate * MLP of x (N, T, C); rows as of `block_rows`."""
-    shift, scale, gate = ops.split(rows, 1, 1)[3:]
-    h = modulated_linear(x, shift, scale, kernels, fc1_weight, fc1_bias)
-    return gated_sum(x, gate, gelu_linear(h, kernels, fc2_weight, fc2_bias), kernels)
+    h = modulated_linear_gelu(x, rows, MLP_SHIFT, NORM_EPS, kernels, fc1_weight, fc1_bias)
+    return add_gated_linear(x, h, rows, MLP_GATE, kernels, fc2_weight, fc2_bias)
+
+
+def block_of_rows(
+    x, rows, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, first_cross, *weights
+):  # fmt: skip
+    """The three branches in one graph.
+
+    `weights`: of self-attention, from `first_cross` of cross-attention (4 tensors), then of the MLP.
+    """
+    x = self_attention_branch(
+        x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *weights[:first_cross]
+    )
+    x = cross_attention_branch(x, k, v, num_heads, kernels, *weights[first_cross : first_cross + 4])
+    return mlp_branch(x, rows, kernels, *weights[first_cross + 4 :])
 
 
 def whole_block(
     x, modulation, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, first_cross,
     table, *weights,
 ):  # fmt: skip
-    """The three branches in one graph, whose backward pass computes the block again from its inputs.
-
-    `weights`: of self-attention, from `first_cross` of cross-attention (4 tensors), then of the MLP.
-    """
-    rows = block_rows(modulation, table)
-    x = self_attention_branch(
-        x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *weights[:first_cross]
-    )
-    x = cross_attention_branch(x, k, v, num_heads, kernels, *weights[first_cross : first_cross + 4])
-    return mlp_branch(x, rows, kernels, *weights[first_cross + 4 :])
+    """`block_of_rows` with its table: a block in training, whose backward pass computes it again from its inputs."""
+    return block_of_rows(
+        x, block_rows(modulation, table), k, v, height, width, num_heads, kernels, qk_norm, sampling, factor,
+        fp32_attention, first_cross, *weights,
+    )  # fmt: skip
 
 
 def whole_ascend_block(
@@ -216,7 +206,8 @@ class DiTBlock(nn.Cell):
 
     Every way of computing it is a chain of shared graphs, compiled once for all blocks of a kind. In training these are
     nine: what each takes is kept for the backward pass, which computes only what is cheap again. After `recompute` it
-    is one, of which nothing is kept but the block's inputs. Otherwise three, one a branch.
+    is one, of which nothing is kept but the block's inputs. Otherwise three, one a branch, and one on the native and on
+    Ascend's kernels.
     """
 
     def __init__(self, config, layer, execution):
@@ -255,14 +246,16 @@ class DiTBlock(nn.Cell):
         self.attention_sum = graph(attention_sum, second, (heads, kernels, execution.fp32_attention))
         self.cross_attention = graph(cross_attention_branch, cross, (heads, kernels))
         self.feed_forward = graph(mlp_branch, self.mlp.tensors, (kernels,))
+        # Calls of native kernels cost more than the little that stays alive longer.
+        self.one_graph = graph(block_of_rows, weights, static + (len(attention),)) if kernels == NATIVE else None
         self.whole = graph(whole_block, table + weights, static + (len(attention),))
-        self.rows = graph(modulation_rows, table, ())
-        self.qkv = graph(modulated_linear, self.attn.qkv.tensors, (kernels,))
+        self.rows = graph(block_rows, table, ())
+        self.qkv = graph(modulated_linear, self.attn.qkv.tensors, (SHIFT, NORM_EPS, kernels))
         self.attend = graph(self_attention, attention[4:], static)
-        self.attention_output = graph(gated_linear, self.attn.proj.tensors, (kernels,))
-        self.mlp_input = graph(modulated_linear, self.mlp.fc1.tensors, (kernels,))
+        self.attention_output = graph(add_gated_linear, self.attn.proj.tensors, (GATE, kernels))
+        self.mlp_input = graph(modulated_linear, self.mlp.fc1.tensors, (MLP_SHIFT, NORM_EPS, kernels))
         self.mlp_output = graph(gelu_linear, self.mlp.fc2.tensors, (kernels,))
-        self.gated_sum = graph(gated_sum, (), (kernels,))
+        self.gated_sum = graph(add_gated, (), (MLP_GATE, kernels))
 
     def construct(self, x, rows, k, v, height, width, gather=None):
         """Transform tokens x (N, height * width, C).
@@ -283,6 +276,8 @@ class DiTBlock(nn.Cell):
             return self._in_pieces(x, rows, k, v, height, width)
         if self.is_ascend:
             return self.ascend(x, rows, k, v, height, width)
+        if self.one_graph is not None:
+            return self.one_graph(x, rows, k, v, height, width)
         x = self.self_attention(x, rows, height, width)
         x = self.cross_attention(x, k, v)
         return self.feed_forward(x, rows)
@@ -297,11 +292,9 @@ class DiTBlock(nn.Cell):
 
     def _in_pieces(self, x, modulation, k, v, height, width):
         rows = self.rows(modulation)
-        out = self.attend(self.qkv(x, rows[0], rows[1]), height, width)
-        x = self.attention_output(x, out, rows[2])
+        x = self.attention_output(x, self.attend(self.qkv(x, rows), height, width), rows)
         x = self.cross_attention(x, k, v)
-        out = self.mlp_output(self.mlp_input(x, rows[3], rows[4]))
-        return self.gated_sum(x, rows[5], out)
+        return self.gated_sum(x, self.mlp_output(self.mlp_input(x, rows)), rows)
 
     def recompute(self):
         """From now on compute the block again in the backward pass of training, instead of keeping what it needs."""

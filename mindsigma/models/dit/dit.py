@@ -8,19 +8,20 @@ from mindspore import Tensor, nn, ops
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import ascend_block as ascend
-from mindsigma.models.dit.block import MLP, UNIT, DiTBlock, modulated_norm
+from mindsigma.models.dit.block import MLP, NORM_EPS, UNIT, DiTBlock
 from mindsigma.models.dit.embeddings import ScalarEmbedder, embed_scalars, position_tensor
 from mindsigma.models.dit.execution import Execution
 from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
-from mindsigma.ops.functional import gelu_tanh, linear, silu
+from mindsigma.ops.functional import linear, silu
 from mindsigma.ops.kernels import for_ascend, resolve_kernels
+from mindsigma.ops.linear_chains import linear_gelu, modulated_linear, plain_linear
 
 FINAL_UNIT = np.array([0, 1], np.float32).reshape(1, 2, 1)
 
 
 def project_caption(caption, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """Caption states (N, L, caption_channels) to (N, L, C)."""
-    return linear(gelu_tanh(linear(caption, fc1_weight, fc1_bias), kernels), fc2_weight, fc2_bias)
+    return plain_linear(linear_gelu(caption, kernels, fc1_weight, fc1_bias), kernels, fc2_weight, fc2_bias)
 
 
 def embed_latents(latents, position, patch_size, kernels, weight, bias):
@@ -88,7 +89,7 @@ def predict(x, rows, height, width, patch_size, kernels, weight, bias):
         shift, scale = ascend.rows_of(rows)
         x = ascend.dense(ascend.modulated_norm(x, shift, scale, kernels), weight, bias, kernels)
     else:
-        x = linear(modulated_norm(x, rows[:, 0:1], rows[:, 1:2], kernels), weight, bias)
+        x = modulated_linear(x, rows, 0, NORM_EPS, kernels, weight, bias)
     return unpatchify(x, height, width, patch_size)
 
 
