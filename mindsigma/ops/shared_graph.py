@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 from mindspore.common.api import _pynative_executor
 
 from mindsigma.ops.low_rank import regroup
@@ -32,9 +32,9 @@ def compile_seconds():
 
 
 def with_layout(function, layout):
-    """`function` of a flat tuple of arguments, of which the last are tensors in a `layout` of weights and their changes.
+    """`function` of a flat tuple of arguments, the last of them tensors in a `layout` (ops/low_rank.py) of weights.
 
-    See ops/low_rank.py; None: no changes.
+    None: the weights have no changes.
     """
     if layout is None:
         return function
