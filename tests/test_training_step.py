@@ -9,6 +9,7 @@ from training_runs import TOKENS, WIDTH, tiny_dit
 
 from mindsigma.diffusion.loss import LossConfig, coefficients
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.gradients import value_and_gradients
 from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.step import (
     GOOD_STEPS,
@@ -186,6 +187,35 @@ def test_a_scale_too_large_for_half_precision_comes_down():
         steps += 1
         assert steps < 24
     assert training.controls.asnumpy()[SCALE] == 2.0 ** (24 - steps)
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"qk_norm": True, "kv_compression": "conv:2:1-1"},
+        pytest.param({"dtype": ms.float16, "fp32_attention": True}, marks=pytest.mark.slow),
+        pytest.param({"kv_compression": "pool:2:0-0"}, marks=pytest.mark.slow),
+    ],
+)
+def test_recomputed_blocks_in_a_chain(network):
+    """Blocks that are computed again give the gradients of blocks in pieces."""
+    found, batch = [], (*inputs(0), Tensor([256.0], ms.float32))
+    for recompute in (False, True):
+        dit = tiny_dit(**network)
+        if recompute:
+            for block in dit.blocks:
+                block.recompute()
+        training = step_of(dit=dit)
+        (loss, *_), gradients = value_and_gradients(training.loss, training.parameters, batch)
+        found.append((float(loss), {p.name: g.asnumpy() for p, g in zip(training.parameters, gradients)}))
+    (loss, pieces), (again, whole) = found
+    assert loss == pytest.approx(again, rel=1e-6)
+    size = np.sqrt(sum(np.sum(np.square(value, dtype=np.float64)) for value in pieces.values()))
+    limit = 2e-3 if "dtype" in network else 1e-6
+    for name, value in pieces.items():
+        assert np.linalg.norm(value.astype(np.float64) - whole[name]) < limit * max(
+            np.linalg.norm(value), 1e-3 * size
+        ), name
 
 
 @pytest.mark.slow

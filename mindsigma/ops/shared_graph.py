@@ -33,9 +33,9 @@ def compile_seconds():
 
 
 def with_layout(function, layout):
-    """`function` of a flat tuple of arguments, whose last are tensors in a `layout` of weights and their changes.
+    """`function` of a flat tuple of arguments, the last of them tensors in a `layout` (ops/low_rank.py) of weights.
 
-    See ops/low_rank.py; None: no changes.
+    None: the weights have no changes.
     """
     if layout is None:
         return function

@@ -107,7 +107,7 @@ def build_parser():
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="of activations; weights are fp32. Default fp32 on a CPU")
     add("--fp32-attention", action="store_true", help="self-attention in fp32 whatever the dtype")
     add("--loss-scale", type=float, help="first dynamic loss scale; default 65536 for fp16, else none")
-    add("--recompute", action="store_true", help="NPU: compute each block again in the backward pass, for memory")
+    add("--recompute", action="store_true", help="compute each block again in the backward pass: less memory")
     add("--zero", type=int, choices=(0, 1), default=0, help="1: divide the optimiser's states among the processes")
     add("--snr-loss", action="store_true", help="compare clean latents up to timestep 249")
     add("--loss-weighting", choices=WEIGHTINGS, default="none")

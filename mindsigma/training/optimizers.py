@@ -14,6 +14,7 @@ from mindspore import ops
 from mindsigma.errors import MindSigmaError
 
 _outer = ops.MatMul()
+_divide = ops.RealDiv()  # `/` keeps index tables on a CPU even where nothing is broadcast
 
 # Columns of `numbers`, the fp32 tensor that a step gives every update.
 LEARNING_RATE, CORRECTION_1, CORRECTION_2, CLIP = range(4)
@@ -112,8 +113,8 @@ def _adamw(gradient, numbers, betas, eps, m, v):
     beta1, beta2 = betas
     m = beta1 * m + (1.0 - beta1) * gradient
     v = beta2 * v + (1.0 - beta2) * gradient * gradient
-    root = ops.sqrt(v / numbers[CORRECTION_2]) + eps[0]
-    return m / numbers[CORRECTION_1] / root, (m, v)
+    root = ops.sqrt(v * (1.0 / numbers[CORRECTION_2])) + eps[0]
+    return _divide(m * (1.0 / numbers[CORRECTION_1]), root), (m, v)
 
 
 def _lion(gradient, betas, m):
@@ -151,7 +152,7 @@ def _came_matrix(gradient, betas, eps, clip_threshold, m, v_row, v_column, resid
 def _limited(step, threshold):
     """`step` scaled down to a root mean square of `threshold`."""
     root_mean_square = ops.sqrt((step * step).mean())
-    return step / ops.maximum(root_mean_square / threshold, ops.ones_like(root_mean_square))
+    return step * (1.0 / ops.maximum(root_mean_square / threshold, ops.ones_like(root_mean_square)))
 
 
 def _inverse_root(row, column):

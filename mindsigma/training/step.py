@@ -56,6 +56,9 @@ CONTROLS = 7
 MAX_SCALE = 2.0**24
 
 
+_product = ops.MatMul()
+
+
 def loss_of_output(output, clean, noisy, noise, numbers, scale, learn_sigma):
     """Mean loss times `scale` (1,), mean squared error and mean bound (reference.md 2.10)."""
     mse, bound = diffusion_loss(output, clean, noisy, noise, numbers, learn_sigma)
@@ -144,10 +147,13 @@ def update_average(finite, decay, mean, parameter):
 
 
 def square_sums(*tensors):
-    """`square_sum` of each, fp32 (count,)."""
+    """`square_sum` of each, fp32 (count,); rows by a product with ones, as a sum over all is slow on a CPU."""
     result = ()
     for tensor in tensors:
-        result += (square_sum(tensor),)
+        rows = (tensor * tensor).reshape(tensor.shape[0], -1)
+        if rows.shape[1] > 1:
+            rows = _product(rows, ops.fill(ms.float32, (rows.shape[1], 1), 1.0))
+        result += (rows.sum().reshape(1),)
     return ops.concat(result)
 
 
@@ -386,7 +392,7 @@ class TrainingStep(nn.Cell):
         values, norm, finite, controls = self.judge(squares, Tensor(self.controls), Tensor([rate], ms.float32))
         self.controls.set_data(controls)
         if float(finite.asnumpy()[0]) > 0.5:
-            self._chain_update(gradients, values)
+            self._chain_update(list(gradients), values)
         mse, bound = (float(np.mean([pair[i].asnumpy() for pair in errors])) for i in (0, 1))
         return mse, bound, float(norm.asnumpy()[0]), bool(finite.asnumpy()[0] > 0.5)
 
@@ -397,6 +403,7 @@ class TrainingStep(nn.Cell):
                 columns += [column[a - group.begin : b - group.begin] for column in group.states]
                 tensors = [[Tensor(variable) for variable in column] for column in columns]
                 flat = [tensor for column in (tensors[0], gradients[a:b], *tensors[1:]) for tensor in column]
+                gradients[a:b] = [None] * (b - a)
                 for variables, news in zip(zip(*columns), self.updates(b - a, *self.constants, values, *flat)):
                     for variable, new in zip(variables, news):
                         variable.set_data(new)

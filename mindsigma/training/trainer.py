@@ -116,11 +116,9 @@ class Trainer:
             args.seed,
             dtype if adapting else ms.float32,
         )
-        if args.recompute and ms.get_context("mode") == ms.GRAPH_MODE:
+        if args.recompute:
             for block in self.dit.blocks:
                 block.recompute()
-        elif args.recompute:  # PyNative's recomputation would not see the weights that value_and_gradients passes
-            self._say("note: --recompute has an effect on an NPU only, where a step is one graph")
         self.null_caption = self._null_caption(component)
         self._draw_class()
         if adapting:

@@ -6,6 +6,7 @@ python tools/peers/train_torch.py FOLDER
 """
 
 import json
+import os
 import resource
 import sys
 import time
@@ -49,14 +50,24 @@ def loss_of(output, clean, noisy, noise, numbers, columns):
 
 
 def main(folder):
-    """Train as FOLDER/run.json says; writes FOLDER/torch.json."""
+    """Train as FOLDER/run.json says; writes FOLDER/torch_RANK.json.
+
+    Several processes share a step if RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say so.
+    """
     run = json.loads((folder / "run.json").read_text())
-    torch.set_num_threads(run["threads"])
+    rank, count = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, run["threads"] // count))
     model = PixArtTransformer2DModel.from_pretrained(folder / "diffusers", torch_dtype=torch.float32).train()
+    if run["recompute"]:
+        model.enable_gradient_checkpointing()
+    if count > 1:
+        torch.distributed.init_process_group("gloo")
+        model = torch.nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
+    rows = slice(rank * run["batch_size"], (rank + 1) * run["batch_size"])
     optimizer = torch.optim.AdamW(model.parameters(), run["rate"], betas=run["betas"], eps=run["eps"], weight_decay=0.0)
     lines = []
     for step in range(run["steps"]):
-        data = {name: torch.from_numpy(array) for name, array in np.load(folder / f"step_{step}.npz").items()}
+        data = {name: torch.from_numpy(array[rows]) for name, array in np.load(folder / f"step_{step}.npz").items()}
         start = time.perf_counter()
         number = {name: data["numbers"][:, i].reshape(-1, 1, 1, 1) for i, name in enumerate(run["columns"])}
         noisy = number["signal"] * data["clean"] + number["noise"] * data["noise"]
@@ -75,7 +86,10 @@ def main(folder):
         seconds = time.perf_counter() - start
         lines.append({"loss": float(mse + bound), "grad_norm": float(norm), "seconds": seconds})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    (folder / "torch.json").write_text(json.dumps({"lines": lines, "peak_gb": peak, "version": torch.__version__}))
+    result = {"lines": lines, "peak_gb": peak, "version": torch.__version__}
+    (folder / f"torch_{rank}.json").write_text(json.dumps(result))
+    if count > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
