@@ -8,7 +8,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import relative_error
+from conftest import load_tool, relative_error
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 from mindspore.train import mind_ir_pb2
@@ -68,8 +68,8 @@ def test_two_processes_with_every_compression(tmp_path):
 
 @pytest.mark.slow
 def test_four_processes_are_one(tmp_path):
-    cases = ",".join(name for name in CASES if name not in ("uneven", "every"))
-    check(run(tmp_path, 4, f"sequence:{cases}", f"both:{','.join(CASES)}", "graph-both:uneven"))
+    """Bands of four, and two bands of each half; of 6, 4, 4 and 5 rows in one case."""
+    check(run(tmp_path, 4, "sequence:conv,uneven-tall", "both:uneven,micro", "graph-both:uneven"))
 
 
 @pytest.mark.slow
@@ -150,6 +150,28 @@ def test_what_cannot_be_divided():
         bands_of(9, 9, 5, KVCompression())
     with pytest.raises(MindSigmaError, match="there is one process only"):
         PixArtSigmaPipeline.from_pretrained("sigma-mini", parallel="sequence")
+
+
+def test_tool_asks_for_a_mode_under_msrun(monkeypatch):
+    tool = load_tool("generate")
+    monkeypatch.setenv("MS_WORKER_NUM", "2")
+    with pytest.raises(MindSigmaError, match="give --parallel"):
+        tool.check(tool.build_parser().parse_args(["an apple"]), 1)
+    tool.check(tool.build_parser().parse_args(["an apple", "--parallel", "cfg"]), 1)
+
+
+@pytest.mark.parametrize(
+    "flags, variables, text",
+    [
+        ([], {}, "give --parallel"),
+        (["--parallel=cfg"], {"PROCESSES": "1"}, "PROCESSES is '1', it must be a whole number of at least 2"),
+        (["--parallel", "cfg"], {"MASTER_PORT": "x"}, "MASTER_PORT is 'x'"),
+    ],
+)
+def test_launcher_refuses(flags, variables, text):
+    command = [ROOT / "tools" / "launch" / "generate_cpu.sh", "an apple", *flags]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and text in done.stderr
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -68,6 +68,12 @@ def build_parser():
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default fp32 on the CPU, fp16 on Ascend")
     add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
     add(
+        "--text-encoder-memory",
+        choices=("whole", "layers", "int8"),
+        default="whole",
+        help="T5 in memory, or read layer by layer for every text (exact, slower), or as int8 (approximate)",
+    )
+    add(
         "--parallel",
         choices=("sequence", "cfg", "both"),
         help="how the processes of tools/launch/generate_*.sh share an image: bands of rows, halves of guidance, both",
@@ -187,6 +193,7 @@ def main():
             args.convention,
             args.lora or (),
             args.parallel,
+            args.text_encoder_memory,
             **config,
         )
     first = pipeline.parallel is None or pipeline.parallel.first  # the others draw, but neither tell nor write

@@ -71,6 +71,14 @@ def encoder_layer(x, bias, eps, num_heads, kernels, q, k, v, o, attention_norm, 
     return add_linear(x, rms_gated_linear(x, ff_norm, eps, wi_0, wi_1, wo.dtype, kernels), kernels, wo, None)
 
 
+def attention_bias(table, mask, num_buckets, max_distance, num_heads):
+    """Bias (N, heads, L, L) fp32 of all layers: relative positions, from the first layer's table, and mask (N, L)."""
+    batch, length = mask.shape
+    bias = ops.gather(table, bucket_tensor(length, num_buckets, max_distance), 0).reshape(length, length, num_heads)
+    bias = bias.transpose(2, 0, 1).expand_dims(0).astype(ms.float32)
+    return bias + ((1.0 - mask.astype(ms.float32)) * MASKED).reshape(batch, 1, 1, length)
+
+
 class _SelfAttention(nn.Cell):
     def __init__(self, config, dtype, has_relative_bias):
         super().__init__()
@@ -156,21 +164,14 @@ class T5Encoder(nn.Cell):
         position attends to padding.
         """
         config = self.config
-        batch, length = token_ids.shape
         x = ops.gather(self.shared.weight, token_ids.reshape(-1), 0)
-        x = x.reshape(batch, length, config.d_model).astype(ms.float32)
-        bias = self._position_bias(length) + ((1.0 - mask.astype(ms.float32)) * MASKED).reshape(batch, 1, 1, length)
+        x = x.reshape(token_ids.shape + (config.d_model,)).astype(ms.float32)
+        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        bias = attention_bias(table, mask, buckets, distance, config.num_heads)
         for block in self.encoder.block:
             x = block(x, bias)
         return self.last_norm(x)
-
-    def _position_bias(self, length):
-        """Relative bias (1, heads, L, L) fp32, from the first layer's table, shared by all layers."""
-        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        config = self.config
-        buckets = bucket_tensor(length, config.relative_attention_num_buckets, config.relative_attention_max_distance)
-        bias = ops.gather(table, buckets, 0).reshape(length, length, config.num_heads)
-        return bias.transpose(2, 0, 1).expand_dims(0).astype(ms.float32)
 
 
 @ops.constexpr

@@ -84,6 +84,7 @@ class PixArtSigmaPipeline:
         convention="diffusers",
         lora=(),
         parallel=None,
+        text_encoder_memory="whole",
         **config,
     ):
         """Open a model; its weights are checked now and read when first used.
@@ -98,6 +99,7 @@ class PixArtSigmaPipeline:
             convention: see the class.
             lora: LoRA or DoRA adapters to merge into the DiT, each `FILE[:WEIGHT]` or (path, weight).
             parallel: "sequence", "cfg" or "both", in each of the processes that msrun started (ParallelSampling).
+            text_encoder_memory: "whole", "layers" or "int8"; see open_t5.
             config: DiTConfig fields that override what the files tell.
 
         Raises:
@@ -118,7 +120,7 @@ class PixArtSigmaPipeline:
         return cls(
             open_dit(path, dtype, lora=lora, align_heads=True, **config),
             open_vae(rest, dtype),
-            open_t5(rest, dtype),
+            open_t5(rest, dtype, memory=text_encoder_memory),
             Tokenizer(rest / "tokenizer"),
             convention,
             parallel,
