@@ -43,7 +43,7 @@ def blocks_of(graph, is_small):
 
 
 def _move_to_next(start, labels, own, readers):
-    """Give a norm, and what leads from it to the next node with a parameter, the label of that node."""
+    """Give a norm, and what leads from it to the next node with a parameter or of another block, its label."""
     path, waiting, found = set(), [start], []
     while waiting:
         i = waiting.pop()
@@ -51,9 +51,9 @@ def _move_to_next(start, labels, own, readers):
             continue
         path.add(i)
         for reader in readers[i]:
-            if own[reader]:
+            if own[reader] or labels[reader] != labels[start]:
                 found.append(reader)
-            elif labels[reader] == labels[start]:
+            else:
                 waiting.append(reader)
     if found:
         label = labels[min(found)]
