@@ -17,16 +17,24 @@ def block_of_parameter(name):
 def blocks_of(graph, is_small):
     """List of the block's name of each node.
 
-    A node that reads a parameter is its block's; any other belongs with the latest such node that it depends on. Two
-    corrections: what leads from a norm without parameters to the next block's first weight is that block's, and so is
-    what is small, such as slices of a modulation, and serves one block only.
+    A node that reads a parameter, or what is made of parameters alone (a cast weight), is its block's; any other
+    belongs with the latest such node that it depends on. Two corrections: what leads from a norm without parameters to
+    the next block's first weight is that block's, and so is what is small, such as slices of a modulation, and serves
+    one block. Backward and update of a training step are told apart less well than forward passes.
 
     Args:
         is_small: function of a Node: whether its results are not as large as activations.
     """
-    labels, touched, own = [], [], []
+    labels, touched, own, is_weight = [], [], [], []
     for i, node in enumerate(graph.nodes):
-        names = [block_of_parameter(value.name) for value in node.values() if value.origin == "parameter"]
+        names = []
+        for value in node.values():
+            if value.origin == "parameter":
+                names.append(block_of_parameter(value.name))
+            elif value.origin == "node" and is_weight[value.node]:
+                names.append(labels[value.node])
+        variable = [value for value in node.values() if not _is_fixed(value, is_weight)]
+        is_weight.append(bool(names) and not variable)
         latest = max((touched[value.node] for value in node.values() if value.origin == "node"), default=-1)
         own.append(bool(names))
         touched.append(i if names else latest)
@@ -42,8 +50,14 @@ def blocks_of(graph, is_small):
     return labels
 
 
+def _is_fixed(value, is_weight):
+    if value.origin == "node":
+        return is_weight[value.node]
+    return value.origin in ("parameter", "constant")
+
+
 def _move_to_next(start, labels, own, readers):
-    """Give a norm, and what leads from it to the next node with a parameter, the label of that node."""
+    """Give a norm, and what leads from it to the next node with a parameter or of another block, its label."""
     path, waiting, found = set(), [start], []
     while waiting:
         i = waiting.pop()
@@ -51,9 +65,9 @@ def _move_to_next(start, labels, own, readers):
             continue
         path.add(i)
         for reader in readers[i]:
-            if own[reader]:
+            if own[reader] or labels[reader] != labels[start]:
                 found.append(reader)
-            elif labels[reader] == labels[start]:
+            else:
                 waiting.append(reader)
     if found:
         label = labels[min(found)]

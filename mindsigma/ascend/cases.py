@@ -13,7 +13,7 @@ SMALL = {
     "step-1024-fp16": _STEP,
     "step-1024-kv-bf16": replace(_KV, dtype="bf16"),
     "caption-fp16": Request(XL, "caption", depth=2),
-    "train-mini-fp16": Request("sigma-mini", "train", 256, 256, depth=2, tokens=40, weights=False),
+    "train-mini-fp16": Request("sigma-mini", "train", 256, 256, depth=1, tokens=40, weights=False),
     "vae-decode-mini-fp16": Request("sigma-mini", "vae-decode", 256, 256, weights=False),
     "t5-mini-bf16": Request("sigma-mini", "t5", dtype="bf16", tokens=64, weights=False),
 }

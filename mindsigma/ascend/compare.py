@@ -51,7 +51,7 @@ def read_report(file):
     report = read_json(Path(file))
     if report.get("format") != FORMAT or "blocks" not in report:
         raise MindSigmaError(f"{file}: not a graph report of format {FORMAT}; write one with tools/export.py --json")
-    return compact(report) if "costs" in report else report
+    return compact(report) if "plumbing" in report else report
 
 
 def as_json(report):

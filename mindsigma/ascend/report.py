@@ -204,7 +204,18 @@ def compact(report):
         for row in report["movements"]
         if row["of"] == ACTIVATIONS
     ]
-    kept = ("format", "request", "nodes", "parameters", "constants", "activations", "flops", "bytes", "violations")
+    kept = (
+        "format",
+        "request",
+        "nodes",
+        "parameters",
+        "constants",
+        "activations",
+        "flops",
+        "bytes",
+        "violations",
+        "costs",
+    )
     result = {key: report[key] for key in kept}
     result["activations"] = {key: value for key, value in report["activations"].items() if key != "at"}
     result["blocks"] = {_runs(block["names"]): block["each"] for block in blocks}
