@@ -143,6 +143,7 @@ class Trainer:
         args = self.args
         self.class_data = args.class_data or (str(self.folder / DRAWN) if args.class_prompt else None)
         if args.class_prompt and self.ranks.first:
+            self._say(f"{args.class_count} images of {args.class_prompt!r} in {self.class_data}, drawn unless there")
             options = {**self._sampling_options(), "height": args.resolution, "width": args.resolution}
             self.dit.set_train(False)
             draw_class_images(self._pipeline(), self.class_data, args.class_prompt, args.class_count, **options)
