@@ -222,6 +222,16 @@ def test_an_unwritable_cache_is_named(fresh, monkeypatch, capsys):
     assert library.CACHE in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("folder, white_list, words", [("a:b", None, "colon"), ("a", "/elsewhere", "WHITE_LIST")])
+def test_a_folder_that_mindspore_refuses_is_named(fresh, monkeypatch, capsys, folder, white_list, words):
+    monkeypatch.setenv("CXX", fake_compiler(fresh, "exit 0\n"))
+    monkeypatch.setenv(library.CACHE, str(fresh / folder))
+    if white_list is not None:
+        monkeypatch.setenv("MS_CUSTOM_AOT_WHITE_LIST", white_list)
+    assert resolve_kernels() == MATH
+    assert words in capsys.readouterr().err
+
+
 def test_the_switch_needs_no_words(fresh, monkeypatch, capsys):
     monkeypatch.setenv(library.SWITCH, "0")
     assert resolve_kernels() == MATH

@@ -12,6 +12,7 @@ from pathlib import Path
 
 SWITCH = "MINDSIGMA_NATIVE"  # 0: do without
 CACHE = "MINDSIGMA_CACHE"  # folder of the compiled library, by default ~/.cache/mindsigma
+WHITE_LIST = "MS_CUSTOM_AOT_WHITE_LIST"  # MindSpore loads no library from outside it
 SOURCE = Path(__file__).parent / "source"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
 SECONDS = 300  # a compilation takes about ten
@@ -46,7 +47,11 @@ def build():
     sources = sorted(SOURCE.glob("*.cpp"))
     contents = [path.read_bytes() for path in sorted(SOURCE.iterdir())]
     key = hashlib.sha256(b"\0".join([*contents, version, _processor(), " ".join(FLAGS).encode()])).hexdigest()[:16]
-    folder = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "mindsigma")
+    folder = Path(os.environ.get(CACHE) or Path.home() / ".cache" / "mindsigma").resolve()
+    if ":" in str(folder):
+        raise Unavailable(f"{folder}: MindSpore takes no colon in the path; {CACHE} names another folder")
+    if os.path.realpath(os.environ.get(WHITE_LIST, "/")) not in str(folder):
+        raise Unavailable(f"{folder} is not in {WHITE_LIST}; {CACHE} names another folder")
     target = folder / f"native-{key}.so"
     if _usable(target):
         return target
@@ -74,6 +79,7 @@ def _compile(compiler, sources, target):
     handle, partial = tempfile.mkstemp(".part", f".{target.name}.", target.parent)
     os.close(handle)
     try:
+        print("note: compiling the kernels for this processor, once", file=sys.stderr)
         command = [compiler, *FLAGS, "-o", partial, *map(str, sources)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SECONDS)
         if done.returncode:

@@ -1,4 +1,5 @@
-// Threads that share the tasks of a loop: they spin for some microseconds after one, as the next is near, then sleep.
+// Threads that share the tasks of a loop: who waits spins for some microseconds, as the end or the next loop is near, and
+// then sleeps.
 #include "pool.h"
 
 #include <sched.h>
@@ -27,7 +28,7 @@ struct Pool {
   pid_t owner = getpid();
   std::mutex turn;  // one loop at a time
   std::mutex mutex;
-  std::condition_variable wake;
+  std::condition_variable wake, done;
   std::atomic<long> generation{0};
   const std::function<void(long)>* body = nullptr;
   std::atomic<long> next{0};
@@ -38,6 +39,13 @@ struct Pool {
     for (int i = 1; i < threads; i++) std::thread([this] { serve(); }).detach();
   }
 
+  template <class F>
+  static void spin(F over) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(60);
+    while (!over() && std::chrono::steady_clock::now() < end) {
+    }
+  }
+
   void take() {
     for (long task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) (*body)(task);
   }
@@ -45,16 +53,17 @@ struct Pool {
   void serve() {
     long seen = 0;
     for (;;) {
-      auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(60);
-      while (generation.load(std::memory_order_acquire) == seen && std::chrono::steady_clock::now() < end) {
-      }
+      spin([&] { return generation.load(std::memory_order_acquire) != seen; });
       if (generation.load(std::memory_order_acquire) == seen) {
         std::unique_lock<std::mutex> lock(mutex);
         wake.wait(lock, [&] { return generation.load() != seen; });
       }
       seen = generation.load(std::memory_order_acquire);
       take();
-      busy.fetch_sub(1, std::memory_order_release);
+      if (busy.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        std::lock_guard<std::mutex> lock(mutex);
+        done.notify_one();
+      }
     }
   }
 
@@ -70,8 +79,12 @@ struct Pool {
     }
     wake.notify_all();
     take();
-    for (int spins = 0; busy.load(std::memory_order_acquire) > 0; spins++)
-      if (spins > 1000) std::this_thread::yield();
+    auto idle = [&] { return busy.load(std::memory_order_acquire) == 0; };
+    spin(idle);
+    if (!idle()) {
+      std::unique_lock<std::mutex> lock(mutex);
+      done.wait(lock, idle);
+    }
   }
 };
 
