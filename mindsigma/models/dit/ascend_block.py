@@ -87,26 +87,15 @@ def caption_keys(caption, mask, num_heads, kernels, kv_weight, kv_bias):
     return k + (penalty * column.reshape(1, 1, num_heads, width)).reshape(k.shape), v
 
 
-def ascend_block(
-    x, rows, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, *weights
+def self_attention(
+    x, shift, scale, gate, height, width, num_heads, kernels, qk_norm, sampling, factor, weights
 ):  # fmt: skip
-    """Transform tokens x (N, height * width, C).
-
-    Args:
-        rows: (N or 1, 6, C): shift, 1 + scale, gate of attention, then of the MLP.
-        k, v: from `caption_keys`.
-        first_cross: place of cross-attention in `weights`: of self-attention, cross-attention (4 tensors), MLP.
-    """
+    """x + gate * self-attention of x (N, T, C)."""
     qkv_weight, qkv_bias, proj_weight, proj_bias = weights[:4]
-    extra = weights[4:first_cross]
-    q_weight, q_bias, cross_weight, cross_bias = weights[first_cross : first_cross + 4]
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias = weights[first_cross + 4 :]
+    extra = weights[4:]
     head_dim = x.shape[-1] // num_heads
-    heads, scale = (num_heads, head_dim), head_dim**-0.5
-    wide = head_width(head_dim)
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
-
-    h = modulated_norm(x, shift_1, scale_1, kernels)
+    heads, wide = (num_heads, head_dim), head_width(head_dim)
+    h = modulated_norm(x, shift, scale, kernels)
     widened = widened_parts(qk_norm, sampling)
     q, keys, values = project_heads(h, qkv_weight, qkv_bias, heads, wide, 3, widened, 0.0, kernels)
     if qk_norm:
@@ -119,17 +108,70 @@ def ascend_block(
     if widened < 3:
         keys = widen_tokens(keys, num_heads, head_dim, wide)
         values = widen_tokens(values, num_heads, head_dim, wide)
-    out = ascend.flash_attention(q, keys, values, num_heads, scale, kernels)
-    x = ascend.multiply_add(x, join_heads(out, proj_weight, proj_bias, heads, wide, kernels), gate_1, kernels)
+    out = ascend.flash_attention(q, keys, values, num_heads, head_dim**-0.5, kernels)
+    return ascend.multiply_add(x, join_heads(out, proj_weight, proj_bias, heads, wide, kernels), gate, kernels)
 
-    masked = head_width(head_dim, True)
+
+def cross_attention(x, k, v, num_heads, kernels, weights):
+    """Cross-attention of x (N, T, C) to keys and values from `caption_keys`."""
+    q_weight, q_bias, proj_weight, proj_bias = weights
+    head_dim = x.shape[-1] // num_heads
+    heads, masked = (num_heads, head_dim), head_width(head_dim, True)
     (q,) = project_heads(x, q_weight, q_bias, heads, masked, 1, 1, 1.0, kernels)
-    out = ascend.flash_attention(q, k, v, num_heads, scale, kernels)
-    x = x + join_heads(out, cross_weight, cross_bias, heads, masked, kernels)
+    out = ascend.flash_attention(q, k, v, num_heads, head_dim**-0.5, kernels)
+    return join_heads(out, proj_weight, proj_bias, heads, masked, kernels)
 
-    h = modulated_norm(x, shift_2, scale_2, kernels)
+
+def feed_forward(x, shift, scale, gate, kernels, weights):
+    """x + gate * MLP of x (N, T, C)."""
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias = weights
+    h = modulated_norm(x, shift, scale, kernels)
     h = dense(ascend.gelu(dense(h, fc1_weight, fc1_bias, kernels), kernels), fc2_weight, fc2_bias, kernels)
-    return ascend.multiply_add(x, h, gate_2, kernels)
+    return ascend.multiply_add(x, h, gate, kernels)
+
+
+def ascend_block(
+    x, rows, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, *weights
+):  # fmt: skip
+    """Transform tokens x (N, height * width, C).
+
+    Args:
+        rows: (N or 1, 6, C): shift, 1 + scale, gate of attention, then of the MLP.
+        k, v: from `caption_keys`.
+        first_cross: place of cross-attention in `weights`: of self-attention, cross-attention (4 tensors), MLP.
+    """
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
+    own, cross, mlp = weights[:first_cross], weights[first_cross : first_cross + 4], weights[first_cross + 4 :]
+    x = self_attention(
+        x, shift_1, scale_1, gate_1, height, width, num_heads, kernels, qk_norm, sampling, factor, own
+    )  # fmt: skip
+    x = x + cross_attention(x, k, v, num_heads, kernels, cross)
+    return feed_forward(x, shift_2, scale_2, gate_2, kernels, mlp)
+
+
+def keep_text(
+    x, rows, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, *weights
+):  # fmt: skip
+    """`ascend_block`, and what cross-attention added."""
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
+    own, cross, mlp = weights[:first_cross], weights[first_cross : first_cross + 4], weights[first_cross + 4 :]
+    x = self_attention(
+        x, shift_1, scale_1, gate_1, height, width, num_heads, kernels, qk_norm, sampling, factor, own
+    )  # fmt: skip
+    change = cross_attention(x, k, v, num_heads, kernels, cross)
+    return feed_forward(x + change, shift_2, scale_2, gate_2, kernels, mlp), change
+
+
+def take_text(
+    x, rows, change, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, *weights
+):  # fmt: skip
+    """`ascend_block` with what cross-attention added before."""
+    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
+    own, mlp = weights[:first_cross], weights[first_cross + 4 :]
+    x = self_attention(
+        x, shift_1, scale_1, gate_1, height, width, num_heads, kernels, qk_norm, sampling, factor, own
+    )  # fmt: skip
+    return feed_forward(x + change, shift_2, scale_2, gate_2, kernels, mlp)
 
 
 def widened_parts(qk_norm, sampling):

@@ -186,6 +186,8 @@ class DiTBlock(nn.Cell):
         if self.is_ascend:
             static += (len(attention),)
             self.ascend = graph(ascend.ascend_block, weights, static)
+            self.ascend_keep = graph(ascend.keep_text, weights, static)
+            self.ascend_take = graph(ascend.take_text, weights, static)
             self.whole = graph(whole_ascend_block, table + weights, static)
             return
         static += (execution.fp32_attention,)
@@ -211,6 +213,24 @@ class DiTBlock(nn.Cell):
         x = self.self_attention(x, rows, height, width)
         x = self.cross_attention(x, k, v)
         return self.feed_forward(x, rows)
+
+    def keep_text(self, x, rows, k, v, height, width):
+        """`construct` outside training, and what cross-attention added, (N, T, C)."""
+        if not self.compressed:
+            height, width = 0, 0
+        if self.is_ascend:
+            return self.ascend_keep(x, rows, k, v, height, width)
+        x = self.self_attention(x, rows, height, width)
+        attended = self.cross_attention(x, k, v)
+        return self.feed_forward(attended, rows), attended - x
+
+    def take_text(self, x, rows, change, height, width):
+        """`construct` outside training with what cross-attention added before instead of its work."""
+        if not self.compressed:
+            height, width = 0, 0
+        if self.is_ascend:
+            return self.ascend_take(x, rows, change, height, width)
+        return self.feed_forward(self.self_attention(x, rows, height, width) + change, rows)
 
     def align_heads(self, restore=False):
         """Widen the heads of the weights once for all (heads.py), or bring back the published shapes."""
