@@ -138,9 +138,15 @@ def test_a_step_has_no_node_to_spare(tmp_path):
     )  # latents in and out: 16 channels a token
 
 
-@pytest.mark.parametrize(("dtype", "recompute"), [(ms.float16, False), (ms.bfloat16, True)])
-def test_training_step_is_one_graph(dtype, recompute, tmp_path):
-    """Forward, backward, clip, optimiser and average; attention fused both ways, half precision over fp32 weights."""
+def training_dit(dtype, parameter_dtype):
+    """A DiT of one block for the tests of the training step."""
+    config = DiTConfig(depth=1, hidden_size=144, num_heads=2, caption_channels=32)
+    with no_init_parameters():
+        return weights(DiT(config, dtype, kernels="fused", parameter_dtype=parameter_dtype).set_train())
+
+
+def exported_step(dit, parameters, dtype, folder):
+    """Nodes of the exported training step of a DiT with AdamW and averages, where `parameters` learn."""
     from mindsigma.diffusion.loss import COLUMNS
     from mindsigma.training.optimizers import OptimizerConfig
     from mindsigma.training.step import StepConfig, TrainingStep
@@ -155,19 +161,43 @@ def test_training_step_is_one_graph(dtype, recompute, tmp_path):
         def construct(self, *inputs):
             return self.step(*inputs, True)
 
-    config = DiTConfig(depth=1, hidden_size=144, num_heads=2, caption_channels=32)
-    with no_init_parameters():
-        dit = DiT(config, dtype, kernels="fused", parameter_dtype=ms.float32).set_train()
-    weights(dit)
+    settings = StepConfig(ema_decay=0.9, loss_scale=65536.0 if dtype == ms.float16 else 0.0)
+    step = TrainingStep(dit, parameters, OptimizerConfig("adamw"), settings)
+    shapes = ((1, 4, 32, 32), (1, 4, 32, 32), (1, len(COLUMNS)), (1,), (1, 16, 32), (1, 16), (1,))
+    return exported(Exported(step), [Tensor(np.zeros(shape, np.float32)) for shape in shapes], folder)
+
+
+@pytest.mark.parametrize(("dtype", "recompute"), [(ms.float16, False), (ms.bfloat16, True)])
+def test_training_step_is_one_graph(dtype, recompute, tmp_path):
+    """Forward, backward, clip, optimiser and average; attention fused both ways, half precision over fp32 weights."""
+    dit = training_dit(dtype, ms.float32)
     if recompute:
         dit.blocks[0].recompute()
-    settings = StepConfig(ema_decay=0.9, loss_scale=65536.0 if dtype == ms.float16 else 0.0)
-    step = TrainingStep(dit, dit.trainable_params(), OptimizerConfig("adamw"), settings)
-    shapes = ((1, 4, 32, 32), (1, 4, 32, 32), (1, len(COLUMNS)), (1,), (1, 16, 32), (1, 16), (1,))
-    nodes = exported(Exported(step), [Tensor(np.zeros(shape, np.float32)) for shape in shapes], tmp_path)
+    nodes = exported_step(dit, dit.trainable_params(), dtype, tmp_path)
     count = Counter(kind for kind, _, _ in nodes)
     assert count["FlashAttentionScoreGrad"] == 2 and count["FlashAttentionScore"] == (4 if recompute else 2)
     half = mind_ir_pb2.TensorProto.FLOAT16 if dtype == ms.float16 else mind_ir_pb2.TensorProto.BFLOAT16
     assert {data for kind, _, data in nodes if kind.startswith("FlashAttention")} == {half}
     assert count["Assign"] == 4 * len(dit.trainable_params()) + 1  # weights, two averages, moving average; the controls
     assert count["Softmax"] == count["BatchMatMul"] == 0
+
+
+@pytest.mark.parametrize(("dtype", "dora"), [(ms.bfloat16, True), (ms.float16, False)])
+def test_training_step_of_an_adapter_is_one_graph(dtype, dora, tmp_path):
+    """Half precision for the frozen weights, fp32 for what stands beside them; only the adapter is assigned to."""
+    from mindsigma.training.adapters import AdapterConfig, new_adapter
+    from mindsigma.training.learner import AdapterLearner
+
+    rank = 4
+    dit = training_dit(dtype, dtype)
+    learner = AdapterLearner(dit, new_adapter(dit, AdapterConfig(rank, dora=dora)))
+    nodes = exported_step(dit, learner.parameters, dtype, tmp_path)
+    count = Counter(kind for kind, _, _ in nodes)
+    half = mind_ir_pb2.TensorProto.FLOAT16 if dtype == ms.float16 else mind_ir_pb2.TensorProto.BFLOAT16
+    assert count["FlashAttentionScore"] == count["FlashAttentionScoreGrad"] == 2
+    assert {data for kind, _, data in nodes if kind.startswith("FlashAttention")} == {half}
+    low = {data for kind, dims, data in nodes if kind == "MatMul" and dims and dims[-1] == rank}
+    assert low == {mind_ir_pb2.TensorProto.FLOAT}
+    assert half in {data for kind, dims, data in nodes if kind == "MatMul" and dims == (256, 3 * 144)}
+    assert count["Assign"] == 4 * len(learner.parameters) + 1
+    assert len(learner.parameters) == (3 if dora else 2) * len(learner.adapter.entries)

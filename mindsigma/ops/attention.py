@@ -9,6 +9,7 @@ one and the key holds 0 (kept) or `MASKED` (dropped). Ascend's blocks put that c
 from mindspore import ops
 
 from mindsigma.ops.ascend import HEAD_MULTIPLE, flash_attention
+from mindsigma.ops.derivatives import attention
 from mindsigma.ops.kernels import has_flash_attention
 
 # Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
@@ -60,26 +61,8 @@ def attend(q, k, v, num_heads, kernels):
     q = q.reshape(batch, length, num_heads, head_dim) * head_dim**-0.5
     if k.shape[-1] > head_dim:
         q = _with_column(q, 1.0)
-    out = _weighted_values(q.transpose(0, 2, 1, 3), k, v)
+    out = attention(q.transpose(0, 2, 1, 3), k, v, MAX_SCORES)
     return out.transpose(0, 2, 1, 3).reshape(batch, length, channels)
-
-
-def _weighted_values(q, k, v):
-    """softmax(q k^T) v for (N, heads, S, D), in as many pieces of the queries as `MAX_SCORES` asks for."""
-    batch, heads, length, _ = q.shape
-    scores = batch * heads * length * k.shape[2]
-    pieces = -(-scores // MAX_SCORES)
-    if pieces == 1:
-        return _weighted(ops.softmax(_scores(q, k)), v)
-    rows = -(-length // pieces)
-    outputs = []
-    for start in range(0, length, rows):
-        piece = q[:, :, start : start + rows]
-        if start > 0:
-            # Without this order the scheduler keeps the weights of all pieces alive together.
-            piece = ops.depend(piece, outputs[-1])
-        outputs.append(_weighted(ops.softmax(_scores(piece, k)), v))
-    return ops.concat(outputs, 2)
 
 
 def attention_with_bias(q, k, v, bias, num_heads):

@@ -10,18 +10,16 @@ from mindspore import Tensor, mint, ops
 from mindspore import dtype as mstype
 
 from mindsigma.ops import ascend
-from mindsigma.ops.kernels import for_ascend
+from mindsigma.ops.derivatives import add_bias, gelu, normalise, row_mean, spread_column
+from mindsigma.ops.kernels import MATH, for_ascend
 from mindsigma.ops.low_rank import add_changes
 
 _matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
 _batch_matmul = ops.BatchMatMul()
 
-GELU_SCALE = 2.0 * (2.0 / np.pi) ** 0.5  # tanh(u) = 2 sigmoid(2u) - 1
-GELU_CUBIC = GELU_SCALE * 0.044715
 
-
-def linear(x, weight, bias=None):
+def linear(x, weight, bias=None, kernels=None):
     """Return x @ weight^T + bias.
 
     Args:
@@ -29,6 +27,7 @@ def linear(x, weight, bias=None):
         weight: (out, in) or any shape that flattens to it; or (weight, changes) with the low-rank changes of
             ops/low_rank.py.
         bias: (out,) or None.
+        kernels: MATH for the gradient of the bias that is fast on a CPU.
     """
     changes = ()
     if isinstance(weight, tuple):
@@ -40,23 +39,8 @@ def linear(x, weight, bias=None):
     if len(changes) > 0:
         y = add_changes(y, x, weight, changes)
     if bias is not None:
-        y = ops.bias_add(y, bias)
+        y = add_bias(y, bias) if kernels == MATH else ops.bias_add(y, bias)
     return y.reshape(shape[:-1] + (weight.shape[0],))
-
-
-def _row_mean(x):
-    """Mean over the last axis of x (rows, columns), kept: a product with a constant column, faster than ReduceMean."""
-    columns = x.shape[-1]
-    return _matmul(x, ops.fill(x.dtype, (columns, 1), 1.0 / columns))
-
-
-def _spread_column(column, width):
-    """column (rows, 1) repeated to (rows, width).
-
-    An outer product instead of broadcasting: a broadcasting operation of the CPU backend keeps index tables of four
-    times the size of its output for as long as its graph lives, and is slower.
-    """
-    return _matmul(column, ops.fill(column.dtype, (1, width), 1.0))
 
 
 def spread_rows(row, shape, kernels):
@@ -84,10 +68,10 @@ def layer_norm(x, eps, kernels, weight=None, bias=None):
         beta = ops.zeros((channels,), x.dtype) if bias is None else bias
         return ascend.layer_norm(x, gamma, beta, eps, kernels)
     rows = x.reshape(-1, channels)
-    centred = rows - _spread_column(_row_mean(rows), channels)
-    inverse = ops.rsqrt(_row_mean(centred * centred) + eps)  # (rows, 1)
     if weight is None:
-        return (centred * _spread_column(inverse, channels)).reshape(x.shape)
+        return normalise(rows, eps).reshape(x.shape)
+    centred = rows - spread_column(row_mean(rows), channels)
+    inverse = ops.rsqrt(row_mean(centred * centred) + eps)  # (rows, 1)
     return ops.bias_add(centred * _matmul(inverse, weight.reshape(1, channels)), bias).reshape(x.shape)
 
 
@@ -97,7 +81,7 @@ def rms_norm(x, eps, kernels, weight):
         return ascend.rms_norm(x, weight, eps, kernels)
     channels = x.shape[-1]
     rows = x.reshape(-1, channels)
-    inverse = ops.rsqrt(_row_mean(rows * rows) + eps)
+    inverse = ops.rsqrt(row_mean(rows * rows) + eps)
     return (rows * _matmul(inverse, weight.reshape(1, channels))).reshape(x.shape)
 
 
@@ -107,11 +91,11 @@ def group_norm(x, groups, weight, bias, eps, kernels):
         return ops.group_norm(x, groups, weight, bias, eps)
     batch, channels, height, width = x.shape
     rows = x.reshape(batch * groups, -1)
-    centred = rows - _spread_column(_row_mean(rows), rows.shape[1])
-    inverse = ops.rsqrt(_row_mean(centred * centred) + eps)  # (N * groups, 1)
+    centred = rows - spread_column(row_mean(rows), rows.shape[1])
+    inverse = ops.rsqrt(row_mean(centred * centred) + eps)  # (N * groups, 1)
     # The norm's scale and the weight in one pass over the image.
     scale = ops.broadcast_to(inverse, (batch * groups, channels // groups)).reshape(batch, channels) * weight
-    scaled = centred.reshape(-1, height * width) * _spread_column(scale.reshape(-1, 1), height * width)
+    scaled = centred.reshape(-1, height * width) * spread_column(scale.reshape(-1, 1), height * width)
     return ops.bias_add(scaled.reshape(x.shape), bias)
 
 
@@ -119,7 +103,7 @@ def gelu_tanh(x, kernels):
     """GELU in the tanh approximation, the one PixArt-Σ and T5 v1.1 were trained with."""
     if for_ascend(kernels):
         return ascend.gelu(x, kernels)
-    return x * ops.sigmoid(x * (GELU_SCALE + GELU_CUBIC * x * x))
+    return gelu(x)
 
 
 def silu(x):

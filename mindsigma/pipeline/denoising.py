@@ -11,6 +11,7 @@ from mindsigma.diffusion.shortcuts import KEEP_BLOCKS, KEEP_TEXT, PLAIN, Shortcu
 from mindsigma.models.dit.reuse import ReusingDiT, conditional_half
 from mindsigma.ops.shared_graph import SharedGraph
 
+
 NO_SHORTCUTS = Shortcuts()
 
 
@@ -43,6 +44,11 @@ def doubled(latents):
     return ops.concat((latents, latents), 0)
 
 
+def after(value, done):
+    """`value`, once `done` is there: else a scheduler may run both halves at once, in twice the memory."""
+    return ops.depend(value, done)
+
+
 def joined(unconditional, conditional):
     """Predictions of both halves, computed one after the other."""
     return ops.concat((unconditional, conditional), 0)
@@ -61,8 +67,12 @@ class GuidedStep(nn.Cell):
         super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
         self.dit = dit
         self.guided, self.halves = guided, guided and halves
-        self.doubled, self.joined = SharedGraph(doubled), SharedGraph(joined)
+        self.doubled, self.joined, self.after = SharedGraph(doubled), SharedGraph(joined), SharedGraph(after)
         self.advance = SharedGraph(advance, static=(guided,))
+
+    def position(self, shape):
+        """Position embedding for the latents of this step, of an image whose latents have this shape."""
+        return self.dit.position(shape)
 
     def construct(self, latents, history, numbers, guidance_scale, keys, rows, position):
         """Advance the latents by one step.
@@ -82,8 +92,7 @@ class GuidedStep(nn.Cell):
         """
         if self.halves:
             unconditional = self.dit.denoise(latents, rows, keys[0], position)
-            if ms.get_context("mode") == ms.GRAPH_MODE:  # else the scheduler may run both at once
-                rows = ops.depend(rows, unconditional)
+            rows = self.after(rows, unconditional)
             prediction = self.joined(unconditional, self.dit.denoise(latents, rows, keys[1], position))
         else:
             inputs = self.doubled(latents) if self.guided else latents
@@ -111,8 +120,7 @@ class ReusingStep(GuidedStep):
         """
         if self.halves:
             unconditional, first = self.network(latents, rows, keys[0], position, kept[0])
-            if ms.get_context("mode") == ms.GRAPH_MODE:
-                rows = ops.depend(rows, unconditional)
+            rows = self.after(rows, unconditional)
             conditional, second = self.network(latents, rows, keys[1], position, kept[1])
             prediction, kept = self.joined(unconditional, conditional), (first, second)
         else:
@@ -154,12 +162,16 @@ class DenoisingGraphs:
         self.caption_keys, self.modulations = CaptionKeys(dit), Modulations(dit)
         self._steps = {}
 
-    def step(self, guided, halves=False, kind=PLAIN):
-        """GuidedStep or ReusingStep of this kind."""
+    def step(self, guided, shape, halves=False, kind=PLAIN):
+        """The step for latents of this shape; kind as in a StepPlan."""
         key = guided, guided and halves, kind
         if key not in self._steps:
             self._steps[key] = GuidedStep(self.dit, *key[:2]) if kind == PLAIN else ReusingStep(self.dit, *key)
         return self._steps[key]
+
+    def halves(self, unconditional, conditional):
+        """The halves of a tensor that the step computes with, one after the other."""
+        return ops.concat((unconditional, conditional), 0)
 
 
 def denoising_steps(
@@ -184,12 +196,13 @@ def denoising_steps(
         table; latents that are sent back replace the step's.
     """
     guided = unconditional is not None
-    halves = guided and halves
     plan = shortcuts.plan(len(table), guided)
+    step = graphs.step(guided, latents.shape, halves)
+    halves = step.halves
     if halves:
         keys = graphs.caption_keys(*unconditional), graphs.caption_keys(*caption)
     elif guided:
-        keys = graphs.caption_keys(*(ops.concat(pair, 0) for pair in zip(unconditional, caption)))
+        keys = graphs.caption_keys(*(graphs.halves(*pair) for pair in zip(unconditional, caption)))
     else:
         keys = graphs.caption_keys(*caption)
     yield keys
@@ -197,7 +210,7 @@ def denoising_steps(
     # What depends on the timestep or the size alone is made before the first step.
     timesteps = Tensor(np.array([entry.timestep for entry in table], np.float32))
     rows = graphs.modulations(timesteps, *(conditions or ()))
-    position = graphs.dit.position(latents.shape)
+    position = step.position(latents.shape)
     mutable = ms.mutable if ms.get_context("mode") == ms.GRAPH_MODE else lambda value: value
     keys = mutable(keys)  # inputs of the graph, not constants of it
     conditional = None if all(how.guided == guided for how in plan) else mutable(conditional_keys(keys, halves))
@@ -207,7 +220,7 @@ def denoising_steps(
     for i, (entry, how) in enumerate(zip(table, plan)):
         weights = entry.weights + (0.0,) * (MAX_ORDER - len(entry.weights))
         numbers = Tensor(np.array([entry.alpha, entry.sigma, entry.keep, *weights], np.float32))
-        step = graphs.step(how.guided, halves, how.kind)
+        step = graphs.step(how.guided, latents.shape, halves, how.kind)
         inputs = numbers, scale, keys if how.guided == guided else conditional, rows[i : i + 1], position
         if how.kind == PLAIN:
             latents, history = step(latents, history, *inputs)

@@ -98,12 +98,16 @@ class Pending:
         tensors: MappedSource.
         build: makes the cell.
         prepare: called with the cell once it has its weights, or None.
+
+    Attributes:
+        config, dtype: of the cell.
     """
 
     def __init__(self, tensors, build, prepare=None):
         self.tensors = tensors
         self._build, self._prepare = build, prepare
-        self.config = account(self._empty(), tensors).config
+        network = account(self._empty(), tensors)
+        self.config, self.dtype = network.config, network.dtype
 
     def _empty(self):
         with no_init_parameters():

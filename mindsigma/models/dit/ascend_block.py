@@ -87,34 +87,46 @@ def caption_keys(caption, mask, num_heads, kernels, kv_weight, kv_bias):
     return k + (penalty * column.reshape(1, 1, num_heads, width)).reshape(k.shape), v
 
 
-def self_attention(
-    x, shift, scale, gate, height, width, num_heads, kernels, qk_norm, sampling, factor, weights
+def queries_keys_values(
+    x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, qkv_weight, qkv_bias, *extra
 ):  # fmt: skip
-    """x + gate * self-attention of x (N, T, C)."""
-    qkv_weight, qkv_bias, proj_weight, proj_bias = weights[:4]
-    extra = weights[4:]
+    """What self-attention of tokens x (N, height * width, C) attends with and to, in aligned heads.
+
+    Args:
+        rows: see `ascend_block`.
+        extra: weights of the q/k norms and of the compression.
+
+    Returns:
+        q (N, T, heads * width), k and v (N, K, heads * width).
+    """
     head_dim = x.shape[-1] // num_heads
     heads, wide = (num_heads, head_dim), head_width(head_dim)
+    shift, scale = rows_of(rows)[:2]
     h = modulated_norm(x, shift, scale, kernels)
     widened = widened_parts(qk_norm, sampling)
-    q, keys, values = project_heads(h, qkv_weight, qkv_bias, heads, wide, 3, widened, 0.0, kernels)
+    q, k, v = project_heads(h, qkv_weight, qkv_bias, heads, wide, 3, widened, 0.0, kernels)
     if qk_norm:
         q = widen_tokens(layer_norm(q, QK_NORM_EPS, kernels, extra[0], extra[1]), num_heads, head_dim, wide)
-        keys = layer_norm(keys, QK_NORM_EPS, kernels, extra[2], extra[3])
+        k = layer_norm(k, QK_NORM_EPS, kernels, extra[2], extra[3])
         extra = extra[4:]
     if sampling is not None:
-        keys = compress(keys, height, width, sampling, factor, kernels, extra)
-        values = compress(values, height, width, sampling, factor, kernels, extra)
+        k = compress(k, height, width, sampling, factor, kernels, extra)
+        v = compress(v, height, width, sampling, factor, kernels, extra)
     if widened < 3:
-        keys = widen_tokens(keys, num_heads, head_dim, wide)
-        values = widen_tokens(values, num_heads, head_dim, wide)
-    out = ascend.flash_attention(q, keys, values, num_heads, head_dim**-0.5, kernels)
-    return ascend.multiply_add(x, join_heads(out, proj_weight, proj_bias, heads, wide, kernels), gate, kernels)
+        k, v = widen_tokens(k, num_heads, head_dim, wide), widen_tokens(v, num_heads, head_dim, wide)
+    return q, k, v
 
 
-def cross_attention(x, k, v, num_heads, kernels, weights):
-    """Cross-attention of x (N, T, C) to keys and values from `caption_keys`."""
-    q_weight, q_bias, proj_weight, proj_bias = weights
+def attention_sum(x, gate, queries, keys, values, num_heads, kernels, proj_weight, proj_bias):
+    """x + gate * attention of the results of `queries_keys_values`."""
+    head_dim = x.shape[-1] // num_heads
+    out = ascend.flash_attention(queries, keys, values, num_heads, head_dim**-0.5, kernels)
+    out = join_heads(out, proj_weight, proj_bias, (num_heads, head_dim), head_width(head_dim), kernels)
+    return ascend.multiply_add(x, out, gate, kernels)
+
+
+def cross_attention(x, k, v, num_heads, kernels, q_weight, q_bias, proj_weight, proj_bias):
+    """Cross-attention of x (N, T, C) to keys and values from `caption_keys`, not yet added to x."""
     head_dim = x.shape[-1] // num_heads
     heads, masked = (num_heads, head_dim), head_width(head_dim, True)
     (q,) = project_heads(x, q_weight, q_bias, heads, masked, 1, 1, 1.0, kernels)
@@ -122,12 +134,22 @@ def cross_attention(x, k, v, num_heads, kernels, weights):
     return join_heads(out, proj_weight, proj_bias, heads, masked, kernels)
 
 
-def feed_forward(x, shift, scale, gate, kernels, weights):
+def feed_forward(x, shift, scale, gate, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """x + gate * MLP of x (N, T, C)."""
-    fc1_weight, fc1_bias, fc2_weight, fc2_bias = weights
     h = modulated_norm(x, shift, scale, kernels)
     h = dense(ascend.gelu(dense(h, fc1_weight, fc1_bias, kernels), kernels), fc2_weight, fc2_bias, kernels)
     return ascend.multiply_add(x, h, gate, kernels)
+
+
+def after_keys(x, rows, queries, keys, values, k, v, num_heads, kernels, *weights):
+    """The rest of the block, from the results of `queries_keys_values`; other arguments as of `ascend_block`.
+
+    `weights`: projection of self-attention, cross-attention (4 tensors), MLP.
+    """
+    _, _, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
+    x = attention_sum(x, gate_1, queries, keys, values, num_heads, kernels, *weights[:2])
+    x = x + cross_attention(x, k, v, num_heads, kernels, *weights[2:6])
+    return feed_forward(x, shift_2, scale_2, gate_2, kernels, *weights[6:])
 
 
 def ascend_block(
@@ -140,38 +162,35 @@ def ascend_block(
         k, v: from `caption_keys`.
         first_cross: place of cross-attention in `weights`: of self-attention, cross-attention (4 tensors), MLP.
     """
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
-    own, cross, mlp = weights[:first_cross], weights[first_cross : first_cross + 4], weights[first_cross + 4 :]
-    x = self_attention(
-        x, shift_1, scale_1, gate_1, height, width, num_heads, kernels, qk_norm, sampling, factor, own
-    )  # fmt: skip
-    x = x + cross_attention(x, k, v, num_heads, kernels, cross)
-    return feed_forward(x, shift_2, scale_2, gate_2, kernels, mlp)
+    queries, keys, values = queries_keys_values(
+        x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, *weights[:2], *weights[4:first_cross]
+    )
+    return after_keys(x, rows, queries, keys, values, k, v, num_heads, kernels, *weights[2:4], *weights[first_cross:])
 
 
 def keep_text(
     x, rows, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, *weights
 ):  # fmt: skip
     """`ascend_block`, and what cross-attention added."""
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
-    own, cross, mlp = weights[:first_cross], weights[first_cross : first_cross + 4], weights[first_cross + 4 :]
-    x = self_attention(
-        x, shift_1, scale_1, gate_1, height, width, num_heads, kernels, qk_norm, sampling, factor, own
-    )  # fmt: skip
-    change = cross_attention(x, k, v, num_heads, kernels, cross)
-    return feed_forward(x + change, shift_2, scale_2, gate_2, kernels, mlp), change
+    queries, keys, values = queries_keys_values(
+        x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, *weights[:2], *weights[4:first_cross]
+    )
+    _, _, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
+    x = attention_sum(x, gate_1, queries, keys, values, num_heads, kernels, *weights[2:4])
+    change = cross_attention(x, k, v, num_heads, kernels, *weights[first_cross : first_cross + 4])
+    return feed_forward(x + change, shift_2, scale_2, gate_2, kernels, *weights[first_cross + 4 :]), change
 
 
 def take_text(
     x, rows, change, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, *weights
 ):  # fmt: skip
     """`ascend_block` with what cross-attention added before."""
-    shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
-    own, mlp = weights[:first_cross], weights[first_cross + 4 :]
-    x = self_attention(
-        x, shift_1, scale_1, gate_1, height, width, num_heads, kernels, qk_norm, sampling, factor, own
-    )  # fmt: skip
-    return feed_forward(x + change, shift_2, scale_2, gate_2, kernels, mlp)
+    queries, keys, values = queries_keys_values(
+        x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, *weights[:2], *weights[4:first_cross]
+    )
+    _, _, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
+    x = attention_sum(x, gate_1, queries, keys, values, num_heads, kernels, *weights[2:4])
+    return feed_forward(x + change, shift_2, scale_2, gate_2, kernels, *weights[first_cross + 4 :])
 
 
 def widened_parts(qk_norm, sampling):

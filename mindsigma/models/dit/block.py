@@ -42,55 +42,109 @@ def gated_sum(x, gate, branch, kernels):
     return x + spread_rows(gate, x.shape, kernels) * branch
 
 
+def modulation_rows(modulation, table):
+    """`block_rows` as a tuple of six (N, 1, C)."""
+    return ops.split(block_rows(modulation, table), 1, 1)
+
+
+def modulated_linear(x, shift, scale, kernels, weight, bias):
+    """Linear map of `modulated_norm` of x (N, T, C)."""
+    return linear(modulated_norm(x, shift, scale, kernels), weight, bias, kernels)
+
+
+def divide(qkv, height, width, kernels, qk_norm, sampling, factor, *weights):
+    """Queries (N, T, C), keys and values (N, K, C) of qkv (N, T, 3 * C), compressed if asked for.
+
+    `weights`: of the q/k norms and of the compression.
+    """
+    q, k, v = ops.split(qkv, qkv.shape[-1] // 3, -1)
+    if qk_norm:
+        q = layer_norm(q, QK_NORM_EPS, kernels, weights[0], weights[1])
+        k = layer_norm(k, QK_NORM_EPS, kernels, weights[2], weights[3])
+    if sampling is not None:
+        # The same convolution and the same LayerNorm serve keys and values.
+        weights = weights[4:] if qk_norm else weights
+        k = compress(k, height, width, sampling, factor, kernels, weights)
+        v = compress(v, height, width, sampling, factor, kernels, weights)
+    return q, k, v
+
+
+def attention(q, k, v, num_heads, kernels, fp32_attention):
+    """Attention of queries (N, T, C) to keys and values (N, K, C)."""
+    dtype = q.dtype
+    if fp32_attention:
+        q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
+    k, v = prepare_keys(k, v, None, num_heads, kernels)
+    return attend(q, k, v, num_heads, kernels).astype(dtype)
+
+
+def gated_linear(x, branch, gate, kernels, weight, bias):
+    """x + gate * linear map of branch (N, T, C)."""
+    return gated_sum(x, gate, linear(branch, weight, bias, kernels), kernels)
+
+
+def gelu_linear(h, kernels, weight, bias):
+    """Linear map of GELU(h)."""
+    return linear(gelu_tanh(h, kernels), weight, bias, kernels)
+
+
+def self_attention(qkv, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *weights):
+    """`attention` of what `divide` makes of qkv (N, T, 3 * C)."""
+    q, k, v = divide(qkv, height, width, kernels, qk_norm, sampling, factor, *weights)
+    return attention(q, k, v, num_heads, kernels, fp32_attention)
+
+
+def queries_keys_values(
+    x, rows, height, width, kernels, qk_norm, sampling, factor, qkv_weight, qkv_bias, *norms_and_compression
+):  # fmt: skip
+    """What self-attention of tokens x (N, T, C) attends with and to; rows as of `block_rows`."""
+    shift, scale = ops.split(rows, 1, 1)[:2]
+    qkv = modulated_linear(x, shift, scale, kernels, qkv_weight, qkv_bias)
+    return divide(qkv, height, width, kernels, qk_norm, sampling, factor, *norms_and_compression)
+
+
+def attention_sum(x, rows, q, k, v, num_heads, kernels, fp32_attention, proj_weight, proj_bias):
+    """x + gate * attention of queries q (N, T, C) to keys k and values v (N, K, C)."""
+    out = attention(q, k, v, num_heads, kernels, fp32_attention)
+    return gated_linear(x, out, ops.split(rows, 1, 1)[2], kernels, proj_weight, proj_bias)
+
+
 def self_attention_branch(
     x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, qkv_weight, qkv_bias,
     proj_weight, proj_bias, *norms_and_compression,
 ):  # fmt: skip
     """x + gate * self-attention of x (N, T, C); rows (N or 1, 6, C) as of `block_rows`."""
-    channels = x.shape[-1]
-    h = modulated_norm(x, rows[:, 0:1], rows[:, 1:2], kernels)
-    qkv = linear(h, qkv_weight, qkv_bias)
-    q, k, v = qkv[:, :, :channels], qkv[:, :, channels : 2 * channels], qkv[:, :, 2 * channels :]
-    if qk_norm:
-        q = layer_norm(q, QK_NORM_EPS, kernels, norms_and_compression[0], norms_and_compression[1])
-        k = layer_norm(k, QK_NORM_EPS, kernels, norms_and_compression[2], norms_and_compression[3])
-    if sampling is not None:
-        # The same convolution and the same LayerNorm serve keys and values.
-        weights = norms_and_compression[4:] if qk_norm else norms_and_compression
-        k = compress(k, height, width, sampling, factor, kernels, weights)
-        v = compress(v, height, width, sampling, factor, kernels, weights)
-    if fp32_attention:
-        q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
-    k, v = prepare_keys(k, v, None, num_heads, kernels)
-    out = linear(attend(q, k, v, num_heads, kernels).astype(x.dtype), proj_weight, proj_bias)
-    return gated_sum(x, rows[:, 2:3], out, kernels)
+    q, k, v = queries_keys_values(
+        x, rows, height, width, kernels, qk_norm, sampling, factor, qkv_weight, qkv_bias, *norms_and_compression
+    )
+    return attention_sum(x, rows, q, k, v, num_heads, kernels, fp32_attention, proj_weight, proj_bias)
 
 
 def caption_keys(caption, mask, num_heads, kernels, kv_weight, kv_bias):
     """Keys and values of a projected caption (N, L, C) with mask (N, L) or None, in the attention kernel's layout."""
     channels = caption.shape[-1]
-    kv = linear(caption, kv_weight, kv_bias)
-    return prepare_keys(kv[:, :, :channels], kv[:, :, channels:], mask, num_heads, kernels)
+    k, v = ops.split(linear(caption, kv_weight, kv_bias, kernels), channels, -1)
+    return prepare_keys(k, v, mask, num_heads, kernels)
 
 
 def cross_attention_branch(x, k, v, num_heads, kernels, q_weight, q_bias, proj_weight, proj_bias):
     """x + cross-attention of x (N, T, C) to prepared caption keys: no norm and no gate."""
-    q = linear(x, q_weight, q_bias)
-    return x + linear(attend(q, k, v, num_heads, kernels), proj_weight, proj_bias)
+    q = linear(x, q_weight, q_bias, kernels)
+    return x + linear(attend(q, k, v, num_heads, kernels), proj_weight, proj_bias, kernels)
 
 
 def mlp_branch(x, rows, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """x + gate * MLP of x (N, T, C); rows as of `block_rows`."""
-    h = modulated_norm(x, rows[:, 3:4], rows[:, 4:5], kernels)
-    h = gelu_tanh(linear(h, fc1_weight, fc1_bias), kernels)
-    return gated_sum(x, rows[:, 5:6], linear(h, fc2_weight, fc2_bias), kernels)
+    shift, scale, gate = ops.split(rows, 1, 1)[3:]
+    h = modulated_linear(x, shift, scale, kernels, fc1_weight, fc1_bias)
+    return gated_sum(x, gate, gelu_linear(h, kernels, fc2_weight, fc2_bias), kernels)
 
 
 def whole_block(
     x, modulation, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, first_cross,
     table, *weights,
 ):  # fmt: skip
-    """The three branches in one graph: faster to differentiate than three, but more is alive at once.
+    """The three branches in one graph, whose backward pass computes the block again from its inputs.
 
     `weights`: of self-attention, from `first_cross` of cross-attention (4 tensors), then of the MLP.
     """
@@ -160,7 +214,9 @@ class MLP(nn.Cell):
 class DiTBlock(nn.Cell):
     """Block `layer` of a DiT.
 
-    In training it is one shared graph, else three, one a branch: compiled once for all blocks of a kind.
+    Every way of computing it is a chain of shared graphs, compiled once for all blocks of a kind. In training these are
+    nine: what each takes is kept for the backward pass, which computes only what is cheap again. After `recompute` it
+    is one, of which nothing is kept but the block's inputs. Otherwise three, one a branch.
     """
 
     def __init__(self, config, layer, execution):
@@ -173,46 +229,87 @@ class DiTBlock(nn.Cell):
         self.cross_attn = CrossAttention(channels, dtype)
         self.mlp = MLP(channels, int(channels * config.mlp_ratio), channels, dtype=dtype)
         self.heads, self.compressed = (heads, channels // heads), compression is not None
+        self.recomputed = False
 
         table, attention = (self.scale_shift_table,), self.attn.tensors
         cross = self.cross_attn.q_linear.tensors + self.cross_attn.proj.tensors
         weights = attention + cross + self.mlp.tensors
         sampling, factor = (compression.sampling, compression.factor) if compression else (None, 1)
         self.widened = ascend.widened_parts(config.qk_norm, sampling)
-        static = (heads, kernels, config.qk_norm, sampling, factor)
+        kind = (config.qk_norm, sampling, factor)
+        static = (heads, kernels, *kind)
         graph, self.is_ascend = execution.graph, execution.ascend_block
         keys = ascend.caption_keys if self.is_ascend else caption_keys
         self.caption_keys = graph(keys, self.cross_attn.kv_linear.tensors, (heads, kernels))
+        # The same in two parts, for tokens that attend to keys from elsewhere, too.
+        first, second = self.attn.qkv.tensors + attention[4:], self.attn.proj.tensors
         if self.is_ascend:
-            static += (len(attention),)
-            self.ascend = graph(ascend.ascend_block, weights, static)
-            self.ascend_keep = graph(ascend.keep_text, weights, static)
-            self.ascend_take = graph(ascend.take_text, weights, static)
-            self.whole = graph(whole_ascend_block, table + weights, static)
+            self.ascend = graph(ascend.ascend_block, weights, static + (len(attention),))
+            self.ascend_keep = graph(ascend.keep_text, weights, static + (len(attention),))
+            self.ascend_take = graph(ascend.take_text, weights, static + (len(attention),))
+            self.whole = graph(whole_ascend_block, table + weights, static + (len(attention),))
+            self.queries_keys_values = graph(ascend.queries_keys_values, first, static)
+            self.attention_sum = graph(ascend.after_keys, second + cross + self.mlp.tensors, (heads, kernels))
             return
         static += (execution.fp32_attention,)
         self.self_attention = graph(self_attention_branch, attention, static)
+        self.queries_keys_values = graph(queries_keys_values, first, (kernels, *kind))
+        self.attention_sum = graph(attention_sum, second, (heads, kernels, execution.fp32_attention))
         self.cross_attention = graph(cross_attention_branch, cross, (heads, kernels))
         self.feed_forward = graph(mlp_branch, self.mlp.tensors, (kernels,))
         self.whole = graph(whole_block, table + weights, static + (len(attention),))
+        self.rows = graph(modulation_rows, table, ())
+        self.qkv = graph(modulated_linear, self.attn.qkv.tensors, (kernels,))
+        self.attend = graph(self_attention, attention[4:], static)
+        self.attention_output = graph(gated_linear, self.attn.proj.tensors, (kernels,))
+        self.mlp_input = graph(modulated_linear, self.mlp.fc1.tensors, (kernels,))
+        self.mlp_output = graph(gelu_linear, self.mlp.fc2.tensors, (kernels,))
+        self.gated_sum = graph(gated_sum, (), (kernels,))
 
-    def construct(self, x, rows, k, v, height, width):
+    def construct(self, x, rows, k, v, height, width, gather=None):
         """Transform tokens x (N, height * width, C).
 
         Args:
             rows: (N or 1, 6, C), this block's part of `DiT.modulations`; in training (N, 6 * C), the timestep's
                 modulation, to which the block adds its table itself.
             k, v: caption keys and values from `caption_keys`.
+            gather: as in DiT.denoise; None where x is all of the image.
         """
         if not self.compressed:
             height, width = 0, 0  # the graph does not depend on the grid: do not compile one for each
-        if self.training:
+        if gather is not None:
+            return self._with_keys_from_elsewhere(x, rows, k, v, height, width, gather)
+        if self.training and (self.recomputed or self.is_ascend):
             return self.whole(x, rows, k, v, height, width)
+        if self.training:
+            return self._in_pieces(x, rows, k, v, height, width)
         if self.is_ascend:
             return self.ascend(x, rows, k, v, height, width)
         x = self.self_attention(x, rows, height, width)
         x = self.cross_attention(x, k, v)
         return self.feed_forward(x, rows)
+
+    def _with_keys_from_elsewhere(self, x, rows, k, v, height, width, gather):
+        queries, keys, values = self.queries_keys_values(x, rows, height, width)
+        keys, values = gather(keys, values)
+        if self.is_ascend:
+            return self.attention_sum(x, rows, queries, keys, values, k, v)
+        x = self.cross_attention(self.attention_sum(x, rows, queries, keys, values), k, v)
+        return self.feed_forward(x, rows)
+
+    def _in_pieces(self, x, modulation, k, v, height, width):
+        rows = self.rows(modulation)
+        out = self.attend(self.qkv(x, rows[0], rows[1]), height, width)
+        x = self.attention_output(x, out, rows[2])
+        x = self.cross_attention(x, k, v)
+        out = self.mlp_output(self.mlp_input(x, rows[3], rows[4]))
+        return self.gated_sum(x, rows[5], out)
+
+    def recompute(self):
+        """From now on compute the block again in the backward pass of training, instead of keeping what it needs."""
+        self.recomputed = True
+        if ms.get_context("mode") == ms.GRAPH_MODE:
+            super().recompute()
 
     def keep_text(self, x, rows, k, v, height, width):
         """`construct` outside training, and what cross-attention added, (N, T, C)."""

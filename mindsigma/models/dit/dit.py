@@ -236,11 +236,10 @@ class DiT(nn.Cell):
         Returns:
             (N, out_channels, h, w) in the model's dtype.
         """
-        check_latents(self.config, latents.shape)
+        position = self.position(latents.shape)
         has_conditions = image_size is not None and aspect_ratio is not None
         check_timestep(self.config, timestep.shape, latents.shape[0], has_conditions)
         keys = self.encode_caption(caption, caption_mask)
-        position = self.position(latents.shape)
         if not self.training:
             return self.denoise(latents, self.modulations(timestep, image_size, aspect_ratio), keys, position)
         if not self.config.micro_condition:
@@ -269,25 +268,39 @@ class DiT(nn.Cell):
             image_size, aspect_ratio = None, None
         return self.all_rows(timestep, image_size, aspect_ratio)
 
-    def position(self, shape):
-        """Position embedding (1, T, C) for latents of a shape (N, c, h, w)."""
+    def position(self, shape, band=None):
+        """Position embedding (1, T, C) for latents of a shape (N, c, h, w), or for a band of its rows of tokens.
+
+        Args:
+            band: (first row, number of rows) or None for all.
+        """
+        check_latents(self.config, shape)
         config = self.config
         height, width = shape[2] // config.patch_size, shape[3] // config.patch_size
-        return position_tensor(height, width, config.hidden_size, config.base_size, config.pe_interpolation, self.dtype)
+        first, count = (0, height) if band is None else band
+        return position_tensor(
+            height, width, config.hidden_size, config.base_size, config.pe_interpolation, self.dtype, first, count
+        )
 
-    def denoise(self, latents, rows, keys, position):
-        """`construct` in parts that sampling makes once: rows of `modulations` for each of the latents (N, ...) or one
-        for all (1, ...), keys of `encode_caption`, position of `position`."""
-        check_latents(self.config, latents.shape)
-        return self.run(latents, self.split_rows(rows), keys, position)
+    def denoise(self, latents, rows, keys, position, gather=None):
+        """`construct` in parts that sampling makes once, for an image or a band of its rows.
 
-    def run(self, latents, rows, keys, position):
+        Args:
+            rows: of `modulations`, for each of the latents (N, ...) or one for all (1, ...).
+            keys: of `encode_caption`.
+            position: of `position`, which checks the shape, too.
+            gather: function (k, v) of a layer's keys and values (N, K, C) of the band, compressed, to those of the
+                whole image; None if the latents are all of it.
+        """
+        return self.run(latents, self.split_rows(rows), keys, position, gather)
+
+    def run(self, latents, rows, keys, position, gather=None):
         """The network itself; rows: for each block what it takes, and those of the final layer."""
         p, depth = self.config.patch_size, self.config.depth
         height, width = latents.shape[2] // p, latents.shape[3] // p
         x = self.embed_latents(latents.astype(self.dtype), position)
         for i, block in enumerate(self.blocks):
-            x = block(x, rows[i], keys[i][0], keys[i][1], height, width)
+            x = block(x, rows[i], keys[i][0], keys[i][1], height, width, gather)
         return self.predict(x, rows[depth], height, width)
 
     def align_heads(self):
