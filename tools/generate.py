@@ -53,6 +53,28 @@ def build_parser():
         default=False,
         help="compute guidance's two halves one after the other, in half the memory",
     )
+    add(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=[0.0, 1.0],
+        metavar=("BEGIN", "END"),
+        help="guide only in this part of the way from noise (0) to image (1): approximate, half the work outside",
+    )
+    add(
+        "--text-reuse",
+        type=float,
+        default=1.0,
+        metavar="FRACTION",
+        help="from there on repeat the outputs of cross-attention; approximate, 1 is never",
+    )
+    add(
+        "--block-reuse",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run the middle half of the blocks at every N-th step only; approximate, 1 is every step",
+    )
     add("--seed", type=int, default=0, help="image i of each prompt is drawn from seed + i")
     add("--num-images", type=int, default=1, help="images a prompt")
     add("--batch-size", type=int, default=1, help="images drawn at once")
@@ -128,8 +150,11 @@ def check(args, count):
     if not math.isfinite(args.guidance_scale):
         raise MindSigmaError(f"--guidance-scale must be a finite number, not {args.guidance_scale}")
     from mindsigma.diffusion.dpm_solver import solver_table
+    from mindsigma.diffusion.shortcuts import Shortcuts
 
     solver_table(args.steps, args.solver_order, args.convention)
+    shortcuts = Shortcuts(tuple(args.guidance_interval), args.text_reuse, args.block_reuse)
+    shortcuts.plan(args.steps, args.guidance_scale > 1)
     if os.environ.get("MS_WORKER_NUM") and not args.parallel:
         raise MindSigmaError("msrun started this: give --parallel, or each of its processes would draw the same")
     out = Path(args.out)
@@ -233,6 +258,9 @@ def main():
             max_sequence_length=args.max_sequence_length,
             solver_order=args.solver_order,
             guidance_halves=args.guidance_halves,
+            guidance_interval=tuple(args.guidance_interval),
+            text_reuse=args.text_reuse,
+            block_reuse=args.block_reuse,
             clock=clock,
         )
         seconds = time.perf_counter() - begin
@@ -308,6 +336,7 @@ def metadata(args, drawn, size):
         **({"lora": ", ".join(args.lora)} if args.lora else {}),
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
+        **shortcuts_used(args),
         "solver_order": args.solver_order,
         "convention": args.convention,
         "size": f"{size[0]}x{size[1]}",
@@ -316,6 +345,18 @@ def metadata(args, drawn, size):
         "max_sequence_length": args.max_sequence_length,
         "dtype": next(name for name, value in runtime.DTYPES.items() if value == dtype),
     }
+
+
+def shortcuts_used(args):
+    """The approximate speed-ups that are on, as the PNG tells them."""
+    used = {}
+    if tuple(args.guidance_interval) != (0, 1):
+        used["guidance_interval"] = " ".join(map(str, args.guidance_interval))
+    if args.text_reuse != 1:
+        used["text_reuse"] = args.text_reuse
+    if args.block_reuse != 1:
+        used["block_reuse"] = args.block_reuse
+    return used
 
 
 if __name__ == "__main__":

@@ -7,7 +7,12 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindsigma.diffusion.dpm_solver import MAX_ORDER
+from mindsigma.diffusion.shortcuts import KEEP_BLOCKS, KEEP_TEXT, PLAIN, Shortcuts
+from mindsigma.models.dit.reuse import ReusingDiT, conditional_half
 from mindsigma.ops.shared_graph import SharedGraph
+
+
+NO_SHORTCUTS = Shortcuts()
 
 
 @dataclass
@@ -95,6 +100,36 @@ class GuidedStep(nn.Cell):
         return self.advance(latents, history, numbers, guidance_scale, prediction)
 
 
+class ReusingStep(GuidedStep):
+    """A GuidedStep that keeps something for later steps or takes it from an earlier one: a graph of its own.
+
+    Args:
+        dit, guided, halves: see GuidedStep.
+        kind: see ReusingDiT.
+    """
+
+    def __init__(self, dit, guided, halves, kind):
+        super().__init__(dit, guided, halves)
+        self.network = ReusingDiT(dit, kind)
+
+    def construct(self, latents, history, numbers, guidance_scale, keys, rows, position, kept):
+        """`GuidedStep.construct` with what the network takes; with `halves` a pair, one for each half.
+
+        Returns:
+            latents and history after the step, and what a later step takes.
+        """
+        if self.halves:
+            unconditional, first = self.network(latents, rows, keys[0], position, kept[0])
+            rows = self.after(rows, unconditional)
+            conditional, second = self.network(latents, rows, keys[1], position, kept[1])
+            prediction, kept = self.joined(unconditional, conditional), (first, second)
+        else:
+            inputs = self.doubled(latents) if self.guided else latents
+            prediction, kept = self.network(inputs, rows, keys, position, kept)
+        latents, history = self.advance(latents, history, numbers, guidance_scale, prediction)
+        return latents, history, kept
+
+
 class CaptionKeys(nn.Cell):
     """`DiT.encode_caption` as a graph of its own."""
 
@@ -127,11 +162,12 @@ class DenoisingGraphs:
         self.caption_keys, self.modulations = CaptionKeys(dit), Modulations(dit)
         self._steps = {}
 
-    def step(self, guided, shape, halves=False):
-        """The step for latents of this shape."""
-        if (guided, halves) not in self._steps:
-            self._steps[guided, halves] = GuidedStep(self.dit, guided, halves)
-        return self._steps[guided, halves]
+    def step(self, guided, shape, halves=False, kind=PLAIN):
+        """The step for latents of this shape; kind as in a StepPlan."""
+        key = guided, guided and halves, kind
+        if key not in self._steps:
+            self._steps[key] = GuidedStep(self.dit, *key[:2]) if kind == PLAIN else ReusingStep(self.dit, *key)
+        return self._steps[key]
 
     def halves(self, unconditional, conditional):
         """The halves of a tensor that the step computes with, one after the other."""
@@ -139,7 +175,8 @@ class DenoisingGraphs:
 
 
 def denoising_steps(
-    graphs, latents, table, caption, guidance_scale, unconditional=None, conditions=None, halves=False
+    graphs, latents, table, caption, guidance_scale, unconditional=None, conditions=None, halves=False,
+    shortcuts=NO_SHORTCUTS,
 ):  # fmt: skip
     """Generate the trajectory of the latents.
 
@@ -152,14 +189,17 @@ def denoising_steps(
         unconditional: (states, mask) for N images, of the same length as caption's, or None for no guidance.
         conditions: (image_size (1, 2), aspect_ratio (1, 1)) of all images, or None.
         halves: see GuidedStep.
+        shortcuts: Shortcuts; none by default.
 
     Yields:
         first the prepared caption keys (so that the caller can free the text encoder), then a Step for each of the
         table; latents that are sent back replace the step's.
     """
     guided = unconditional is not None
+    plan = shortcuts.plan(len(table), guided)
     step = graphs.step(guided, latents.shape, halves)
-    if step.halves:
+    halves = step.halves
+    if halves:
         keys = graphs.caption_keys(*unconditional), graphs.caption_keys(*caption)
     elif guided:
         keys = graphs.caption_keys(*(graphs.halves(*pair) for pair in zip(unconditional, caption)))
@@ -171,13 +211,32 @@ def denoising_steps(
     timesteps = Tensor(np.array([entry.timestep for entry in table], np.float32))
     rows = graphs.modulations(timesteps, *(conditions or ()))
     position = step.position(latents.shape)
-    if ms.get_context("mode") == ms.GRAPH_MODE:
-        keys = ms.mutable(keys)  # inputs of the graph, not constants of it
+    mutable = ms.mutable if ms.get_context("mode") == ms.GRAPH_MODE else lambda value: value
+    keys = mutable(keys)  # inputs of the graph, not constants of it
+    conditional = None if all(how.guided == guided for how in plan) else mutable(conditional_keys(keys, halves))
     scale = Tensor(guidance_scale, ms.float32)
     history = ops.zeros((MAX_ORDER - 1,) + latents.shape, ms.float32)
-    for i, entry in enumerate(table):
+    kept, kept_guided = None, guided
+    for i, (entry, how) in enumerate(zip(table, plan)):
         weights = entry.weights + (0.0,) * (MAX_ORDER - len(entry.weights))
         numbers = Tensor(np.array([entry.alpha, entry.sigma, entry.keep, *weights], np.float32))
-        latents, history = step(latents, history, numbers, scale, keys, rows[i : i + 1], position)
+        step = graphs.step(how.guided, latents.shape, halves, how.kind)
+        inputs = numbers, scale, keys if how.guided == guided else conditional, rows[i : i + 1], position
+        if how.kind == PLAIN:
+            latents, history = step(latents, history, *inputs)
+        else:
+            if how.kind in (KEEP_TEXT, KEEP_BLOCKS):
+                kept = ((), ()) if step.halves else ()
+            elif kept_guided and not how.guided:
+                kept = conditional_half(kept, halves)
+            latents, history, kept = step(latents, history, *inputs, mutable(kept))
+            kept_guided = how.guided
         replacement = yield Step(i, len(table), entry.timestep, latents)
         latents = latents if replacement is None else replacement
+
+
+def conditional_keys(keys, halves):
+    """The conditional half of `keys` of both."""
+    if halves:
+        return keys[1]
+    return tuple((k[k.shape[0] // 2 :], v[v.shape[0] // 2 :]) for k, v in keys)

@@ -11,6 +11,7 @@ from typing import Tuple
 
 from mindspore import Tensor, nn, ops
 
+from mindsigma.diffusion.shortcuts import PLAIN
 from mindsigma.distributed import Collectives, join_ranks
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.shared_graph import SharedGraph
@@ -218,8 +219,10 @@ class ParallelGraphs(DenoisingGraphs):
         half = self.parallel.half
         return super().halves(unconditional, conditional) if half is None else (unconditional, conditional)[half]
 
-    def step(self, guided, shape, halves=False):
-        """PartStep for latents of this shape."""
+    def step(self, guided, shape, halves=False, kind=PLAIN):
+        """PartStep for latents of this shape; only of the plain kind."""
+        if kind != PLAIN:
+            raise MindSigmaError("text_reuse and block_reuse (--text-reuse, --block-reuse) are for one process")
         if halves:
             raise MindSigmaError("guidance_halves (--guidance-halves) is for one process; several divide the work")
         config = self.dit.config

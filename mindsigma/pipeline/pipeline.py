@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from mindsigma.data.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
 from mindsigma.diffusion.dpm_solver import CONVENTIONS, solver_table
+from mindsigma.diffusion.shortcuts import Shortcuts
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae_tiling import decode_tiled
 from mindsigma.pipeline.arguments import one_of, positive, seeds_for
 from mindsigma.pipeline.captions import caption_pair, each, given_caption, pad, repeat_rows
-from mindsigma.pipeline.denoising import DenoisingGraphs, denoising_steps
+from mindsigma.pipeline.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
 from mindsigma.pipeline.images import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import locate
@@ -210,7 +211,8 @@ class PixArtSigmaPipeline:
         return np.stack([np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds])
 
     def denoise(
-        self, latents, caption, guidance_scale=4.5, negative=None, num_inference_steps=20, solver_order=2, halves=False
+        self, latents, caption, guidance_scale=4.5, negative=None, num_inference_steps=20, solver_order=2,
+        halves=False, shortcuts=NO_SHORTCUTS,
     ):  # fmt: skip
         """Generator over the denoising of latents (N, c, h, w): first the caption keys, then a Step each.
 
@@ -218,6 +220,7 @@ class PixArtSigmaPipeline:
             caption: Caption of N images.
             negative: Caption of 1 or N images; needed if guidance_scale > 1.
             halves: compute guidance's two halves one after the other, in half the memory.
+            shortcuts: Shortcuts, approximate speed-ups; none by default.
         """
         if guidance_scale > 1 and negative is None:
             raise MindSigmaError("guidance needs a negative caption, as from encode_prompts(['']), or guidance_scale=1")
@@ -246,6 +249,7 @@ class PixArtSigmaPipeline:
             unconditional,
             self._conditions(h, w),
             halves,
+            shortcuts,
         )
 
     def _conditions(self, h, w):
@@ -291,6 +295,9 @@ class PixArtSigmaPipeline:
         max_sequence_length=300,
         solver_order=2,
         guidance_halves=False,
+        guidance_interval=(0.0, 1.0),
+        text_reuse=1.0,
+        block_reuse=1,
         progress=True,
         clock=None,
     ):
@@ -311,6 +318,7 @@ class PixArtSigmaPipeline:
             max_sequence_length: prompts are cut there, with a warning.
             solver_order: 1, 2 or 3.
             guidance_halves: compute guidance's two halves one after the other, in half the memory.
+            guidance_interval, text_reuse, block_reuse: approximate speed-ups, off by default: see Shortcuts.
             progress: show a progress bar.
             clock: PhaseClock that is told about the phases text, denoise and decode.
 
@@ -323,6 +331,10 @@ class PixArtSigmaPipeline:
             raise MindSigmaError(f"guidance_scale must be a finite number, not {guidance_scale!r}")
         positive("num_images_per_prompt", num_images_per_prompt)
         positive("max_sequence_length", max_sequence_length)
+        shortcuts = Shortcuts(guidance_interval, text_reuse, block_reuse)
+        shortcuts.plan(num_inference_steps, guidance_scale > 1)
+        if self.parallel is not None and shortcuts != NO_SHORTCUTS:
+            raise MindSigmaError("guidance_interval, text_reuse and block_reuse are for one process, not for several")
         size = self.image_size(height, width, use_resolution_binning)
         phase = clock.phase if clock is not None else lambda name: nullcontext()
 
@@ -355,7 +367,7 @@ class PixArtSigmaPipeline:
         with phase("denoise"):
             latents = self._run(
                 noise, caption, negative, guidance_scale, num_inference_steps, solver_order, guidance_halves,
-                callback_on_step_end, progress,
+                shortcuts, callback_on_step_end, progress,
             )  # fmt: skip
         if output_type == "latent":
             return PipelineOutput(latents.asnumpy(), seeds)
@@ -365,8 +377,8 @@ class PixArtSigmaPipeline:
                 images = cover_and_crop(images, height or self.default_size, width or self.default_size)
         return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds)
 
-    def _run(self, noise, caption, negative, guidance_scale, steps, order, halves, callback, progress):
-        trajectory = self.denoise(noise, caption, guidance_scale, negative, steps, order, halves)
+    def _run(self, noise, caption, negative, guidance_scale, steps, order, halves, shortcuts, callback, progress):
+        trajectory = self.denoise(noise, caption, guidance_scale, negative, steps, order, halves, shortcuts)
         next(trajectory)  # the caption keys
         bar = tqdm(total=steps, desc="denoise", unit="step", disable=not progress)
         latents = replacement = None

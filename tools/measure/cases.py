@@ -64,39 +64,36 @@ def mini_decode_4k(options):
 
 
 def xl_step(name, pixels):
-    """A function (options) that prepares guided steps (batch 2, solver included) of XL/2 with random weights.
+    """A function (options) that prepares `guided_steps`."""
+    return lambda options: guided_steps(name, pixels)
 
-    What depends on the text alone, its keys and values, is made before the first step of an image and not timed.
+
+def guided_steps(name, pixels):
+    """A run of one guided step (batch 2, solver included) of a preset with random weights.
+
+    What depends on the text or on the timesteps alone is made before the first step of an image and not timed.
     """
+    from mindspore import Tensor
 
-    def prepare(options):
-        from mindspore import Tensor
+    from mindsigma.diffusion.dpm_solver import solver_table
+    from mindsigma.models.dit import DiT
+    from mindsigma.models.dit.config import preset
+    from mindsigma.pipeline.denoising import DenoisingGraphs, denoising_steps
+    from mindsigma.runtime import set_device
 
-        from mindsigma.diffusion.dpm_solver import solver_table
-        from mindsigma.models.dit import DiT
-        from mindsigma.models.dit.config import preset
-        from mindsigma.pipeline.denoising import DenoisingGraphs, denoising_steps
-        from mindsigma.runtime import set_device
-
-        set_device()
-        dit = random_network(lambda: DiT(preset(name)))
-        latents, _, states, mask = (Tensor(x) for x in problems.dit_inputs(pixels, dit.config.caption_channels))
-        trajectory = denoising_steps(
-            DenoisingGraphs(dit),
-            latents[1:],
-            solver_table(100),
-            (states[1:], mask[1:]),
-            problems.GUIDANCE,
-            (states[:1], mask[:1]),
-        )
-        next(trajectory)
-
-        def run():
-            return finite(next(trajectory).latents.asnumpy(), name)
-
-        return run
-
-    return prepare
+    set_device()
+    dit = random_network(lambda: DiT(preset(name)))
+    latents, _, states, mask = (Tensor(x) for x in problems.dit_inputs(pixels, dit.config.caption_channels))
+    trajectory = denoising_steps(
+        DenoisingGraphs(dit),
+        latents[1:],
+        solver_table(100),
+        (states[1:], mask[1:]),
+        problems.GUIDANCE,
+        (states[:1], mask[:1]),
+    )
+    next(trajectory)
+    return lambda: finite(next(trajectory).latents.asnumpy(), name)
 
 
 def vae_512(options):

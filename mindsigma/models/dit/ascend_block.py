@@ -117,25 +117,39 @@ def queries_keys_values(
     return q, k, v
 
 
-def after_keys(
-    x, rows, queries, keys, values, k, v, num_heads, kernels, proj_weight, proj_bias, q_weight, q_bias, cross_weight,
-    cross_bias, fc1_weight, fc1_bias, fc2_weight, fc2_bias,
-):  # fmt: skip
-    """The rest of the block, from the results of `queries_keys_values`; other arguments as of `ascend_block`."""
+def attention_sum(x, gate, queries, keys, values, num_heads, kernels, proj_weight, proj_bias):
+    """x + gate * attention of the results of `queries_keys_values`."""
     head_dim = x.shape[-1] // num_heads
-    heads, scale = (num_heads, head_dim), head_dim**-0.5
-    own, masked = head_width(head_dim), head_width(head_dim, True)
-    _, _, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
-    out = ascend.flash_attention(queries, keys, values, num_heads, scale, kernels)
-    x = ascend.multiply_add(x, join_heads(out, proj_weight, proj_bias, heads, own, kernels), gate_1, kernels)
+    out = ascend.flash_attention(queries, keys, values, num_heads, head_dim**-0.5, kernels)
+    out = join_heads(out, proj_weight, proj_bias, (num_heads, head_dim), head_width(head_dim), kernels)
+    return ascend.multiply_add(x, out, gate, kernels)
 
+
+def cross_attention(x, k, v, num_heads, kernels, q_weight, q_bias, proj_weight, proj_bias):
+    """Cross-attention of x (N, T, C) to keys and values from `caption_keys`, not yet added to x."""
+    head_dim = x.shape[-1] // num_heads
+    heads, masked = (num_heads, head_dim), head_width(head_dim, True)
     (q,) = project_heads(x, q_weight, q_bias, heads, masked, 1, 1, 1.0, kernels)
-    out = ascend.flash_attention(q, k, v, num_heads, scale, kernels)
-    x = x + join_heads(out, cross_weight, cross_bias, heads, masked, kernels)
+    out = ascend.flash_attention(q, k, v, num_heads, head_dim**-0.5, kernels)
+    return join_heads(out, proj_weight, proj_bias, heads, masked, kernels)
 
-    h = modulated_norm(x, shift_2, scale_2, kernels)
+
+def feed_forward(x, shift, scale, gate, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    """x + gate * MLP of x (N, T, C)."""
+    h = modulated_norm(x, shift, scale, kernels)
     h = dense(ascend.gelu(dense(h, fc1_weight, fc1_bias, kernels), kernels), fc2_weight, fc2_bias, kernels)
-    return ascend.multiply_add(x, h, gate_2, kernels)
+    return ascend.multiply_add(x, h, gate, kernels)
+
+
+def after_keys(x, rows, queries, keys, values, k, v, num_heads, kernels, *weights):
+    """The rest of the block, from the results of `queries_keys_values`; other arguments as of `ascend_block`.
+
+    `weights`: projection of self-attention, cross-attention (4 tensors), MLP.
+    """
+    _, _, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
+    x = attention_sum(x, gate_1, queries, keys, values, num_heads, kernels, *weights[:2])
+    x = x + cross_attention(x, k, v, num_heads, kernels, *weights[2:6])
+    return feed_forward(x, shift_2, scale_2, gate_2, kernels, *weights[6:])
 
 
 def ascend_block(
@@ -152,6 +166,31 @@ def ascend_block(
         x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, *weights[:2], *weights[4:first_cross]
     )
     return after_keys(x, rows, queries, keys, values, k, v, num_heads, kernels, *weights[2:4], *weights[first_cross:])
+
+
+def keep_text(
+    x, rows, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, *weights
+):  # fmt: skip
+    """`ascend_block`, and what cross-attention added."""
+    queries, keys, values = queries_keys_values(
+        x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, *weights[:2], *weights[4:first_cross]
+    )
+    _, _, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
+    x = attention_sum(x, gate_1, queries, keys, values, num_heads, kernels, *weights[2:4])
+    change = cross_attention(x, k, v, num_heads, kernels, *weights[first_cross : first_cross + 4])
+    return feed_forward(x + change, shift_2, scale_2, gate_2, kernels, *weights[first_cross + 4 :]), change
+
+
+def take_text(
+    x, rows, change, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, *weights
+):  # fmt: skip
+    """`ascend_block` with what cross-attention added before."""
+    queries, keys, values = queries_keys_values(
+        x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, *weights[:2], *weights[4:first_cross]
+    )
+    _, _, gate_1, shift_2, scale_2, gate_2 = rows_of(rows)
+    x = attention_sum(x, gate_1, queries, keys, values, num_heads, kernels, *weights[2:4])
+    return feed_forward(x + change, shift_2, scale_2, gate_2, kernels, *weights[first_cross + 4 :])
 
 
 def widened_parts(qk_norm, sampling):

@@ -236,6 +236,8 @@ class DiTBlock(nn.Cell):
         first, second = self.attn.qkv.tensors + attention[4:], self.attn.proj.tensors
         if self.is_ascend:
             self.ascend = graph(ascend.ascend_block, weights, static + (len(attention),))
+            self.ascend_keep = graph(ascend.keep_text, weights, static + (len(attention),))
+            self.ascend_take = graph(ascend.take_text, weights, static + (len(attention),))
             self.whole = graph(whole_ascend_block, table + weights, static + (len(attention),))
             self.queries_keys_values = graph(ascend.queries_keys_values, first, static)
             self.attention_sum = graph(ascend.after_keys, second + cross + self.mlp.tensors, (heads, kernels))
@@ -301,6 +303,24 @@ class DiTBlock(nn.Cell):
         self.recomputed = True
         if ms.get_context("mode") == ms.GRAPH_MODE:
             super().recompute()
+
+    def keep_text(self, x, rows, k, v, height, width):
+        """`construct` outside training, and what cross-attention added, (N, T, C)."""
+        if not self.compressed:
+            height, width = 0, 0
+        if self.is_ascend:
+            return self.ascend_keep(x, rows, k, v, height, width)
+        x = self.self_attention(x, rows, height, width)
+        attended = self.cross_attention(x, k, v)
+        return self.feed_forward(attended, rows), attended - x
+
+    def take_text(self, x, rows, change, height, width):
+        """`construct` outside training with what cross-attention added before instead of its work."""
+        if not self.compressed:
+            height, width = 0, 0
+        if self.is_ascend:
+            return self.ascend_take(x, rows, change, height, width)
+        return self.feed_forward(self.self_attention(x, rows, height, width) + change, rows)
 
     def align_heads(self, restore=False):
         """Widen the heads of the weights once for all (heads.py), or bring back the published shapes."""
