@@ -22,7 +22,8 @@ from mindsigma.config_file import parse_with_config
 from mindsigma.data import Resolution
 from mindsigma.diffusion.loss import LossConfig
 from mindsigma.ops.functional import linear
-from mindsigma.ops.shared_graph import SharedGraph, value_and_gradients
+from mindsigma.ops.gradients import value_and_gradients
+from mindsigma.ops.shared_graph import SharedGraph
 from mindsigma.training.adapters import TARGETS, AdapterConfig, attach, chosen, linear_layers, new_adapter
 from mindsigma.training.arguments import build_parser
 from mindsigma.training.inputs import StepInputs

@@ -216,7 +216,7 @@ def stored(folder):
     """All tensors of a checkpoint by part and name, the optimiser's states of all processes together."""
     result = {}
     for file in sorted(folder.rglob("*.safetensors")):
-        part = file.parent.name if file.parent != folder else "states"
+        part = file.parent.name if file.parent != folder else file.stem.split("-")[0]
         for name, value in read_safetensors(file)[0].items():
             value = np.array(value)
             key = f"{part}/{name}"

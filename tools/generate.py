@@ -5,6 +5,7 @@ python tools/generate.py "a penguin on a yellow background"
 
 import argparse
 import math
+import os
 import sys
 import tempfile
 import time
@@ -46,6 +47,12 @@ def build_parser():
     )
     add("--steps", type=int, default=20, help="denoising steps")
     add("--guidance-scale", type=float, default=4.5, help="weight of the prompt; 1 draws without guidance")
+    add(
+        "--guidance-halves",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute guidance's two halves one after the other, in half the memory",
+    )
     add("--seed", type=int, default=0, help="image i of each prompt is drawn from seed + i")
     add("--num-images", type=int, default=1, help="images a prompt")
     add("--batch-size", type=int, default=1, help="images drawn at once")
@@ -60,6 +67,11 @@ def build_parser():
     add("--max-sequence-length", type=int, default=300, help="longest prompt, in tokens")
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default fp32 on the CPU, fp16 on Ascend")
     add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
+    add(
+        "--parallel",
+        choices=("sequence", "cfg", "both"),
+        help="how the processes of tools/launch/generate_*.sh share an image: bands of rows, halves of guidance, both",
+    )
     add("--out", default="outputs", help="folder, or the name of one .png file")
     add("--grid", action=argparse.BooleanOptionalAction, default=False, help="also write all images as one")
     add(
@@ -112,6 +124,8 @@ def check(args, count):
     from mindsigma.diffusion.dpm_solver import solver_table
 
     solver_table(args.steps, args.solver_order, args.convention)
+    if os.environ.get("MS_WORKER_NUM") and not args.parallel:
+        raise MindSigmaError("msrun started this: give --parallel, or each of its processes would draw the same")
     out = Path(args.out)
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".bmp", ".gif"):
         raise MindSigmaError(f"--out {out}: pictures are written as .png")
@@ -166,19 +180,30 @@ def main():
     }
     with clock.phase("load"):
         pipeline = PixArtSigmaPipeline.from_pretrained(
-            args.model, args.dtype, args.device, args.components, args.convention, args.lora or (), **config
+            args.model,
+            args.dtype,
+            args.device,
+            args.components,
+            args.convention,
+            args.lora or (),
+            args.parallel,
+            **config,
         )
+    first = pipeline.parallel is None or pipeline.parallel.first  # the others draw, but neither tell nor write
+    say = print if first else lambda *_: None
     if args.model == "sigma-mini":
-        print(
+        say(
             "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
             "For the released PixArt-Sigma weights: --model FOLDER, see README, Released weights"
         )
     size = pipeline.image_size(args.height, args.width, args.resolution_binning)
     asked = args.height or pipeline.default_size, args.width or pipeline.default_size
     if asked != size:
-        print(
-            f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped"
-        )
+        say(f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped")
+    if args.parallel:
+        sent = traffic(pipeline, size, prompts, args)
+        if args.verbose:
+            say(sent)
     out = Path(args.out)
     make_folder(out)
     with clock.phase("text"):
@@ -200,23 +225,25 @@ def main():
             use_resolution_binning=args.resolution_binning,
             max_sequence_length=args.max_sequence_length,
             solver_order=args.solver_order,
+            guidance_halves=args.guidance_halves,
             clock=clock,
         )
         seconds = time.perf_counter() - begin
         for (prompt, seed), name, image in zip(batch, names[start:], result.images):
             path = out if is_png(out) else out / name
-            save_png(image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size)})
-            print(path)
+            if first:
+                save_png(image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size)})
+            say(path)
         if args.verbose:
-            print(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
+            say(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
         images += result.images
-    if args.grid:
+    if args.grid and first:
         path = (out.parent if is_png(out) else out) / "grid.png"
         grid = image_grid(images)
         save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **metadata(args, size, grid.size)})
-        print(path)
+        say(path)
     if args.verbose:
-        print(clock.table())
+        say(clock.table())
     return 0
 
 
@@ -243,6 +270,17 @@ def encode_all(pipeline, prompts, args):
     states, masks = caption.states.asnumpy(), caption.mask.asnumpy()
     count = len(prompts)
     return Captions(states[:count], masks[:count], (states[count:], masks[count:]) if guided else None)
+
+
+def traffic(pipeline, size, prompts, args):
+    """What the processes send each other, in a line."""
+    images = min(args.batch_size, args.num_images * len(prompts))
+    sent = pipeline.bytes_sent(*size, images, args.guidance_scale > 1)
+    return (
+        f"parallel {args.parallel}: {pipeline.parallel.ranks.count} processes, each sends "
+        f"{sum(sent.values()) / 1e6:.2f} MB a step ({sent['keys'] / 1e6:.2f} keys and values, "
+        f"{sent['noise'] / 1e6:.2f} noise)"
+    )
 
 
 def metadata(args, drawn, size):

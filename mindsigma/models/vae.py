@@ -9,9 +9,8 @@ from mindspore import nn, ops
 
 from mindsigma.models.layers import Affine, Holder, Norm, xavier_uniform
 from mindsigma.ops.attention import attend, prepare_keys
-from mindsigma.ops.functional import group_norm, group_norm_silu, upsample_nearest_2x
+from mindsigma.ops.functional import group_norm, group_norm_silu, linear, upsample_nearest_2x
 from mindsigma.ops.kernels import is_native, resolve_kernels
-from mindsigma.ops.linear_chains import plain_linear
 from mindsigma.ops.native import operations as native
 from mindsigma.ops.shared_graph import SharedGraph
 
@@ -55,9 +54,9 @@ def pixel_attention(x, groups, kernels, norm_weight, norm_bias, *projections):
     batch, channels, height, width = x.shape
     h = group_norm(x, groups, norm_weight, norm_bias, NORM_EPS, kernels)
     h = h.reshape(batch, channels, height * width).transpose(0, 2, 1)  # (N, H * W, C)
-    q, k, v = (plain_linear(h, projections[i], projections[i + 1], kernels) for i in (0, 2, 4))
+    q, k, v = (linear(h, projections[i], projections[i + 1], kernels) for i in (0, 2, 4))
     k, v = prepare_keys(k, v, None, 1, kernels)
-    h = plain_linear(attend(q, k, v, 1, kernels), projections[6], projections[7], kernels)
+    h = linear(attend(q, k, v, 1, kernels), projections[6], projections[7], kernels)
     return x + h.transpose(0, 2, 1).reshape(x.shape)
 
 

@@ -1,14 +1,20 @@
-"""Which implementation of the fused operations the graphs use: portable mathematics, Ascend or native kernels."""
+"""Which implementation of the fused operations the graphs use: mathematics, Ascend kernels, stand-ins, native ones."""
+
+from mindspore import dtype as mstype
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.native import operations as native
 from mindsigma.runtime import device
 
 MATH = "math"  # compositions that every backend runs
-FUSED = "fused"  # Ascend kernels: FlashAttentionScore (in half precision), LayerNorm, RmsNorm, Gelu
-NATIVE = "native"  # C++ kernels for the CPU (ops/native), in fp32; mathematics for other dtypes
+FUSED = "fused"  # Ascend kernels: FlashAttentionScore, LayerNormExt, RmsNorm, GeLU, Addcmul, Dense
+STAND_IN = "stand-in"  # the graph of FUSED with the documented semantics of its kernels in portable operations
+NATIVE = "native"  # C++ kernels for the CPU (ops/native): fp32, without gradients; MATH where they do not fit
 
-KERNELS = (MATH, FUSED, NATIVE)
+KERNELS = (MATH, FUSED, STAND_IN, NATIVE)
+
+# What FlashAttentionScore takes; fp32 goes through the portable path on every device.
+FLASH_DTYPES = (mstype.float16, mstype.bfloat16)
 
 
 def resolve_kernels(name=None):
@@ -30,5 +36,15 @@ def differentiable(value):
 
 
 def is_native(x, kernels):
-    """Whether what `kernels` names computes with x on the native kernels."""
+    """Whether `kernels` means the native kernels for x."""
     return kernels == NATIVE and native.takes(x)
+
+
+def for_ascend(kernels):
+    """Whether graphs are composed as for Ascend."""
+    return kernels in (FUSED, STAND_IN)
+
+
+def has_flash_attention(kernels, dtype):
+    """Whether attention of this dtype is one FlashAttentionScore; its stand-in takes fp32, too, to be measured."""
+    return kernels == STAND_IN or (kernels == FUSED and dtype in FLASH_DTYPES)

@@ -10,23 +10,16 @@ def _native(x, weight, kernels):
     return is_native(x, kernels) and not isinstance(weight, tuple)
 
 
-def plain_linear(x, weight, bias, kernels):
-    """`linear` of x (N, T, in)."""
-    if _native(x, weight, kernels):
-        return native.linear(x, weight, bias)
-    return linear(x, weight, bias)
-
-
 def modulated_linear(x, rows, shift_row, eps, weight, bias, kernels):
-    """Linear map of LayerNorm(x) without affine, scaled by 1 + scale and shifted; x (N, T, in).
+    """Linear map of LayerNorm(x) without affine, times scale plus shift; x (N, T, in).
 
     Args:
-        rows: (N, R, in); row `shift_row` is the shift, the one after it the scale.
+        rows: (N or 1, R, in); row `shift_row` is the shift, the one after it the scale.
     """
     if _native(x, weight, kernels):
         return native.linear(x, weight, bias, rows=rows, shift_row=shift_row, eps=eps)
     shift, scale = rows[:, shift_row : shift_row + 1], rows[:, shift_row + 1 : shift_row + 2]
-    return linear(scale_and_shift(layer_norm(x, eps, kernels), 1.0 + scale, shift, kernels), weight, bias)
+    return linear(scale_and_shift(layer_norm(x, eps, kernels), scale, shift, kernels), weight, bias, kernels)
 
 
 def modulated_linear_gelu(x, rows, shift_row, eps, weight, bias, kernels):
@@ -40,7 +33,7 @@ def linear_gelu(x, weight, bias, kernels):
     """GELU (tanh) of a linear map of x (N, T, in)."""
     if _native(x, weight, kernels):
         return native.linear(x, weight, bias, gelu=True)
-    return gelu_tanh(linear(x, weight, bias), kernels)
+    return gelu_tanh(linear(x, weight, bias, kernels), kernels)
 
 
 def add_linear(residual, x, weight, bias, kernels):
@@ -51,10 +44,10 @@ def add_linear(residual, x, weight, bias, kernels):
 
 
 def add_gated_linear(residual, x, rows, gate_row, weight, bias, kernels):
-    """residual (N, T, out) plus rows[:, gate_row] times a linear map of x (N, T, in); rows (N, R, out)."""
+    """residual (N, T, out) plus rows[:, gate_row] times a linear map of x (N, T, in); rows (N or 1, R, out)."""
     if _native(x, weight, kernels):
         return native.linear(x, weight, bias, rows=rows, gate_row=gate_row, residual=residual)
-    gate = spread_rows(rows[:, gate_row : gate_row + 1], x.shape[1], kernels)
+    gate = spread_rows(rows[:, gate_row : gate_row + 1], residual.shape, kernels)
     return residual + gate * linear(x, weight, bias)
 
 

@@ -5,8 +5,7 @@ number of blocks. A `SharedGraph` called from PyNative compiles its function onc
 weights as arguments, so the n-th block costs no compilation and reuses the memory of the one before. Inside a graph
 (graph mode, `mindspore.jit`, `mindspore.export`) it dissolves into the surrounding graph.
 
-Gradients in PyNative: `value_and_gradients` differentiates a function that calls cells, with their weights as arguments
-of the shared graphs, so that forward and backward are compiled once a function, too.
+Gradients of such chains: ops/gradients.py.
 """
 
 import time
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from functools import cache
 
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 from mindspore.common.api import _pynative_executor
 
 from mindsigma.ops.kernels import differentiable
@@ -33,66 +32,51 @@ def compile_seconds():
     return sum(_first_calls.values())
 
 
-@cache
-def _compiled(function, layout, differentiated):
-    """`function` compiled for a `layout` of its weights (ops/low_rank.py; None: no changes of them).
+def with_layout(function, layout):
+    """`function` of a flat tuple of arguments, whose last are tensors in a `layout` of weights and their changes.
 
-    `differentiated` tells which arguments a gradient is needed of. There is one graph for each such set: MindSpore
-    (2.7.1) compiles the backward graph at the first call, without the gradients that this call does not need, and would
-    answer a later one that needs more with zeros.
+    See ops/low_rank.py; None: no changes.
     """
     if layout is None:
-        return ms.jit(function)
+        return function
 
     def with_changes(*arguments):
         begin = len(arguments) - sum_of_lengths
         return function(*arguments[:begin], *regroup(arguments[begin:], layout))
 
     sum_of_lengths = len(layout) + sum(2 + (change[1] >= 0) for changes in layout for change in changes)
-    return ms.jit(with_changes)
+    return with_changes
 
 
-def _signature(value):
+@cache
+def _compiled(function, layout):
+    return ms.jit(with_layout(function, layout))
+
+
+def signature(value):
+    """What an argument contributes to a compile key."""
     return (value.shape, value.dtype) if isinstance(value, Tensor) else value
 
 
-_bound = {}  # id of a Parameter: the tensor that stands for it while a function is differentiated
+_recorders = []  # of ops/gradients.py, the last one active
 
 
 @contextmanager
-def _binding(parameters, tensors):
-    _bound.update((id(parameter), tensor) for parameter, tensor in zip(parameters, tensors))
+def recorded_by(recorder):
+    """Give `recorder.record` every call of a shared graph from PyNative: the graph, its inputs and its result."""
+    _recorders.append(recorder)
     try:
         yield
     finally:
-        _bound.clear()
+        _recorders.pop()
 
 
-def value_and_gradients(function, parameters, inputs):
-    """Result of `function(*inputs)`, and the gradients of its first value with respect to Parameters, in PyNative.
-
-    Args:
-        function: returns a tuple whose first is a scalar tensor; what it computes with `parameters` it computes in
-            shared graphs.
-        parameters: list of Parameter.
-        inputs: tensors.
-
-    Returns:
-        the result of the function, and a tuple of gradients in the order of the parameters.
-    """
-    count = len(inputs)
-
-    def of_tensors(*arguments):
-        with _binding(parameters, arguments[count:]):
-            return function(*arguments[:count])
-
-    # Aliases: a Parameter would be part of the compile key by its name.
-    # Through stop_gradient: MindSpore would mark a mere Tensor(parameter), and with it the Parameter, as an input of
-    # this differentiation if it is cast therein, and never let the Parameter be set again.
-    aliases = [ops.stop_gradient(Tensor(parameter)) for parameter in parameters]
-    positions = tuple(range(count, count + len(parameters)))
-    result, gradients = ms.value_and_grad(of_tensors, positions, None, True)(*inputs, *aliases)
-    return result, gradients if len(positions) > 1 else (gradients,)
+def timed(key, compiled, arguments):
+    """Result of a compiled function; its first call with a `key`, which compiles it, counts in `compile_seconds`."""
+    start = time.perf_counter()
+    result = compiled(*arguments)
+    _first_calls.setdefault(key, time.perf_counter() - start)
+    return result
 
 
 class SharedGraph(nn.Cell):
@@ -102,7 +86,7 @@ class SharedGraph(nn.Cell):
         function: module-level function of tensors, Python constants and weights.
         weights: Parameters owned by other cells, in the order the function takes them.
         static: Python constants (numbers, strings, None) that select a variant; part of the compile key. In training
-            and for gradients, kernels without a gradient among them are replaced (ops/kernels.py).
+            kernels without a gradient among them are replaced (ops/kernels.py).
         compute_dtype: dtype that the weights are cast to for the computation, or None to use them as they are.
     """
 
@@ -139,33 +123,21 @@ class SharedGraph(nn.Cell):
 
     def __call__(self, *inputs):
         differentiating = self.requires_grad or _pynative_executor.requires_grad()
-        if ms.get_context("mode") == ms.GRAPH_MODE:
+        if ms.get_context("mode") == ms.GRAPH_MODE or differentiating:
             return super().__call__(*inputs)
-        if differentiating:
-            if not _bound:
-                return super().__call__(*inputs)
-            return self._differentiated(inputs)
         self._refresh()
-        return self._timed(inputs, self._aliases, self._weight_signature, self.static)
-
-    def _differentiated(self, inputs):
-        tensors = self.weights + self.changes
-        needed = tuple(id(tensor) in _bound for tensor in tensors)
-        if not all(needed):
-            self._refresh()
-        weights = [
-            self._computed(i, _bound[id(tensor)]) if needed[i] else self._aliases[i] for i, tensor in enumerate(tensors)
-        ]
-        needed = tuple(getattr(value, "_requires_grad", None) for value in inputs) + needed
-        return self._timed(inputs, weights, tuple(map(_signature, weights)), self.differentiable_static, needed)
-
-    def _timed(self, inputs, weights, signature, static, differentiated=None):
-        key = (self.function, static, self.layout, differentiated, tuple(map(_signature, inputs)), signature)
-        compiled = _compiled(self.function, self.layout, differentiated)
-        start = time.perf_counter()
-        result = compiled(*inputs, *static, *weights)
-        _first_calls.setdefault(key, time.perf_counter() - start)
+        static = self.differentiable_static if _recorders or self.training else self.static
+        key = (self.function, static, self.layout, tuple(map(signature, inputs)), self._weight_signature)
+        compiled = _compiled(self.function, self.layout)
+        result = timed(key, compiled, (*inputs, *static, *self._aliases))
+        if _recorders:
+            _recorders[-1].record(self, inputs, result)
         return result
+
+    def originals(self):
+        """Tensors that share the memory of the weights and of their changes, in the Parameters' dtypes."""
+        self._refresh()
+        return self._originals
 
     def forget_weights(self):
         """Let go of the weights of the last call, which would outlive `Parameter.set_data` until the next."""
@@ -191,7 +163,7 @@ class SharedGraph(nn.Cell):
             self, "_aliases", tuple(self._computed(i, tensor) for i, tensor in enumerate(self._originals))
         )
         object.__setattr__(self, "_pointers", pointers)
-        object.__setattr__(self, "_weight_signature", tuple(map(_signature, self._aliases)))
+        object.__setattr__(self, "_weight_signature", tuple(map(signature, self._aliases)))
 
     def construct(self, *inputs):
         weights = self.weights

@@ -43,8 +43,11 @@ def load_dit(path, dtype=None, ema=False, kernels=None, lora=(), **config_overri
     return open_dit(path, dtype, ema, kernels, lora, **config_overrides).load()
 
 
-def open_dit(path, dtype=None, ema=False, kernels=None, lora=(), **config_overrides):
-    """`load_dit` up to the reading of the weights: everything is checked, returns a Pending cell."""
+def open_dit(path, dtype=None, ema=False, kernels=None, lora=(), align_heads=False, **config_overrides):
+    """`load_dit` up to the reading of the weights: everything is checked, returns a Pending cell.
+
+    `align_heads`: for sampling, see `DiT.align_heads`.
+    """
     path = component_folder(path, ("dit", "transformer"))
     released = release_of(path)
     try:
@@ -54,7 +57,8 @@ def open_dit(path, dtype=None, ema=False, kernels=None, lora=(), **config_overri
     with config_of(path):
         stored = stored_dit_fields(path, tensors, released)
         config = dit_config(tensors, stored, canonical_fields(config_overrides), released)
-    pending = Pending(tensors, lambda: DiT(config, _dtype(dtype), kernels))
+    prepare = DiT.align_heads if align_heads else None
+    pending = Pending(tensors, lambda: DiT(config, _dtype(dtype), kernels), prepare)
     pending.tensors = with_adapters(tensors, lora, np.float32)
     return pending
 
@@ -93,12 +97,17 @@ class Pending:
     Args:
         tensors: MappedSource.
         build: makes the cell.
+        prepare: called with the cell once it has its weights, or None.
+
+    Attributes:
+        config, dtype: of the cell.
     """
 
-    def __init__(self, tensors, build):
+    def __init__(self, tensors, build, prepare=None):
         self.tensors = tensors
-        self._build = build
-        self.config = account(self._empty(), tensors).config
+        self._build, self._prepare = build, prepare
+        network = account(self._empty(), tensors)
+        self.config, self.dtype = network.config, network.dtype
 
     def _empty(self):
         with no_init_parameters():
@@ -111,6 +120,8 @@ class Pending:
             array = self.tensors.read(parameter.name)
             parameter.set_data(_tensor(array, parameter.dtype))
             release(array)  # else the file counts as resident beside its copy
+        if self._prepare is not None:
+            self._prepare(network)
         return network
 
 

@@ -40,7 +40,8 @@ def save_network(network, folder, dtype="fp16"):
 
 def save_pipeline(pipeline, folder, dtype="fp16"):
     """Write all parts of a PixArtSigmaPipeline into a folder (Path)."""
-    save_network(pipeline.dit, folder / "dit", dtype)
+    with pipeline.dit.published_shapes() as dit:
+        save_network(dit, folder / "dit", dtype)
     save_network(pipeline.vae, folder / "vae", dtype)
     save_network(pipeline.text_encoder.encoder, folder / "text_encoder", dtype)
     copy_file(pipeline.tokenizer.path, folder / "tokenizer" / "spiece.model")

@@ -13,6 +13,7 @@ from mindsigma.checkpoints.adapter_reader import open_adapter
 from mindsigma.checkpoints.atomic import naming, replacing, write_json
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
 from mindsigma.diffusion.loss import LossConfig
+from mindsigma.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.shared_graph import compile_seconds
 from mindsigma.pipeline.locate import locate
@@ -21,7 +22,6 @@ from mindsigma.runtime import resolve_dtype, set_device
 from mindsigma.training.adapters import TARGETS, AdapterConfig, new_adapter
 from mindsigma.training.arguments import FREE, check
 from mindsigma.training.checkpoints import RunCheckpoints, read_state
-from mindsigma.training.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.training.inputs import StepInputs
 from mindsigma.training.learner import AdapterLearner, WholeLearner
 from mindsigma.training.learning_rate import learning_rate, scaled_rate

@@ -1,87 +1,148 @@
 """One DiT block: modulated self-attention, cross-attention to the caption, modulated MLP (reference.md 2.5)."""
 
 import mindspore as ms
-from mindspore import nn
+import numpy as np
+from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Constant
 
-from mindsigma.models.dit.kv_compression import compress
+from mindsigma.models.dit import ascend_block as ascend
+from mindsigma.models.dit.heads import head_width, narrow_columns, narrow_rows, widen_columns, widen_rows
+from mindsigma.models.dit.native_block import NORM_EPS, divide, native_block
 from mindsigma.models.layers import Affine, Norm, normal, parameter
-from mindsigma.ops.attention import attend, attend_qkv, prepare_keys
-from mindsigma.ops.functional import layer_norm
-from mindsigma.ops.kernels import NATIVE
-from mindsigma.ops.linear_chains import (
-    add_gated_linear,
-    add_linear,
-    modulated_linear,
-    modulated_linear_gelu,
-    plain_linear,
-)
+from mindsigma.ops.attention import attend, prepare_keys
+from mindsigma.ops.functional import gelu_tanh, layer_norm, linear, scale_and_shift, spread_rows
 
-NORM_EPS = 1e-6
-QK_NORM_EPS = 1e-5
+# Added to a block's rows of modulation, so that scales are 1 + scale: shift, scale and gate of attention, of the MLP.
+UNIT = np.array([0, 1, 0, 0, 1, 0], np.float32).reshape(1, 6, 1)
 
 
-def self_attention_branch(
-    x, modulation, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, table, qkv_weight,
-    qkv_bias, proj_weight, proj_bias, *norms_and_compression,
-):  # fmt: skip
-    """x + gate * self-attention of x (N, T, C); modulation (N, 6 * C) is the timestep's, table (6, C) the block's."""
-    batch, _, channels = x.shape
-    rows = table + modulation.reshape(batch, 6, channels)  # shift, scale, gate of attention, then of the MLP
-    qkv = modulated_linear(x, rows, 0, NORM_EPS, qkv_weight, qkv_bias, kernels)
-    if not qk_norm and sampling is None and not fp32_attention:
-        return add_gated_linear(x, attend_qkv(qkv, num_heads, kernels), rows, 2, proj_weight, proj_bias, kernels)
-    q, k, v = qkv[:, :, :channels], qkv[:, :, channels : 2 * channels], qkv[:, :, 2 * channels :]
-    if qk_norm:
-        q = layer_norm(q, QK_NORM_EPS, kernels, norms_and_compression[0], norms_and_compression[1])
-        k = layer_norm(k, QK_NORM_EPS, kernels, norms_and_compression[2], norms_and_compression[3])
-    if sampling is not None:
-        # The same convolution and the same LayerNorm serve keys and values.
-        weights = norms_and_compression[4:] if qk_norm else norms_and_compression
-        k = compress(k, height, width, sampling, factor, kernels, weights)
-        v = compress(v, height, width, sampling, factor, kernels, weights)
+@ops.constexpr
+def unit_rows(dtype):
+    """UNIT as a constant of the graph."""
+    return Tensor(UNIT, dtype)
+
+
+def block_rows(modulation, table):
+    """Rows (N, 6, C) of a block: its table (6, C), the timestep's modulation (N, 6 * C), and UNIT."""
+    rows = table + modulation.reshape(modulation.shape[0], 6, table.shape[1])
+    return rows + unit_rows(rows.dtype)
+
+
+def modulated_norm(x, shift, scale, kernels):
+    """LayerNorm without affine of x (N, T, C), times scale plus shift, both (N or 1, 1, C)."""
+    return scale_and_shift(layer_norm(x, NORM_EPS, kernels), scale, shift, kernels)
+
+
+def gated_sum(x, gate, branch, kernels):
+    """x + gate * branch for x and branch (N, T, C), gate (N or 1, 1, C)."""
+    return x + spread_rows(gate, x.shape, kernels) * branch
+
+
+def modulation_rows(modulation, table):
+    """`block_rows` as a tuple of six (N, 1, C)."""
+    return ops.split(block_rows(modulation, table), 1, 1)
+
+
+def modulated_linear(x, shift, scale, kernels, weight, bias):
+    """Linear map of `modulated_norm` of x (N, T, C)."""
+    return linear(modulated_norm(x, shift, scale, kernels), weight, bias, kernels)
+
+
+def attention(q, k, v, num_heads, kernels, fp32_attention):
+    """Attention of queries (N, T, C) to keys and values (N, K, C)."""
+    dtype = q.dtype
     if fp32_attention:
         q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
     k, v = prepare_keys(k, v, None, num_heads, kernels)
-    attended = attend(q, k, v, num_heads, kernels).astype(x.dtype)
-    return add_gated_linear(x, attended, rows, 2, proj_weight, proj_bias, kernels)
+    return attend(q, k, v, num_heads, kernels).astype(dtype)
+
+
+def gated_linear(x, branch, gate, kernels, weight, bias):
+    """x + gate * linear map of branch (N, T, C)."""
+    return gated_sum(x, gate, linear(branch, weight, bias, kernels), kernels)
+
+
+def gelu_linear(h, kernels, weight, bias):
+    """Linear map of GELU(h)."""
+    return linear(gelu_tanh(h, kernels), weight, bias, kernels)
+
+
+def self_attention(qkv, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *weights):
+    """`attention` of what `divide` makes of qkv (N, T, 3 * C)."""
+    q, k, v = divide(qkv, height, width, kernels, qk_norm, sampling, factor, *weights)
+    return attention(q, k, v, num_heads, kernels, fp32_attention)
+
+
+def queries_keys_values(
+    x, rows, height, width, kernels, qk_norm, sampling, factor, qkv_weight, qkv_bias, *norms_and_compression
+):  # fmt: skip
+    """What self-attention of tokens x (N, T, C) attends with and to; rows as of `block_rows`."""
+    shift, scale = ops.split(rows, 1, 1)[:2]
+    qkv = modulated_linear(x, shift, scale, kernels, qkv_weight, qkv_bias)
+    return divide(qkv, height, width, kernels, qk_norm, sampling, factor, *norms_and_compression)
+
+
+def attention_sum(x, rows, q, k, v, num_heads, kernels, fp32_attention, proj_weight, proj_bias):
+    """x + gate * attention of queries q (N, T, C) to keys k and values v (N, K, C)."""
+    out = attention(q, k, v, num_heads, kernels, fp32_attention)
+    return gated_linear(x, out, ops.split(rows, 1, 1)[2], kernels, proj_weight, proj_bias)
+
+
+def self_attention_branch(
+    x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, qkv_weight, qkv_bias,
+    proj_weight, proj_bias, *norms_and_compression,
+):  # fmt: skip
+    """x + gate * self-attention of x (N, T, C); rows (N or 1, 6, C) as of `block_rows`."""
+    q, k, v = queries_keys_values(
+        x, rows, height, width, kernels, qk_norm, sampling, factor, qkv_weight, qkv_bias, *norms_and_compression
+    )
+    return attention_sum(x, rows, q, k, v, num_heads, kernels, fp32_attention, proj_weight, proj_bias)
 
 
 def caption_keys(caption, mask, num_heads, kernels, kv_weight, kv_bias):
     """Keys and values of a projected caption (N, L, C) with mask (N, L) or None, in the attention kernel's layout."""
     channels = caption.shape[-1]
-    kv = plain_linear(caption, kv_weight, kv_bias, kernels)
-    return prepare_keys(kv[:, :, :channels], kv[:, :, channels:], mask, num_heads, kernels)
+    k, v = ops.split(linear(caption, kv_weight, kv_bias, kernels), channels, -1)
+    return prepare_keys(k, v, mask, num_heads, kernels)
 
 
 def cross_attention_branch(x, k, v, num_heads, kernels, q_weight, q_bias, proj_weight, proj_bias):
     """x + cross-attention of x (N, T, C) to prepared caption keys: no norm and no gate."""
-    q = plain_linear(x, q_weight, q_bias, kernels)
-    return add_linear(x, attend(q, k, v, num_heads, kernels), proj_weight, proj_bias, kernels)
+    q = linear(x, q_weight, q_bias, kernels)
+    return x + linear(attend(q, k, v, num_heads, kernels), proj_weight, proj_bias, kernels)
 
 
-def mlp_branch(x, modulation, kernels, table, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
-    """x + gate * MLP of x (N, T, C)."""
-    batch, _, channels = x.shape
-    rows = table + modulation.reshape(batch, 6, channels)
-    h = modulated_linear_gelu(x, rows, 3, NORM_EPS, fc1_weight, fc1_bias, kernels)
-    return add_gated_linear(x, h, rows, 5, fc2_weight, fc2_bias, kernels)
+def mlp_branch(x, rows, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
+    """x + gate * MLP of x (N, T, C); rows as of `block_rows`."""
+    shift, scale, gate = ops.split(rows, 1, 1)[3:]
+    h = modulated_linear(x, shift, scale, kernels, fc1_weight, fc1_bias)
+    return gated_sum(x, gate, gelu_linear(h, kernels, fc2_weight, fc2_bias), kernels)
 
 
 def whole_block(
     x, modulation, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, first_cross,
     table, *weights,
 ):  # fmt: skip
-    """The three branches in one graph: faster to differentiate than three, but more is alive at once.
+    """The three branches in one graph, whose backward pass computes the block again from its inputs.
 
     `weights`: of self-attention, from `first_cross` of cross-attention (4 tensors), then of the MLP.
     """
+    rows = block_rows(modulation, table)
     x = self_attention_branch(
-        x, modulation, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, table,
-        *weights[:first_cross],
-    )  # fmt: skip
+        x, rows, height, width, num_heads, kernels, qk_norm, sampling, factor, fp32_attention, *weights[:first_cross]
+    )
     x = cross_attention_branch(x, k, v, num_heads, kernels, *weights[first_cross : first_cross + 4])
-    return mlp_branch(x, modulation, kernels, table, *weights[first_cross + 4 :])
+    return mlp_branch(x, rows, kernels, *weights[first_cross + 4 :])
+
+
+def whole_ascend_block(
+    x, modulation, k, v, height, width, num_heads, kernels, qk_norm, sampling, factor, first_cross, table, *weights
+):  # fmt: skip
+    """`ascend_block` with its table: a block in training."""
+    return ascend.ascend_block(
+        x, block_rows(modulation, table), k, v, height, width, num_heads, kernels, qk_norm, sampling, factor,
+        first_cross, *weights,
+    )  # fmt: skip
 
 
 class SelfAttention(nn.Cell):
@@ -132,8 +193,9 @@ class MLP(nn.Cell):
 class DiTBlock(nn.Cell):
     """Block `layer` of a DiT.
 
-    In training and on the native kernels it is one shared graph, else three, one a branch: compiled once for all
-    blocks of a kind.
+    Every way of computing it is a chain of shared graphs, compiled once for all blocks of a kind. In training these are
+    nine: what each takes is kept for the backward pass, which computes only what is cheap again. After `recompute` it
+    is one, of which nothing is kept but the block's inputs. Otherwise three, one a branch, or one of native kernels.
     """
 
     def __init__(self, config, layer, execution):
@@ -145,32 +207,104 @@ class DiTBlock(nn.Cell):
         self.attn = SelfAttention(channels, config.qk_norm, compression, dtype)
         self.cross_attn = CrossAttention(channels, dtype)
         self.mlp = MLP(channels, int(channels * config.mlp_ratio), channels, dtype=dtype)
+        self.heads, self.compressed = (heads, channels // heads), compression is not None
+        self.recomputed = False
 
         table, attention = (self.scale_shift_table,), self.attn.tensors
         cross = self.cross_attn.q_linear.tensors + self.cross_attn.proj.tensors
+        weights = attention + cross + self.mlp.tensors
         sampling, factor = (compression.sampling, compression.factor) if compression else (None, 1)
-        static = (heads, kernels, config.qk_norm, sampling, factor, execution.fp32_attention)
-        graph = execution.graph
-        self.self_attention = graph(self_attention_branch, table + attention, static)
-        self.caption_keys = graph(caption_keys, self.cross_attn.kv_linear.tensors, (heads, kernels))
+        self.widened = ascend.widened_parts(config.qk_norm, sampling)
+        kind = (config.qk_norm, sampling, factor)
+        static = (heads, kernels, *kind)
+        graph, self.is_ascend = execution.graph, execution.ascend_block
+        keys = ascend.caption_keys if self.is_ascend else caption_keys
+        self.caption_keys = graph(keys, self.cross_attn.kv_linear.tensors, (heads, kernels))
+        # The same in two parts, for tokens that attend to keys from elsewhere, too.
+        first, second = self.attn.qkv.tensors + attention[4:], self.attn.proj.tensors
+        if self.is_ascend:
+            self.ascend = graph(ascend.ascend_block, weights, static + (len(attention),))
+            self.whole = graph(whole_ascend_block, table + weights, static + (len(attention),))
+            self.queries_keys_values = graph(ascend.queries_keys_values, first, static)
+            self.attention_sum = graph(ascend.after_keys, second + cross + self.mlp.tensors, (heads, kernels))
+            return
+        static += (execution.fp32_attention,)
+        self.self_attention = graph(self_attention_branch, attention, static)
+        self.queries_keys_values = graph(queries_keys_values, first, (kernels, *kind))
+        self.attention_sum = graph(attention_sum, second, (heads, kernels, execution.fp32_attention))
         self.cross_attention = graph(cross_attention_branch, cross, (heads, kernels))
-        self.feed_forward = graph(mlp_branch, table + self.mlp.tensors, (kernels,))
-        weights = table + attention + cross + self.mlp.tensors
-        self.whole = graph(whole_block, weights, static + (len(attention),))
-        self.compressed = compression is not None
-        self.one_graph = kernels == NATIVE  # calls cost more than the little that stays alive longer
+        self.feed_forward = graph(mlp_branch, self.mlp.tensors, (kernels,))
+        self.whole = graph(whole_block, table + weights, static + (len(attention),))
+        self.is_native = execution.native_block
+        if self.is_native:
+            self.native = graph(native_block, weights, (heads, kernels, *kind, len(attention)))
+        self.rows = graph(modulation_rows, table, ())
+        self.qkv = graph(modulated_linear, self.attn.qkv.tensors, (kernels,))
+        self.attend = graph(self_attention, attention[4:], static)
+        self.attention_output = graph(gated_linear, self.attn.proj.tensors, (kernels,))
+        self.mlp_input = graph(modulated_linear, self.mlp.fc1.tensors, (kernels,))
+        self.mlp_output = graph(gelu_linear, self.mlp.fc2.tensors, (kernels,))
+        self.gated_sum = graph(gated_sum, (), (kernels,))
 
-    def construct(self, x, modulation, k, v, height, width):
+    def construct(self, x, rows, k, v, height, width, gather=None):
         """Transform tokens x (N, height * width, C).
 
         Args:
-            modulation: (N, 6 * C), from the timestep.
+            rows: (N or 1, 6, C), this block's part of `DiT.modulations`; in training (N, 6 * C), the timestep's
+                modulation, to which the block adds its table itself.
             k, v: caption keys and values from `caption_keys`.
+            gather: as in DiT.denoise; None where x is all of the image.
         """
         if not self.compressed:
             height, width = 0, 0  # the graph does not depend on the grid: do not compile one for each
-        if self.training or self.one_graph:
-            return self.whole(x, modulation, k, v, height, width)
-        x = self.self_attention(x, modulation, height, width)
+        if gather is not None:
+            return self._with_keys_from_elsewhere(x, rows, k, v, height, width, gather)
+        if self.training and (self.recomputed or self.is_ascend):
+            return self.whole(x, rows, k, v, height, width)
+        if self.training:
+            return self._in_pieces(x, rows, k, v, height, width)
+        if self.is_ascend:
+            return self.ascend(x, rows, k, v, height, width)
+        if self.is_native:
+            return self.native(x, rows, k, v, height, width)
+        x = self.self_attention(x, rows, height, width)
         x = self.cross_attention(x, k, v)
-        return self.feed_forward(x, modulation)
+        return self.feed_forward(x, rows)
+
+    def _with_keys_from_elsewhere(self, x, rows, k, v, height, width, gather):
+        queries, keys, values = self.queries_keys_values(x, rows, height, width)
+        keys, values = gather(keys, values)
+        if self.is_ascend:
+            return self.attention_sum(x, rows, queries, keys, values, k, v)
+        x = self.cross_attention(self.attention_sum(x, rows, queries, keys, values), k, v)
+        return self.feed_forward(x, rows)
+
+    def _in_pieces(self, x, modulation, k, v, height, width):
+        rows = self.rows(modulation)
+        out = self.attend(self.qkv(x, rows[0], rows[1]), height, width)
+        x = self.attention_output(x, out, rows[2])
+        x = self.cross_attention(x, k, v)
+        out = self.mlp_output(self.mlp_input(x, rows[3], rows[4]))
+        return self.gated_sum(x, rows[5], out)
+
+    def recompute(self):
+        """From now on compute the block again in the backward pass of training, instead of keeping what it needs."""
+        self.recomputed = True
+        if ms.get_context("mode") == ms.GRAPH_MODE:
+            super().recompute()
+
+    def align_heads(self, restore=False):
+        """Widen the heads of the weights once for all (heads.py), or bring back the published shapes."""
+        number, head_dim = self.heads
+        own, cross = head_width(head_dim), head_width(head_dim, True)
+        rows, columns = (narrow_rows, narrow_columns) if restore else (widen_rows, widen_columns)
+        attention, caption = self.attn, self.cross_attn
+        qkv = (own, 3, self.widened)
+        changes = [(tensor, rows, qkv, 0.0) for tensor in attention.qkv.tensors]
+        changes += [(attention.proj.weight, columns, (own,), 0.0), (caption.proj.weight, columns, (cross,), 0.0)]
+        changes += [(tensor, rows, (cross, 2), 0.0) for tensor in caption.kv_linear.tensors]
+        changes += [(caption.q_linear.weight, rows, (cross,), 0.0), (caption.q_linear.bias, rows, (cross,), 1.0)]
+        for tensor, change, arguments, first in changes:
+            options = {"first": first} if change is widen_rows else {}
+            wide = change(tensor.astype(ms.float32), number, head_dim, *arguments, **options)
+            tensor.set_data(wide.astype(tensor.dtype), slice_shape=True)

@@ -62,7 +62,7 @@ def linear(
 
     Args:
         weight: (out, in).
-        rows: (N, R, in or out).
+        rows: (N or 1, R, in or out); scales as they are, not 1 + scale.
 
     Returns:
         (N, T, out).

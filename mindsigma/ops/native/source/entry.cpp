@@ -62,15 +62,15 @@ int linear(int count, void** tensors, int* ranks, int64_t** shapes, const char**
     l.eps = as_float(plan[1]);
     l.gelu = given & 64;
     if (given & 1) l.bias = a.floats(3);
-    if (given & 2) {  // rows (batch, 6 or 2, C), which of them is the shift; the scale follows it
-      l.step = a.size(4, 1) * a.size(4, 2);
+    if (given & 2) {  // rows (batch or 1, 6 or 2, C), which of them is the shift; the scale follows it
+      l.step = a.size(4, 0) > 1 ? a.size(4, 1) * a.size(4, 2) : 0;
       l.shift = a.floats(4) + plan[2] * a.size(4, 2);
       l.scale = l.shift + a.size(4, 2);
     }
     if (given & 4) l.norm_weight = a.floats(5);
     if (given & 8) l.factor = a.floats(6);
     if (given & 16) {
-      l.step = a.size(4, 1) * a.size(4, 2);
+      l.step = a.size(4, 0) > 1 ? a.size(4, 1) * a.size(4, 2) : 0;
       l.gate = a.floats(4) + plan[2] * a.size(4, 2);
     }
     if (given & 32) l.residual = a.floats(7);

@@ -37,8 +37,8 @@ void normalise(const Linear& l, long row, float* to) {
     const float* scale = l.scale + row / l.rows_of_image * l.step;
     const float* shift = l.shift + row / l.rows_of_image * l.step;
     for (long i = 0; i < whole; i += VL)
-      store(to + i, (load(x + i) - mean) * inverse * (1.0f + load(scale + i)) + load(shift + i));
-    for (long i = whole; i < l.in; i++) to[i] = (x[i] - mean) * inverse * (1.0f + scale[i]) + shift[i];
+      store(to + i, (load(x + i) - mean) * inverse * load(scale + i) + load(shift + i));
+    for (long i = whole; i < l.in; i++) to[i] = (x[i] - mean) * inverse * scale[i] + shift[i];
   } else {
     for (long i = 0; i < whole; i += VL) store(to + i, load(x + i) * inverse * load(l.norm_weight + i));
     for (long i = whole; i < l.in; i++) to[i] = x[i] * inverse * l.norm_weight[i];

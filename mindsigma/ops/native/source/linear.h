@@ -7,8 +7,8 @@ struct Linear {
   float* y;  // (rows, out)
   long rows, in, out;
   long rows_of_image;  // rows that share one row of shift, scale and gate
-  // Before: nothing; or LayerNorm, times 1 + scale, plus shift; or x / rms(x) times norm_weight.
-  const float* shift = nullptr;  // a row for each image, `step` apart
+  // Before: nothing; or LayerNorm, times scale, plus shift; or x / rms(x) times norm_weight.
+  const float* shift = nullptr;  // a row for each image, `step` apart, or 0 for one of all
   const float* scale = nullptr;
   const float* norm_weight = nullptr;
   float eps = 0;
