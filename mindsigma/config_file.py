@@ -77,7 +77,9 @@ def _convert(file, key, value, action):
         if not isinstance(value, bool):
             raise MindSigmaError(f"{file}: {key} must be true or false, not {value!r}")
         return value
-    if action.nargs in ("*", "+") or isinstance(action, argparse._AppendAction):
+    if isinstance(action.nargs, int) and (not isinstance(value, list) or len(value) != action.nargs):
+        raise MindSigmaError(f"{file}: {key} must be a list of {action.nargs}, not {value!r}")
+    if action.nargs in ("*", "+") or isinstance(action.nargs, int) or isinstance(action, argparse._AppendAction):
         entries = value if isinstance(value, list) else [value]
         return [_convert_one(file, key, entry, action) for entry in entries]
     if value is None and action.default is None:

@@ -16,6 +16,16 @@ from mindspore import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
 
+# Modules of more than half a minute, longest first: two processes share the modules, and should end together.
+LONGEST = ["test_training_kills", "test_training_distributed", "test_training_adapter_runs", "test_training_lora"]
+LONGEST += ["test_training_step", "test_dit", "test_sampling", "test_convert", "test_training_options"]
+
+
+def pytest_collection_modifyitems(items):
+    """Long modules first."""
+    order = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 def drawn_weight(seed, name, shape):
     """The value of one tensor of a reference case, float32, from the case's seed and the tensor's official name."""

@@ -13,6 +13,7 @@ from mindsigma.models.dit import DiT, DiTConfig
 from mindsigma.models.t5 import T5Config, T5Encoder
 from mindsigma.models.vae import VAE
 from mindsigma.models.vae_config import VAEConfig
+from mindsigma.pipeline.denoising import GuidedStep
 
 DEPTH = 3
 CONFIG = DiTConfig(depth=DEPTH, kv_compression="conv:2:2")
@@ -62,10 +63,12 @@ def test_dit_is_one_graph_with_fused_attention(dtype, tmp_path):
     half = mind_ir_pb2.TensorProto.FLOAT16 if dtype == ms.float16 else mind_ir_pb2.TensorProto.BFLOAT16
     assert [data for kind, _, data in nodes if kind == "FlashAttentionScore"] == [half] * 2 * DEPTH
     assert count["Softmax"] == count["SoftmaxExt"] == count["BatchMatMul"] == 0
-    wide = [dims for kind, dims, data in nodes if kind == "MatMul" and data == half]
-    assert (2 * 4096, 3 * 1152) in wide and (2 * 4096, 4608) in wide  # the heavy products are in half precision
-    keys = {dims for kind, dims, _ in nodes if kind == "Concat" and dims and dims[-1] == 80}
-    assert keys == {(2, 4096, 16, 80), (2, 1024, 16, 80), (2, 64, 16, 80)}
+    wide = [dims for kind, dims, data in nodes if kind == "Dense" and data == half]
+    # The heavy products are in half precision, on heads of 80 columns; the compressed layer's keys get them later.
+    assert (2, 4096, 3 * 1280) in wide and (2, 4096, 4608) in wide and (2, 4096, 1280 + 2 * 1152) in wide
+    widened = [dims for kind, dims, _ in nodes if kind == "Concat" and dims and len(dims) == 3 and dims[1] == 80]
+    tokens = {dims for dims in widened if dims[0] > 3 * 16}
+    assert tokens == {(2 * 1024 * 16, 80, 1), (1152 * 16, 80, 1)}  # compressed keys; the columns of a weight
 
 
 def test_vae_and_t5_export(tmp_path):
@@ -84,31 +87,66 @@ def test_vae_and_t5_export(tmp_path):
     assert sum(kind == "MatMul" for kind, _, _ in nodes) == 2 * 7
 
 
-def test_denoising_step_with_its_solver_is_one_graph(tmp_path):
-    from mindsigma.pipeline.denoising import GuidedStep
+class ExportedStep(ms.nn.Cell):
+    """A GuidedStep with its caption keys as single tensors, since an exported graph takes no tuples."""
 
-    class Exported(ms.nn.Cell):
-        """The step with its caption keys made inside, since an exported graph takes tensors only."""
+    def __init__(self, dit):
+        super().__init__()
+        self.step = GuidedStep(dit, True)
 
-        def __init__(self, dit):
-            super().__init__()
-            self.dit = dit
-            self.step = GuidedStep(dit, True)
+    def construct(self, latents, history, numbers, scale, rows, position, *keys):
+        pairs = ()
+        for i in range(len(keys) // 2):
+            pairs += ((keys[2 * i], keys[2 * i + 1]),)
+        return self.step(latents, history, numbers, scale, pairs, rows, position)
 
-        def construct(self, latents, history, numbers, scale, caption, mask):
-            return self.step(latents, history, numbers, scale, self.dit.encode_caption(caption, mask))
 
+def denoising_step(folder, depth, compression=None):
+    """Nodes of XL's guided step at 1024 px, solver included, by kind."""
     with no_init_parameters():
-        dit = DiT(DiTConfig(depth=2, hidden_size=144, num_heads=2, caption_channels=32), ms.float16, kernels="fused")
-    inputs = [np.zeros(shape, np.float32) for shape in ((1, 4, 32, 32), (2, 1, 4, 32, 32), (7,), (), (2, 16, 32))]
-    step = Exported(weights(dit))
-    nodes = exported(step, [*map(Tensor, inputs), Tensor(np.ones((2, 16), np.int32))], tmp_path)
-    assert sum(kind == "FlashAttentionScore" for kind, _, _ in nodes) == 4
+        config = DiTConfig(depth=depth, kv_compression=compression, input_size=128, pe_interpolation=2.0)
+        dit = DiT(config, ms.float16, kernels="fused")
+    weights(dit).align_heads()
+    half = [(1, 6 * depth + 2, 1152), (1, 4096, 1152)] + [(2, 128, 1280)] * (2 * depth)
+    inputs = [np.zeros(shape, np.float32) for shape in ((1, 4, 128, 128), (2, 1, 4, 128, 128), (6,), ())]
+    inputs += [np.zeros(shape, np.float16) for shape in half]
+    return Counter(kind for kind, _, _ in exported(ExportedStep(dit), [*map(Tensor, inputs)], folder))
 
 
-@pytest.mark.parametrize(("dtype", "recompute"), [(ms.float16, False), (ms.bfloat16, True)])
-def test_training_step_is_one_graph(dtype, recompute, tmp_path):
-    """Forward, backward, clip, optimiser and average; attention fused both ways, half precision over fp32 weights."""
+FREE = ("TupleGetItem", "MakeTuple", "Load", "Constant", "Reshape")  # no kernel, or none that moves data
+PLAIN = {
+    "LayerNormExt": 2, "Dense": 6, "Split": 1, "FlashAttentionScore": 2, "GeLU": 1, "Addcmul": 2, "Add": 1,
+    "StridedSlice": 1, "Unstack": 1,  # of the modulation's six rows
+}  # fmt: skip
+
+
+def test_a_step_has_no_node_to_spare(tmp_path):
+    """A block of the denoising step: no transpose, no padding, no cast, no mask; a compressed one pads keys, values."""
+    one, two = denoising_step(tmp_path, 1), denoising_step(tmp_path, 2)
+    block = {kind: two[kind] - one[kind] for kind in two if two[kind] > one[kind] and kind not in FREE}
+    assert block == PLAIN
+    compressed = denoising_step(tmp_path, 2, "conv:2:1")
+    block = {kind: compressed[kind] - one[kind] for kind in compressed if compressed[kind] > one[kind]}
+    more = {"Mul": 2, "SumExt": 2, "Add": 3, "LayerNormExt": 4, "Concat": 2, "StridedSlice": 4, "Transpose": 1}
+    del more["Transpose"], block["Transpose"]  # of the convolution's weight
+    expected = {**PLAIN, **more}
+    del expected["Split"]
+    assert {kind: count for kind, count in block.items() if kind not in FREE} == expected
+    rest = {kind: one[kind] - two[kind] + one[kind] for kind in two if kind not in FREE}
+    assert (
+        rest["Cast"] == 2 and rest["Transpose"] == 2 and rest["Dense"] == 2
+    )  # latents in and out: 16 channels a token
+
+
+def training_dit(dtype, parameter_dtype):
+    """A DiT of one block for the tests of the training step."""
+    config = DiTConfig(depth=1, hidden_size=144, num_heads=2, caption_channels=32)
+    with no_init_parameters():
+        return weights(DiT(config, dtype, kernels="fused", parameter_dtype=parameter_dtype).set_train())
+
+
+def exported_step(dit, parameters, dtype, folder):
+    """Nodes of the exported training step of a DiT with AdamW and averages, where `parameters` learn."""
     from mindsigma.diffusion.loss import COLUMNS
     from mindsigma.training.optimizers import OptimizerConfig
     from mindsigma.training.step import StepConfig, TrainingStep
@@ -123,19 +161,43 @@ def test_training_step_is_one_graph(dtype, recompute, tmp_path):
         def construct(self, *inputs):
             return self.step(*inputs, True)
 
-    config = DiTConfig(depth=1, hidden_size=144, num_heads=2, caption_channels=32)
-    with no_init_parameters():
-        dit = DiT(config, dtype, kernels="fused", parameter_dtype=ms.float32).set_train()
-    weights(dit)
+    settings = StepConfig(ema_decay=0.9, loss_scale=65536.0 if dtype == ms.float16 else 0.0)
+    step = TrainingStep(dit, parameters, OptimizerConfig("adamw"), settings)
+    shapes = ((1, 4, 32, 32), (1, 4, 32, 32), (1, len(COLUMNS)), (1,), (1, 16, 32), (1, 16), (1,))
+    return exported(Exported(step), [Tensor(np.zeros(shape, np.float32)) for shape in shapes], folder)
+
+
+@pytest.mark.parametrize(("dtype", "recompute"), [(ms.float16, False), (ms.bfloat16, True)])
+def test_training_step_is_one_graph(dtype, recompute, tmp_path):
+    """Forward, backward, clip, optimiser and average; attention fused both ways, half precision over fp32 weights."""
+    dit = training_dit(dtype, ms.float32)
     if recompute:
         dit.blocks[0].recompute()
-    settings = StepConfig(ema_decay=0.9, loss_scale=65536.0 if dtype == ms.float16 else 0.0)
-    step = TrainingStep(dit, dit.trainable_params(), OptimizerConfig("adamw"), settings)
-    shapes = ((1, 4, 32, 32), (1, 4, 32, 32), (1, len(COLUMNS)), (1,), (1, 16, 32), (1, 16), (1,))
-    nodes = exported(Exported(step), [Tensor(np.zeros(shape, np.float32)) for shape in shapes], tmp_path)
+    nodes = exported_step(dit, dit.trainable_params(), dtype, tmp_path)
     count = Counter(kind for kind, _, _ in nodes)
     assert count["FlashAttentionScoreGrad"] == 2 and count["FlashAttentionScore"] == (4 if recompute else 2)
     half = mind_ir_pb2.TensorProto.FLOAT16 if dtype == ms.float16 else mind_ir_pb2.TensorProto.BFLOAT16
     assert {data for kind, _, data in nodes if kind.startswith("FlashAttention")} == {half}
     assert count["Assign"] == 4 * len(dit.trainable_params()) + 1  # weights, two averages, moving average; the controls
     assert count["Softmax"] == count["BatchMatMul"] == 0
+
+
+@pytest.mark.parametrize(("dtype", "dora"), [(ms.bfloat16, True), (ms.float16, False)])
+def test_training_step_of_an_adapter_is_one_graph(dtype, dora, tmp_path):
+    """Half precision for the frozen weights, fp32 for what stands beside them; only the adapter is assigned to."""
+    from mindsigma.training.adapters import AdapterConfig, new_adapter
+    from mindsigma.training.learner import AdapterLearner
+
+    rank = 4
+    dit = training_dit(dtype, dtype)
+    learner = AdapterLearner(dit, new_adapter(dit, AdapterConfig(rank, dora=dora)))
+    nodes = exported_step(dit, learner.parameters, dtype, tmp_path)
+    count = Counter(kind for kind, _, _ in nodes)
+    half = mind_ir_pb2.TensorProto.FLOAT16 if dtype == ms.float16 else mind_ir_pb2.TensorProto.BFLOAT16
+    assert count["FlashAttentionScore"] == count["FlashAttentionScoreGrad"] == 2
+    assert {data for kind, _, data in nodes if kind.startswith("FlashAttention")} == {half}
+    low = {data for kind, dims, data in nodes if kind == "MatMul" and dims and dims[-1] == rank}
+    assert low == {mind_ir_pb2.TensorProto.FLOAT}
+    assert half in {data for kind, dims, data in nodes if kind == "MatMul" and dims == (256, 3 * 144)}
+    assert count["Assign"] == 4 * len(learner.parameters) + 1
+    assert len(learner.parameters) == (3 if dora else 2) * len(learner.adapter.entries)

@@ -7,6 +7,9 @@ from conftest import GOLDEN, psnr, relative_error
 from mindspore import Tensor
 
 from mindsigma import MindSigmaError, PixArtSigmaPipeline
+from mindsigma.models import t5, vae
+from mindsigma.models.dit import dit
+from mindsigma.ops import kernels
 
 QUICK = {"num_inference_steps": 2, "progress": False}
 
@@ -39,6 +42,20 @@ def test_trajectory_and_image_are_the_peers(mini, convention, steps, monkeypatch
     assert relative_error(latents, other["latents"]) > 1e-2  # the conventions do differ
 
 
+def test_ascend_composition_draws_the_same(monkeypatch):
+    """All three networks as an NPU runs them, with aligned heads, through the stand-ins of its kernels."""
+    resolve = kernels.resolve_kernels
+    for module in (dit, t5, vae):
+        monkeypatch.setattr(module, "resolve_kernels", lambda name: resolve(name or "stand-in"))
+    pipeline = PixArtSigmaPipeline.from_pretrained("sigma-mini")
+    reference = np.load(GOLDEN / "mini_diffusers_dpm_8.npz")
+    latents, images = draw(pipeline, reference, 8)
+    assert pipeline.dit.aligned and pipeline.dit.blocks[0].attn.qkv.weight.shape[0] == 3 * 4 * 80
+    assert relative_error(latents, reference["latents"]) < 1e-4
+    expected = np.clip(reference["image"].astype(np.float32).transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1)
+    assert psnr(images, expected, 1.0) > 60
+
+
 def test_official_checkpoint_draws_the_same(mini):
     """The DiT from the official .pth, T5 and VAE from a folder."""
     from mindsigma.pipeline.locate import BUNDLED
@@ -56,13 +73,21 @@ def test_graph_mode_draws_the_same(mini):
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
         latents = mini("a red apple", seed=3, output_type="latent", **QUICK).images
-        graphs = [len(mini._steps.step[True].compile_cache), len(mini._steps.caption_keys.compile_cache)]
+        graphs = [len(mini._steps.step(True, latents.shape).compile_cache), len(mini._steps.caption_keys.compile_cache)]
         mini("a red apple", seed=4, output_type="latent", **QUICK)
-        again = [len(mini._steps.step[True].compile_cache), len(mini._steps.caption_keys.compile_cache)]
+        again = [len(mini._steps.step(True, latents.shape).compile_cache), len(mini._steps.caption_keys.compile_cache)]
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
     assert relative_error(latents, reference) < 1e-5
     assert graphs == again == [1, 1]
+
+
+def test_guidance_in_halves_draws_the_same(mini, mode):
+    whole, halves = (
+        mini(["a red apple", "a cat"], seed=3, output_type="latent", guidance_halves=halves, **QUICK).images
+        for halves in (False, True)
+    )
+    assert relative_error(halves, whole) < 1e-5
 
 
 def test_seed_fixes_the_image_whatever_the_batch(mini):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from training_runs import (
     ROOT,
+    TRAIN,
     assert_same,
     checkpoint,
     free_port,
@@ -108,13 +109,35 @@ def test_divided_states_of_came(data, tmp_path):
     assert_same(checkpoint(tmp_path / "0", 6), checkpoint(tmp_path / "1", 6))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 1])
+def test_one_graph_on_each_of_two(runs, data, tmp_path, zero):
+    """A step as one graph with the collectives in it, as on an NPU, gives the weights of the chain of graphs."""
+    wrapper = tmp_path / "wrapper.py"
+    wrapper.write_text(
+        "import runpy, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import mindspore as ms\n"
+        "import mindsigma.training.trainer as trainer\n"
+        "set_device = trainer.set_device\n"
+        "trainer.set_device = lambda name: (set_device(name), ms.set_context(mode=ms.GRAPH_MODE))\n"
+        f"sys.argv[0] = {str(TRAIN)!r}\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    arguments = options(*data, tmp_path / "run", batch_size=2, zero=zero, **ADAMW)
+    train(arguments, tmp_path / "logs", ranks=2, script=wrapper)
+    chain = runs / ("divided" if zero else "two")
+    assert largest_difference(checkpoint(tmp_path / "run", STEPS), checkpoint(chain, STEPS)) < 1e-5
+
+
 def multi_aspect(folder, data, buckets, steps, **changes):
     """Train on two processes over `buckets` aspect ratios; returns the lines of the log."""
     sizes = list(training_bins(256).values())
     sizes = [tuple(map(int, sizes[i])) for i in np.linspace(0, len(sizes) - 1, buckets).astype(int)]
     features = write_features(folder / "features", sizes * 5, Resolution(256, True))
     changes = {"batch_size": 2, "resolution": 256, "multi_scale": True, "steps": steps, "save_every": 100, **changes}
-    train(options(data[0], features, folder / "run", **changes), folder / "run" / "logs", ranks=2)
+    arguments = options(data[0], features, folder / "run", **changes)
+    train(arguments, folder / "run" / "logs", ranks=2, seconds=3600)  # a stall would last
     lines = log_lines(folder / "run")
     assert [line["step"] for line in lines] == list(range(1, steps + 1))
     assert len({(line["height"], line["width"]) for line in lines}) == buckets

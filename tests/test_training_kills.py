@@ -1,6 +1,7 @@
 """Killed at any instant, a run goes on to the very bits of the run that was not killed; ended on request, it saves."""
 
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -92,30 +93,37 @@ def assert_resumed(output, unkilled):
     assert not [path.name for path in output.rglob("*") if path.suffix in (".part", ".gone")]
 
 
-def kill_chain(arguments, output, ranks, seed, kills):
-    """Start the run, kill it within a second after a random number of new steps, start it again, `kills` times."""
-    draw = random.Random(seed)
-    for number in range(kills):
+def kill_chain(arguments, output, unkilled, ranks, seed, kills):
+    """Start the run, kill it within a second after a random number of new steps, start it again, until `kills` hit.
+
+    A run that ends before it is hit has to be that which was not killed; another one then begins.
+    """
+    draw, starts = random.Random(seed), 0
+    while kills:
         before = steps(output)
         wanted = (before[-1] if before else 0) + draw.choice((0, 0, 1, 1, 2))
-        run = Run(arguments, output / f"logs{number}", ranks)
+        run = Run(arguments, output / f"logs{starts}", ranks)
+        starts += 1
         # At step 0 of a start, also before the first computation: while it starts, reads, compiles.
-        if not run.until(lambda wanted=wanted: any(step >= wanted for step in steps(output)) or wanted == 0):
-            break
+        run.until(lambda wanted=wanted: any(step >= wanted for step in steps(output)) or wanted == 0)
         time.sleep(draw.uniform(0.0, 0.4 if wanted else 4.0))
-        if ranks == 1:
-            run.kill()
-        else:  # one of the processes, as a fault would; msrun then kills the others
-            victim = run.workers[draw.randrange(ranks)]
+        victim = run.workers[draw.randrange(ranks)]
+        if ranks > 1:  # one of the processes, as a fault would; msrun then kills the others
             victim.kill()
             time.sleep(draw.uniform(0.0, 0.3))
-            run.kill()
+        run.kill()
+        if victim.returncode == -signal.SIGKILL:
+            kills -= 1
+        else:
+            assert victim.returncode == 0, run.text()
+            assert_resumed(output, unkilled)
+            shutil.rmtree(output)
 
 
 def test_killed_at_random_instants(data, unkilled, tmp_path):
     output = tmp_path / "run"
     arguments = options(*data, output, **CHANGES)
-    kill_chain(arguments, output, ranks=1, seed=1, kills=9)
+    kill_chain(arguments, output, unkilled, ranks=1, seed=1, kills=9)
     train(arguments, output / "logs")
     assert_resumed(output, unkilled)
 
@@ -126,7 +134,7 @@ def test_one_of_two_killed_at_random_instants(data, tmp_path, kills):
     train(options(*data, tmp_path / "unkilled", **changes), tmp_path / "logs", ranks=2)
     output = tmp_path / "run"
     arguments = options(*data, output, **changes)
-    kill_chain(arguments, output, ranks=2, seed=2, kills=kills)
+    kill_chain(arguments, output, tmp_path / "unkilled", ranks=2, seed=2, kills=kills)
     train(arguments, output / "logs", ranks=2)
     assert_resumed(output, tmp_path / "unkilled")
 
@@ -136,7 +144,7 @@ def test_one_of_two_killed_at_random_instants(data, tmp_path, kills):
 def test_killed_again_and_again(data, unkilled, tmp_path, seed):
     output = tmp_path / "run"
     arguments = options(*data, output, **CHANGES)
-    kill_chain(arguments, output, ranks=1, seed=seed, kills=12)
+    kill_chain(arguments, output, unkilled, ranks=1, seed=seed, kills=12)
     train(arguments, output / "logs")
     assert_resumed(output, unkilled)
 

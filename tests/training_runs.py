@@ -53,21 +53,21 @@ def write_network(folder, **changes):
     return folder
 
 
-def write_features(folder, sizes, resolution):
+def write_features(folder, sizes, resolution, max_length=TOKENS):
     """A folder of features as tools/extract_features.py writes it, of noise, for images of these (height, width)."""
     config = {
         "resolution": resolution.as_dict(),
-        "max_length": TOKENS,
+        "max_length": max_length,
         "latent_channels": 4,
         "downsampling": 8,
         "state_width": WIDTH,
     }
     features, random = FeatureFolder(folder, config), np.random.default_rng(7)
-    features.write_null_caption(random.standard_normal((TOKENS, WIDTH)).astype(np.float32), 1)
+    features.write_null_caption(random.standard_normal((max_length, WIDTH)).astype(np.float32), 1)
     buckets, records, tokens = resolution.buckets(), [], []
     for i, (size, bucket) in enumerate(zip(sizes, resolution.assign(np.array(sizes)))):
         record = Record(f"{i}.png", f"picture {i}", "", *size, f"{i}.png")
-        length = int(random.integers(2, TOKENS + 1))
+        length = int(random.integers(2, max_length + 1))
         mean = random.standard_normal((4, buckets[bucket].height // 8, buckets[bucket].width // 8))
         moments = np.concatenate([mean * 7.0, np.full_like(mean, 0.1)]).astype(np.float32)
         features.write(record, {MOMENTS: moments, STATES: random.standard_normal((length, WIDTH)).astype(np.float32)})
@@ -192,10 +192,10 @@ def _listening(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def train(arguments, log, ranks=1, expect=0, **keywords):
-    """Run to the end and check the exit code; returns the Run."""
+def train(arguments, log, ranks=1, expect=0, seconds=300, **keywords):
+    """Run to the end, which must come within `seconds`, and check the exit code; returns the Run."""
     run = Run(arguments, log, ranks, **keywords)
-    code = run.wait()
+    code = run.wait(seconds)
     assert code == expect, f"exit code {code}:\n" + "\n".join(run.text(rank) for rank in range(ranks))
     return run
 
@@ -216,7 +216,7 @@ def stored(folder):
     """All tensors of a checkpoint by part and name, the optimiser's states of all processes together."""
     result = {}
     for file in sorted(folder.rglob("*.safetensors")):
-        part = file.parent.name if file.parent != folder else "states"
+        part = file.parent.name if file.parent != folder else file.stem.split("-")[0]
         for name, value in read_safetensors(file)[0].items():
             value = np.array(value)
             key = f"{part}/{name}"

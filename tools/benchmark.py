@@ -1,301 +1,154 @@
-"""Measure seconds and peak memory: sigma-mini images cold and warm, guided steps of XL/2, translation of T5-XXL.
+"""Measure seconds and peak memory, alone or in turn with diffusers (PyTorch) and mindone (MindSpore).
 
     python tools/benchmark.py
+    python tools/benchmark.py --peer diffusers mindone --peer-python PYTHON_WITH_TORCH
 
-Every case runs in a process of its own; the first run of a case compiles and is not counted. Prints a table and
-writes JSON with the machine and the versions.
+Cases: sigma-mini's images cold and warm, guided steps of XL/2, VAE, T5, training, translation of T5-XXL. A peer runs
+the same case on the same inputs in a process of its own, A B A B; the first run of each compiles and is not counted.
+Prints a table and writes JSON, and Markdown beside it, with the machine and the versions.
 """
 
 import argparse
-import json
 import os
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+TOOLS = Path(__file__).resolve().parent
+sys.path[:0] = [str(TOOLS.parent), str(TOOLS)]
 
-from mindsigma import __version__, command_line  # noqa: E402
+from measure.commands import COMMANDS, NEED_TORCH, WARMED  # noqa: E402
+from measure.peers import PEER_CASES, SAME_WEIGHTS, difference, peer_contestant, training_step, write_inputs  # noqa: E402
+from measure.tables import TEXT_HEAD, TITLES, machine, markdown, text_line  # noqa: E402
+from measure.turns import Command, Worker, in_turn  # noqa: E402
+
+from mindsigma import command_line  # noqa: E402
 from mindsigma.errors import MindSigmaError  # noqa: E402
 
-PROMPT = "a penguin on a yellow background"
-CAPTION_TOKENS = 300  # XL/2 is measured with the longest caption
-XL_CASES = {
-    "xl-256": ("PixArt-Sigma-XL-2-256x256", 256),
-    "xl-512": ("PixArt-Sigma-XL-2-512-MS", 512),
-    "xl-1024": ("PixArt-Sigma-XL-2-1024-MS", 1024),
-    "xl-1024-kv": ("PixArt-Sigma-XL-2-1024-MS-KV", 1024),
-}
-# torch.load + half() + torch.save hold a checkpoint one and a half times, so theirs is one of 10 layers of the 24.
-T5_PART_LAYERS = 10
-TORCH_CASES = ("torch-t5-part", "torch-t5-part-mmap")
-CASES = ("mini-cold", "mini-warm", "mini-decode-4k", "convert-t5-xxl", "convert-t5-part", *TORCH_CASES, *XL_CASES)
+CASES = tuple(TITLES)
 DEFAULT_CASES = ("mini-cold", "mini-warm", "xl-256", "xl-512")
+DEFAULT_PEER_CASES = (
+    "mini-warm", "mini-warm-4", "mini-cold", "mini-cold-cached", "mini-step", "xl-256", "xl-512", "vae-512", "t5-mini",
+    "t5-xxl-2", "train-mini",
+)  # fmt: skip
+REPEATS = 5
+PEER_REPEATS = {"mini-warm-4": 3, "mini-cold": 3, "mini-cold-cached": 3, "xl-512": 3, "vae-512": 3}
 
 
-def mini_cold(folder):
-    """One image from process start to file."""
-    return run_tool("generate.py", PROMPT, "--out", f"{folder}/image.png")
+def build_parser():
+    """The options of this tool."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0],
+        epilog="Without --cases: " + " ".join(DEFAULT_CASES) + "; with a peer: " + " ".join(DEFAULT_PEER_CASES),
+    )
+    add = parser.add_argument
+    add("--cases", nargs="+", choices=CASES, metavar="CASE", help="what to measure: " + " ".join(CASES))
+    add("--repeats", type=int, help="counted runs a case, with 0 the first one counts; default 5, 3 of slow ones")
+    add("--peer", nargs="+", choices=tuple(PEER_CASES), default=[], help="whom to run beside")
+    add("--peer-python", metavar="PATH", help="interpreter of an environment with torch, diffusers and transformers")
+    add("--out", default="outputs/benchmark.json", help="where the numbers go; the tables go beside it as .md")
+    return parser
 
 
-def convert_t5_xxl(folder):
-    """A checkpoint of T5-XXL's shapes (19 GB in fp32, a sparse file of zeros) to this project's format in fp16."""
-    from mindsigma.checkpoints.safetensors_writer import safetensors_header
-
-    specs = t5_specs()
-    source = Path(folder) / "t5-xxl.safetensors"
-    header = safetensors_header(source, specs, None)
-    with open(source, "wb") as file:
-        file.write(header)
-        file.truncate(len(header) + sum(spec.nbytes for spec in specs))
-    return translated(source, folder)
-
-
-def convert_t5_part(folder):
-    """A .pth file of T5-XXL's first layers, of zeros, to this project's format in fp16."""
-    return translated(t5_part(folder), folder)
+def check(args):
+    """Cases to measure; raises for options that do not fit together."""
+    if args.repeats is not None and args.repeats < 0:
+        raise MindSigmaError(f"--repeats must be at least 0, not {args.repeats}")
+    cases = args.cases or (DEFAULT_PEER_CASES if args.peer else DEFAULT_CASES)
+    torch = "diffusers" in args.peer or any(case in NEED_TORCH for case in cases)
+    if torch and not args.peer_python:
+        raise MindSigmaError("give --peer-python, an interpreter of an environment that has PyTorch")
+    if args.peer_python and not os.access(args.peer_python, os.X_OK):
+        raise MindSigmaError(f"--peer-python {args.peer_python}: no such program")
+    if args.cases and "train-mini" in cases and "diffusers" not in args.peer:
+        raise MindSigmaError("--cases train-mini is measured beside PyTorch alone: give --peer diffusers")
+    return list(dict.fromkeys(cases))
 
 
-def torch_t5_part(folder, mmap=False):
-    """The same file by torch.load, half() and torch.save, in the Python of --peer-python."""
-    python = os.environ.get(PEER_VARIABLE)
-    if not python:
-        raise MindSigmaError("--cases torch-t5-part: give --peer-python, an interpreter that has PyTorch")
-    size = sum(spec.nbytes for spec in t5_specs(T5_PART_LAYERS))
-    free = available_bytes()
-    if free < 1.5 * size + 2e9:
-        raise MindSigmaError(f"PyTorch needs {1.5 * size / 1e9:.1f} GB and 2 to spare, {free / 1e9:.1f} GB are free")
-    source = t5_part(folder)
-    run = run_command([python, "-c", PEER, str(source), str(Path(folder) / "out.pth"), str(int(mmap))], python)
-    return {**run, "source_bytes": source.stat().st_size}
+def contestant(case, folder, peer_python):
+    """Worker or Command that runs a case here."""
+    if case in COMMANDS:
+        return Command(lambda: COMMANDS[case](folder, peer_python))
+    return Worker(sys.executable, TOOLS / "measure" / "cases.py", case, {})
 
 
-PEER_VARIABLE = "MINDSIGMA_PEER_PYTHON"
-PEER = """
-import sys, torch
-state = torch.load(sys.argv[1], map_location="cpu", mmap=sys.argv[3] == "1")
-state = {name: tensor.half() for name, tensor in state["state_dict"].items()}
-torch.save(state, sys.argv[2])
-"""
-
-
-def t5_specs(layers=24):
-    """TensorSpec of each fp32 tensor of a T5-XXL encoder."""
-    import numpy as np
-    from mindspore.nn.utils import no_init_parameters
-
-    from mindsigma.checkpoints.tensor_stream import TensorSpec
-    from mindsigma.models.t5 import T5Config, T5Encoder
-
-    with no_init_parameters():
-        encoder = T5Encoder(T5Config(num_layers=layers), kernels="math")
-    return [TensorSpec(p.name, np.dtype(np.float32), tuple(p.shape)) for p in encoder.get_parameters()]
-
-
-def t5_part(folder):
-    """A .pth file of zeros in the shapes of the first layers of a T5-XXL encoder."""
-    import numpy as np
-
-    from mindsigma.checkpoints.torch_writer import write_torch
-
-    specs = t5_specs(T5_PART_LAYERS)
-    shapes = {spec.name: spec.shape for spec in specs}
-    source = Path(folder) / "t5-part.pth"
-    write_torch(source, specs, lambda name: np.zeros(shapes[name], np.float32))
-    return source
-
-
-def translated(source, folder):
-    """Seconds, peak memory and bytes of a translation to fp16."""
-    run = run_tool("convert.py", source, Path(folder) / "out", "--to", "mindspore", "--dtype", "fp16")
-    return {**run, "source_bytes": source.stat().st_size}
-
-
-def available_bytes():
-    """Memory that can be had without swapping."""
-    lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-
-
-def run_tool(name, *arguments):
-    """Seconds and peak memory of one of the tools, from process start to end."""
-    return run_command([sys.executable, str(ROOT / "tools" / name), *map(str, arguments)], f"tools/{name}")
-
-
-def run_command(command, name):
-    """Seconds and peak memory of a process."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    errors = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.stderr.close()
-    if status != 0:
-        lines = errors.decode().strip().splitlines() or [f"it ended with {status}"]
-        raise MindSigmaError(f"{name} failed: {lines[-1]}")
-    cpu_seconds = usage.ru_utime + usage.ru_stime
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_bytes": usage.ru_maxrss * 1024}
-
-
-TOOL_CASES = {
-    "mini-cold": mini_cold,
-    "convert-t5-xxl": convert_t5_xxl,
-    "convert-t5-part": convert_t5_part,
-    "torch-t5-part": torch_t5_part,
-    "torch-t5-part-mmap": lambda folder: torch_t5_part(folder, mmap=True),
-}
-
-
-def mini_warm(repeats):
-    """One image of 256 px in 20 steps, prompt to picture, in a process that has drawn before."""
-    from mindsigma import PixArtSigmaPipeline
-
-    pipeline = PixArtSigmaPipeline.from_pretrained("sigma-mini")
-    return timed(lambda: pipeline(PROMPT, seed=0, progress=False), repeats)
-
-
-def mini_decode_4k(repeats):
-    """Tiled decode of 4096 x 4096 pixels by sigma-mini's VAE, without turning them into a picture."""
-    import numpy as np
-
-    from mindsigma import PixArtSigmaPipeline
-    from mindsigma.models.vae_tiling import decode_tiled
-
-    pipeline = PixArtSigmaPipeline.from_pretrained("sigma-mini")
-    latents = np.random.default_rng(0).standard_normal((1, 4, 512, 512), np.float32)
-    return timed(lambda: decode_tiled(pipeline.vae, latents), repeats)
-
-
-def xl_step(name, pixels):
-    """A function (repeats) that times one guided step (batch 2) of XL/2 with random weights."""
-
-    def measure(repeats):
-        import numpy as np
-        from mindspore import Tensor
-        from mindspore.nn.utils import no_init_parameters
-
-        from mindsigma.models.dit import DiT
-        from mindsigma.models.dit.config import preset
-        from mindsigma.runtime import set_device
-
-        set_device()
-        rng = np.random.default_rng(0)
-        with no_init_parameters():
-            dit = DiT(preset(name))
-        for parameter in dit.get_parameters():
-            parameter.set_data(Tensor(rng.standard_normal(parameter.shape, np.float32) * np.float32(0.02)))
-        side = pixels // 8
-        latents = Tensor(rng.standard_normal((2, 4, side, side), np.float32))
-        timestep = Tensor(np.full(2, 500.0, np.float32))
-        caption = Tensor(rng.standard_normal((2, CAPTION_TOKENS, dit.config.caption_channels), np.float32))
-        keys = dit.encode_caption(caption, Tensor(np.ones((2, CAPTION_TOKENS), np.int32)))
-
-        def step():
-            if not np.isfinite(dit.denoise(latents, timestep, keys).asnumpy()).all():
-                raise MindSigmaError(f"{name}: the step gave values that are not finite")
-
-        return timed(step, repeats)
-
-    return measure
-
-
-def timed(function, repeats):
-    """Seconds of `repeats` calls after a first one, which compiles, and peak memory of the process."""
-    from mindsigma.pipeline.phases import peak_bytes
-
-    seconds = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds[1:] or seconds, "first_seconds": seconds[0], "peak_bytes": peak_bytes()}
-
-
-def run_case(case, repeats):
-    """Result of one case, measured in this process."""
-    if case in TOOL_CASES:
-        runs = []
-        for _ in range(max(repeats, 1)):
-            with tempfile.TemporaryDirectory() as folder:
-                runs.append(TOOL_CASES[case](folder))
-        return {
-            "seconds": [run["seconds"] for run in runs],
-            "first_seconds": runs[0]["seconds"],
-            "cpu_seconds": [run["cpu_seconds"] for run in runs],
-            "peak_bytes": max(run["peak_bytes"] for run in runs),
-            **({"source_bytes": runs[0]["source_bytes"]} if "source_bytes" in runs[0] else {}),
-        }
-    others = {"mini-warm": mini_warm, "mini-decode-4k": mini_decode_4k}
-    return (others[case] if case in others else xl_step(*XL_CASES[case]))(repeats)
-
-
-def in_new_process(case, repeats):
-    """Result of one case, measured in a process of its own."""
-    command = [sys.executable, __file__, "--only", case, "--repeats", str(repeats)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise MindSigmaError(f"case {case} failed: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def machine():
-    """Processor, cores, memory and versions."""
-    from importlib import metadata
-
-    model = platform.processor()
+def measure(case, peer, args, folder, versions):
+    """Results of a case here and by a peer (None: here alone; None is returned for what the peer does not have)."""
+    if case == "train-mini":
+        if peer != "diffusers":
+            return None
+        ours, theirs, apart = training_step(folder, args.peer_python, args.repeats)
+        return {"here": ours, peer: {**theirs, "difference": apart}}
+    repeats = args.repeats
+    if repeats is None:
+        repeats = PEER_REPEATS.get(case, REPEATS) if peer else REPEATS
+    contestants = {}
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    versions = {name: metadata.version(name) for name in ("mindspore", "numpy")}
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "memory_gb": round(memory / 1e9, 1),
-        "python": platform.python_version(),
-        "mindsigma": __version__,
-        **versions,
-    }
+        if peer:
+            other = peer_contestant(peer, case, folder, args.peer_python)
+            if other is None:
+                return None
+            contestants[peer] = other
+        contestants["here"] = contestant(case, folder, args.peer_python)
+        results = in_turn(contestants, repeats, warm_up=case not in COMMANDS or case in WARMED)
+        for one in contestants.values():
+            versions.update(one.prepared.get("versions", {}))
+        if peer and case in SAME_WEIGHTS:
+            results[peer]["difference"] = compare(contestants, peer, folder)
+    finally:
+        for one in contestants.values():
+            one.close()
+    return results
+
+
+def compare(contestants, peer, folder):
+    """Difference of the last results of both."""
+    import numpy as np
+
+    for name, one in contestants.items():
+        one.save(folder / f"{name}.npy")
+    return difference(np.load(folder / "here.npy"), np.load(folder / f"{peer}.npy"))
 
 
 def main():
-    """Run the cases, print the table, write the file."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(DEFAULT_CASES), help="what to measure")
-    parser.add_argument("--repeats", type=int, default=5, help="counted runs a case; with 0 the first one counts")
-    parser.add_argument("--peer-python", metavar="PATH", help="an interpreter with PyTorch, for the torch- cases")
-    parser.add_argument("--out", default="outputs/benchmark.json", help="where the numbers go")
-    parser.add_argument("--only", choices=CASES, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.repeats < 0:
-        raise MindSigmaError(f"--repeats must be at least 0, not {args.repeats}")
-    if args.only:
-        print(json.dumps(run_case(args.only, args.repeats)))
-        return 0
-    if args.peer_python:
-        os.environ[PEER_VARIABLE] = args.peer_python
-    report = {"machine": machine(), "cases": {}}
-    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
-    print(f"{'case':<18} {'median s':>9} {'first s':>9} {'peak GB':>8} {'MB/s read':>9}")
-    for case in args.cases:
-        result = in_new_process(case, args.repeats)
-        median = statistics.median(result["seconds"])
-        report["cases"][case] = {**result, "median_seconds": median}
-        rate = f"{result['source_bytes'] / 1e6 / median:9.0f}" if "source_bytes" in result else ""
-        line = f"{case:<18} {median:9.2f} {result['first_seconds']:9.2f} {result['peak_bytes'] / 1e9:8.2f} {rate}"
-        print(line.rstrip(), flush=True)
-    out = Path(args.out)
-    from mindsigma.checkpoints.atomic import write_json
+    """Run the cases, print the table, write the files."""
+    args = build_parser().parse_args()
+    cases = check(args)
+    from mindsigma.checkpoints.atomic import replacing, write_json
 
+    report = {"machine": machine(), "cases": {}}
+    versions = {}
+    print(", ".join(f"{name} {value}" for name, value in report["machine"].items()))
+    print(TEXT_HEAD)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if args.peer:
+            write_inputs(folder)
+        for case in cases:
+            entry = {}
+            for peer in args.peer or [None]:
+                results = measure(case, peer, args, folder, versions)
+                if results is None:
+                    continue
+                ours = results.pop("here")
+                if not entry:
+                    entry = {**ours, **({"peers": {}} if peer else {})}
+                print(text_line(case, ours), flush=True)
+                for other, theirs in results.items():
+                    ratio = theirs["median_seconds"] / ours["median_seconds"]
+                    entry["peers"][other] = {**theirs, "ratio": ratio, "here": ours}
+                    print(text_line(case, entry["peers"][other], other), flush=True)
+            if entry:
+                report["cases"][case] = entry
+            else:
+                print(f"{case:<18} not of {' '.join(args.peer)}; left out")
+    report["machine"].update({name: value for name, value in versions.items() if name != "numpy"})
+    out = Path(args.out)
     write_json(out, report)
-    print(out)
+    tables = out.with_suffix(".md")
+    with replacing(tables) as file:
+        file.write(markdown(report).encode())
+    print(out, tables, sep="\n")
     return 0
 
 

@@ -5,6 +5,7 @@ python tools/generate.py "a penguin on a yellow background"
 
 import argparse
 import math
+import os
 import sys
 import tempfile
 import time
@@ -46,6 +47,34 @@ def build_parser():
     )
     add("--steps", type=int, default=20, help="denoising steps")
     add("--guidance-scale", type=float, default=4.5, help="weight of the prompt; 1 draws without guidance")
+    add(
+        "--guidance-halves",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compute guidance's two halves one after the other, in half the memory",
+    )
+    add(
+        "--guidance-interval",
+        type=float,
+        nargs=2,
+        default=[0.0, 1.0],
+        metavar=("BEGIN", "END"),
+        help="guide only in this part of the way from noise (0) to image (1): approximate, half the work outside",
+    )
+    add(
+        "--text-reuse",
+        type=float,
+        default=1.0,
+        metavar="FRACTION",
+        help="from there on repeat the outputs of cross-attention; approximate, 1 is never",
+    )
+    add(
+        "--block-reuse",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run the middle half of the blocks at every N-th step only; approximate, 1 is every step",
+    )
     add("--seed", type=int, default=0, help="image i of each prompt is drawn from seed + i")
     add("--num-images", type=int, default=1, help="images a prompt")
     add("--batch-size", type=int, default=1, help="images drawn at once")
@@ -60,6 +89,17 @@ def build_parser():
     add("--max-sequence-length", type=int, default=300, help="longest prompt, in tokens")
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default fp32 on the CPU, fp16 on Ascend")
     add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
+    add(
+        "--text-encoder-memory",
+        choices=("whole", "layers", "int8"),
+        default="whole",
+        help="T5 in memory, or read layer by layer for every text (exact, slower), or as int8 (approximate)",
+    )
+    add(
+        "--parallel",
+        choices=("sequence", "cfg", "both"),
+        help="how the processes of tools/launch/generate_*.sh share an image: bands of rows, halves of guidance, both",
+    )
     add("--out", default="outputs", help="folder, or the name of one .png file")
     add("--grid", action=argparse.BooleanOptionalAction, default=False, help="also write all images as one")
     add(
@@ -110,8 +150,13 @@ def check(args, count):
     if not math.isfinite(args.guidance_scale):
         raise MindSigmaError(f"--guidance-scale must be a finite number, not {args.guidance_scale}")
     from mindsigma.diffusion.dpm_solver import solver_table
+    from mindsigma.diffusion.shortcuts import Shortcuts
 
     solver_table(args.steps, args.solver_order, args.convention)
+    shortcuts = Shortcuts(tuple(args.guidance_interval), args.text_reuse, args.block_reuse)
+    shortcuts.plan(args.steps, args.guidance_scale > 1)
+    if os.environ.get("MS_WORKER_NUM") and not args.parallel:
+        raise MindSigmaError("msrun started this: give --parallel, or each of its processes would draw the same")
     out = Path(args.out)
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".bmp", ".gif"):
         raise MindSigmaError(f"--out {out}: pictures are written as .png")
@@ -166,19 +211,31 @@ def main():
     }
     with clock.phase("load"):
         pipeline = PixArtSigmaPipeline.from_pretrained(
-            args.model, args.dtype, args.device, args.components, args.convention, args.lora or (), **config
+            args.model,
+            args.dtype,
+            args.device,
+            args.components,
+            args.convention,
+            args.lora or (),
+            args.parallel,
+            args.text_encoder_memory,
+            **config,
         )
+    first = pipeline.parallel is None or pipeline.parallel.first  # the others draw, but neither tell nor write
+    say = print if first else lambda *_: None
     if args.model == "sigma-mini":
-        print(
+        say(
             "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
             "For the released PixArt-Sigma weights: --model FOLDER, see README, Released weights"
         )
     size = pipeline.image_size(args.height, args.width, args.resolution_binning)
     asked = args.height or pipeline.default_size, args.width or pipeline.default_size
     if asked != size:
-        print(
-            f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped"
-        )
+        say(f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped")
+    if args.parallel:
+        sent = traffic(pipeline, size, prompts, args)
+        if args.verbose:
+            say(sent)
     out = Path(args.out)
     make_folder(out)
     with clock.phase("text"):
@@ -200,23 +257,28 @@ def main():
             use_resolution_binning=args.resolution_binning,
             max_sequence_length=args.max_sequence_length,
             solver_order=args.solver_order,
+            guidance_halves=args.guidance_halves,
+            guidance_interval=tuple(args.guidance_interval),
+            text_reuse=args.text_reuse,
+            block_reuse=args.block_reuse,
             clock=clock,
         )
         seconds = time.perf_counter() - begin
         for (prompt, seed), name, image in zip(batch, names[start:], result.images):
             path = out if is_png(out) else out / name
-            save_png(image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size)})
-            print(path)
+            if first:
+                save_png(image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size)})
+            say(path)
         if args.verbose:
-            print(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
+            say(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
         images += result.images
-    if args.grid:
+    if args.grid and first:
         path = (out.parent if is_png(out) else out) / "grid.png"
         grid = image_grid(images)
         save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **metadata(args, size, grid.size)})
-        print(path)
+        say(path)
     if args.verbose:
-        print(clock.table())
+        say(clock.table())
     return 0
 
 
@@ -245,6 +307,17 @@ def encode_all(pipeline, prompts, args):
     return Captions(states[:count], masks[:count], (states[count:], masks[count:]) if guided else None)
 
 
+def traffic(pipeline, size, prompts, args):
+    """What the processes send each other, in a line."""
+    images = min(args.batch_size, args.num_images * len(prompts))
+    sent = pipeline.bytes_sent(*size, images, args.guidance_scale > 1)
+    return (
+        f"parallel {args.parallel}: {pipeline.parallel.ranks.count} processes, each sends "
+        f"{sum(sent.values()) / 1e6:.2f} MB a step ({sent['keys'] / 1e6:.2f} keys and values, "
+        f"{sent['noise'] / 1e6:.2f} noise)"
+    )
+
+
 def metadata(args, drawn, size):
     """What the PNG says of its making beside prompt and seed.
 
@@ -263,6 +336,7 @@ def metadata(args, drawn, size):
         **({"lora": ", ".join(args.lora)} if args.lora else {}),
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
+        **shortcuts_used(args),
         "solver_order": args.solver_order,
         "convention": args.convention,
         "size": f"{size[0]}x{size[1]}",
@@ -271,6 +345,18 @@ def metadata(args, drawn, size):
         "max_sequence_length": args.max_sequence_length,
         "dtype": next(name for name, value in runtime.DTYPES.items() if value == dtype),
     }
+
+
+def shortcuts_used(args):
+    """The approximate speed-ups that are on, as the PNG tells them."""
+    used = {}
+    if tuple(args.guidance_interval) != (0, 1):
+        used["guidance_interval"] = " ".join(map(str, args.guidance_interval))
+    if args.text_reuse != 1:
+        used["text_reuse"] = args.text_reuse
+    if args.block_reuse != 1:
+        used["block_reuse"] = args.block_reuse
+    return used
 
 
 if __name__ == "__main__":

@@ -70,7 +70,8 @@ def main():
             print(f"sizes corrected: {corrected}")
         report(source, args)
     sampler = BucketSampler(source, args.batch_size, resolution, incomplete=args.incomplete)
-    print(f"\nbuckets of {resolution.base} px, batches of {args.batch_size}:\n{sampler.summary()}")
+    chosen = "" if isinstance(source, FeatureSet) else " (--resolution, --multi-scale and --batch-size count others)"
+    print(f"\nbuckets of {resolution.base} px, batches of {args.batch_size}{chosen}:\n{sampler.summary()}")
     print(f"smaller than their bucket, to be enlarged: {enlarged(source.sizes, resolution)}")
     if not isinstance(source, FeatureSet) and args.strict:
         source.require_no_bad()

@@ -13,8 +13,9 @@ from mindspore import Tensor, nn, ops
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.layers import Affine, Norm, normal
 from mindsigma.ops.attention import attention_with_bias
-from mindsigma.ops.functional import gelu_tanh, linear, rms_norm
+from mindsigma.ops.functional import rms_norm
 from mindsigma.ops.kernels import resolve_kernels
+from mindsigma.ops.linear_chains import add_linear, rms_gated_linear, rms_linear
 from mindsigma.ops.shared_graph import SharedGraph
 
 MASKED = -1e9
@@ -63,12 +64,19 @@ def relative_position_buckets(length, num_buckets, max_distance):
 
 def encoder_layer(x, bias, eps, num_heads, kernels, q, k, v, o, attention_norm, wi_0, wi_1, wo, ff_norm):
     """One T5 layer on the fp32 residual stream x (N, L, d_model); bias (N, heads, L, L) fp32 holds the mask too."""
-    h = rms_norm(x, eps, kernels, attention_norm).astype(q.dtype)
-    attended = attention_with_bias(linear(h, q), linear(h, k), linear(h, v), bias, num_heads)
-    x = x + linear(attended, o).astype(x.dtype)
-    h = rms_norm(x, eps, kernels, ff_norm).astype(wi_0.dtype)
-    gate = gelu_tanh(linear(h, wi_0), kernels).astype(wo.dtype)
-    return x + linear(gate * linear(h, wi_1).astype(wo.dtype), wo).astype(x.dtype)
+    queries = rms_linear(x, attention_norm, eps, q, kernels)
+    keys = rms_linear(x, attention_norm, eps, k, kernels)
+    values = rms_linear(x, attention_norm, eps, v, kernels)
+    x = add_linear(x, attention_with_bias(queries, keys, values, bias, num_heads, kernels), kernels, o, None)
+    return add_linear(x, rms_gated_linear(x, ff_norm, eps, wi_0, wi_1, wo.dtype, kernels), kernels, wo, None)
+
+
+def attention_bias(table, mask, num_buckets, max_distance, num_heads):
+    """Bias (N, heads, L, L) fp32 of all layers: relative positions, from the first layer's table, and mask (N, L)."""
+    batch, length = mask.shape
+    bias = ops.gather(table, bucket_tensor(length, num_buckets, max_distance), 0).reshape(length, length, num_heads)
+    bias = bias.transpose(2, 0, 1).expand_dims(0).astype(ms.float32)
+    return bias + ((1.0 - mask.astype(ms.float32)) * MASKED).reshape(batch, 1, 1, length)
 
 
 class _SelfAttention(nn.Cell):
@@ -156,21 +164,14 @@ class T5Encoder(nn.Cell):
         position attends to padding.
         """
         config = self.config
-        batch, length = token_ids.shape
         x = ops.gather(self.shared.weight, token_ids.reshape(-1), 0)
-        x = x.reshape(batch, length, config.d_model).astype(ms.float32)
-        bias = self._position_bias(length) + ((1.0 - mask.astype(ms.float32)) * MASKED).reshape(batch, 1, 1, length)
+        x = x.reshape(token_ids.shape + (config.d_model,)).astype(ms.float32)
+        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        bias = attention_bias(table, mask, buckets, distance, config.num_heads)
         for block in self.encoder.block:
             x = block(x, bias)
         return self.last_norm(x)
-
-    def _position_bias(self, length):
-        """Relative bias (1, heads, L, L) fp32, from the first layer's table, shared by all layers."""
-        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        config = self.config
-        buckets = bucket_tensor(length, config.relative_attention_num_buckets, config.relative_attention_max_distance)
-        bias = ops.gather(table, buckets, 0).reshape(length, length, config.num_heads)
-        return bias.transpose(2, 0, 1).expand_dims(0).astype(ms.float32)
 
 
 @ops.constexpr

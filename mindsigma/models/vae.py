@@ -9,8 +9,10 @@ from mindspore import nn, ops
 
 from mindsigma.models.layers import Affine, Holder, Norm, xavier_uniform
 from mindsigma.ops.attention import attend, prepare_keys
-from mindsigma.ops.functional import group_norm, linear, silu, upsample_nearest_2x
-from mindsigma.ops.kernels import resolve_kernels
+from mindsigma.ops.functional import group_norm, group_norm_silu, upsample_nearest_2x
+from mindsigma.ops.kernels import is_native, resolve_kernels
+from mindsigma.ops.linear_chains import plain_linear
+from mindsigma.ops.native import operations as native
 from mindsigma.ops.shared_graph import SharedGraph
 
 NORM_EPS = 1e-6
@@ -23,20 +25,29 @@ def convolve(x, kernel, stride, padding, weight, bias):
     return ops.bias_add(conv(x, weight), bias)
 
 
+def convolve_3x3(x, weight, bias, kernels, residual=None, enlarge=False):
+    """3x3 convolution of x (N, C, H, W), enlarged twofold before it if so asked, plus the residual if there is one."""
+    if is_native(x, kernels):
+        return native.convolution(x, weight, bias, residual, enlarge)
+    y = convolve(upsample_nearest_2x(x) if enlarge else x, 3, 1, (1, 1, 1, 1), weight, bias)
+    return y if residual is None else residual + y
+
+
 def norm_silu_conv(x, groups, kernels, norm_weight, norm_bias, weight, bias):
     """3x3 convolution of silu(GroupNorm(x)), the unit that most of a VAE is made of."""
-    x = silu(group_norm(x, groups, norm_weight, norm_bias, NORM_EPS, kernels))
-    return convolve(x, 3, 1, (1, 1, 1, 1), weight, bias)
+    x = group_norm_silu(x, groups, norm_weight, norm_bias, NORM_EPS, kernels)
+    return convolve_3x3(x, weight, bias, kernels)
 
 
 def norm_silu_conv_add(x, residual, groups, kernels, norm_weight, norm_bias, weight, bias):
     """`norm_silu_conv` plus the residual."""
-    return residual + norm_silu_conv(x, groups, kernels, norm_weight, norm_bias, weight, bias)
+    x = group_norm_silu(x, groups, norm_weight, norm_bias, NORM_EPS, kernels)
+    return convolve_3x3(x, weight, bias, kernels, residual)
 
 
-def upsample_conv(x, weight, bias):
+def upsample_conv(x, kernels, weight, bias):
     """3x3 convolution of the image enlarged twofold."""
-    return convolve(upsample_nearest_2x(x), 3, 1, (1, 1, 1, 1), weight, bias)
+    return convolve_3x3(x, weight, bias, kernels, enlarge=True)
 
 
 def pixel_attention(x, groups, kernels, norm_weight, norm_bias, *projections):
@@ -44,9 +55,9 @@ def pixel_attention(x, groups, kernels, norm_weight, norm_bias, *projections):
     batch, channels, height, width = x.shape
     h = group_norm(x, groups, norm_weight, norm_bias, NORM_EPS, kernels)
     h = h.reshape(batch, channels, height * width).transpose(0, 2, 1)  # (N, H * W, C)
-    q, k, v = (linear(h, projections[i], projections[i + 1]) for i in (0, 2, 4))
+    q, k, v = (plain_linear(h, kernels, projections[i], projections[i + 1]) for i in (0, 2, 4))
     k, v = prepare_keys(k, v, None, 1, kernels)
-    h = linear(attend(q, k, v, 1, kernels), projections[6], projections[7])
+    h = plain_linear(attend(q, k, v, 1, kernels), kernels, projections[6], projections[7])
     return x + h.transpose(0, 2, 1).reshape(x.shape)
 
 
@@ -54,8 +65,9 @@ class Conv(Holder):
     """A convolution that runs as a shared graph of its own."""
 
     def __init__(
-        self, in_channels, out_channels, kernel=3, stride=1, padding=None, function=convolve, dtype=ms.float32
-    ):
+        self, in_channels, out_channels, kernel=3, stride=1, padding=None, dtype=ms.float32, function=convolve,
+        static=None,
+    ):  # fmt: skip
         super().__init__()
         pad = kernel // 2
         padding = (pad, pad, pad, pad) if padding is None else padding
@@ -64,7 +76,7 @@ class Conv(Holder):
         shape = (out_channels, in_channels, kernel, kernel)
         holder = Affine(in_channels, out_channels, init, shape, dtype=dtype)
         self.weight, self.bias = holder.weight, holder.bias
-        static = (kernel, stride, padding) if function is convolve else ()
+        static = (kernel, stride, padding) if static is None else static
         self.run = SharedGraph(function, self.tensors, static)
 
     def construct(self, x):
@@ -150,7 +162,7 @@ class Level(nn.Cell):
             conv = Conv(out_channels, out_channels, stride=2, padding=(0, 1, 0, 1), dtype=dtype)
             self.downsamplers = nn.CellList([_Resampler(conv)])
         elif resample == "up":
-            conv = Conv(out_channels, out_channels, function=upsample_conv, dtype=dtype)
+            conv = Conv(out_channels, out_channels, dtype=dtype, function=upsample_conv, static=(kernels,))
             self.upsamplers = nn.CellList([_Resampler(conv)])
 
     def construct(self, x):

@@ -7,7 +7,7 @@ from mindspore import Tensor
 from mindsigma.errors import MindSigmaError
 
 
-def decode_tiled(vae, latents, tile=64, overlap=0.25):
+def decode_tiled(vae, latents, tile=64, overlap=0.25, apply=map):
     """Images of scaled latents, decoded tile by tile.
 
     Not equal to one untiled call: GroupNorm and the middle attention of each tile see that tile alone.
@@ -17,6 +17,7 @@ def decode_tiled(vae, latents, tile=64, overlap=0.25):
         latents: Tensor or ndarray (N, c, h, w).
         tile: side of a tile, in latent pixels. Where the image is smaller, so is the tile.
         overlap: least fraction of its side that a tile shares with the next, in [0, 1).
+        apply: like `map` (function, list of tiles), gives the results in order; by it, several processes can share.
 
     Returns:
         float32 ndarray (N, 3, 8h, 8w), about [-1, 1].
@@ -25,7 +26,7 @@ def decode_tiled(vae, latents, tile=64, overlap=0.25):
         MindSigmaError: tile or overlap out of range.
     """
     _check(tile, overlap, 1)
-    return _run_tiled(vae, _to_host(latents), tile, overlap, read=1, write=vae.config.downsampling)
+    return _run_tiled(vae, _to_host(latents), tile, overlap, 1, vae.config.downsampling, apply)
 
 
 def encode_tiled(vae, images, tile=512, overlap=0.25):
@@ -48,7 +49,7 @@ def encode_tiled(vae, images, tile=512, overlap=0.25):
     height, width = images.shape[2:]
     if height % factor or width % factor:
         raise MindSigmaError(f"image of {height}x{width} pixels: crop both sides to multiples of {factor} to encode it")
-    return _run_tiled(vae.encode, _to_host(images), tile // factor, overlap, read=factor, write=1)
+    return _run_tiled(vae.encode, _to_host(images), tile // factor, overlap, factor, 1)
 
 
 def _check(tile, overlap, multiple):
@@ -63,19 +64,22 @@ def _to_host(array):
     return array.astype(ms.float32).asnumpy() if isinstance(array, Tensor) else np.asarray(array, np.float32)
 
 
-def _run_tiled(run, source, tile, overlap, read, write):
+def _run_tiled(run, source, tile, overlap, read, write, apply=map):
     """Blend `run` of every tile of source; a latent pixel is `read` pixels a side of source, `write` of the result."""
     height, width = (side // read for side in source.shape[2:])
     rows, columns = _spans(height, tile, overlap, write), _spans(width, tile, overlap, write)
+    places = [(row, column) for row in rows for column in columns]
+    pieces = [
+        source[:, :, top * read : bottom * read, left * read : right * read]
+        for (top, bottom, _), (left, right, _) in places
+    ]
     blended = None
-    for top, bottom, row_weights in rows:
-        for left, right, column_weights in columns:
-            piece = source[:, :, top * read : bottom * read, left * read : right * read]
-            piece = _to_host(run(Tensor(np.ascontiguousarray(piece))))
-            if blended is None:
-                blended = np.zeros((*piece.shape[:2], height * write, width * write), np.float32)
-            place = blended[:, :, top * write : bottom * write, left * write : right * write]
-            place += piece * (row_weights[:, None] * column_weights)
+    results = apply(lambda piece: _to_host(run(Tensor(np.ascontiguousarray(piece)))), pieces)
+    for ((top, bottom, row_weights), (left, right, column_weights)), piece in zip(places, results):
+        if blended is None:
+            blended = np.zeros((*piece.shape[:2], height * write, width * write), np.float32)
+        place = blended[:, :, top * write : bottom * write, left * write : right * write]
+        place += piece * (row_weights[:, None] * column_weights)
     return blended
 
 

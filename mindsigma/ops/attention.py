@@ -2,14 +2,16 @@
 
 Keys and values are brought into the kernel's layout by `prepare_keys`, once, however many queries follow; `attend`
 then answers queries. A key mask costs no mask tensor: it rides in an extra column of the heads, where the query holds
-one and the key holds 0 (kept) or `MASKED` (dropped).
+one and the key holds 0 (kept) or `MASKED` (dropped). Ascend's blocks put that column into their weights instead
+(models/dit/heads.py).
 """
 
-from mindspore import dtype as mstype
 from mindspore import ops
 
+from mindsigma.ops.ascend import HEAD_MULTIPLE, flash_attention
 from mindsigma.ops.derivatives import attention
-from mindsigma.ops.kernels import FUSED
+from mindsigma.ops.kernels import has_flash_attention, is_native
+from mindsigma.ops.native import operations as native
 
 # Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
 # range also after the division by the scale that the fused kernel multiplies back.
@@ -18,33 +20,15 @@ MASKED = -3000.0
 # Largest block of attention weights alive at once on the portable path, in elements.
 MAX_SCORES = 1 << 24
 
-# The fused kernel takes no others; fp32 goes through the portable path on every device.
-FUSED_DTYPES = (mstype.float16, mstype.bfloat16)
-
 _scores = ops.BatchMatMul(transpose_b=True)
 _weighted = ops.BatchMatMul()
 
 
-def _head_width(head_dim, masked, fused):
-    """Columns of a head in the kernel's layout; the fused kernel wants a multiple of 16."""
-    width = head_dim + (1 if masked else 0)
-    return -(-width // 16) * 16 if fused else width
-
-
-def _widen(x, width, first):
-    """Append to x (..., D) columns up to `width`: `first` (a number or (..., 1)) and then zeros."""
-    missing = width - x.shape[-1]
-    if missing == 0:
-        return x
-    if isinstance(first, (int, float)):
-        first = ops.full(x.shape[:-1] + (1,), first, dtype=x.dtype)
-    if missing == 1:
-        return ops.concat((x, first), -1)
-    return ops.concat((x, first, ops.zeros(x.shape[:-1] + (missing - 1,), x.dtype)), -1)
-
-
-def _is_fused(dtype, kernels):
-    return kernels == FUSED and dtype in FUSED_DTYPES
+def _with_column(x, column):
+    """x (N, L, heads, D) with `column`, a number or (N, L, heads, 1), appended."""
+    if isinstance(column, (int, float)):
+        column = ops.full(x.shape[:-1] + (1,), column, dtype=x.dtype)
+    return ops.concat((x, column), -1)
 
 
 def prepare_keys(k, v, mask, num_heads, kernels):
@@ -54,23 +38,23 @@ def prepare_keys(k, v, mask, num_heads, kernels):
         mask: (N, L), 1 keeps a key and 0 drops it, or None.
 
     Returns:
-        k, v: (N, heads, L, D or D + 1) for `math`, (N, L, heads, D') for `fused`, D' a multiple of 16.
+        k, v: (N, heads, L, D) for `math`, keys with a column more if there is a mask; (N, L, C) if one
+        FlashAttentionScore takes them as they are, and for `native`, with a mask (N, L, C + 1) and (N, L, C), where the
+        last column of k is 0 (kept) or `MASKED`.
     """
     batch, length, channels = k.shape
+    if is_native(k, kernels):
+        if mask is None:
+            return k, v
+        return ops.concat((k, ((1.0 - mask.astype(k.dtype)) * MASKED).reshape(batch, length, 1)), -1), v
     head_dim = channels // num_heads
-    fused = _is_fused(k.dtype, kernels)
-    width = _head_width(head_dim, mask is not None, fused)
+    if mask is None and head_dim % HEAD_MULTIPLE == 0 and has_flash_attention(kernels, k.dtype):
+        return k, v
     k = k.reshape(batch, length, num_heads, head_dim)
     v = v.reshape(batch, length, num_heads, head_dim)
-    if mask is None:
-        k = _widen(k, width, 0.0)
-    else:
-        # The fused kernel scales the whole product, the portable path scales only the query.
-        penalty = MASKED * head_dim**0.5 if fused else MASKED
-        column = ((1.0 - mask.astype(k.dtype)) * penalty).reshape(batch, length, 1, 1)
-        k = _widen(k, width, ops.broadcast_to(column, (batch, length, num_heads, 1)))
-    if fused:
-        return k, _widen(v, width, 0.0)
+    if mask is not None:
+        column = ((1.0 - mask.astype(k.dtype)) * MASKED).reshape(batch, length, 1, 1)
+        k = _with_column(k, ops.broadcast_to(column, (batch, length, num_heads, 1)))
     return k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
 
 
@@ -78,20 +62,33 @@ def attend(q, k, v, num_heads, kernels):
     """Attention of queries q (N, S, C) over prepared keys and values; returns (N, S, C)."""
     batch, length, channels = q.shape
     head_dim = channels // num_heads
-    q = q.reshape(batch, length, num_heads, head_dim)
-    if _is_fused(q.dtype, kernels):
-        q = _widen(q, k.shape[-1], 1.0)
-        out = ops.flash_attention_score(q, k, v, num_heads, scalar_value=head_dim**-0.5, input_layout="BSND")
-        return out[..., :head_dim].reshape(batch, length, channels)
-    q = _widen(q * head_dim**-0.5, k.shape[-1], 1.0).transpose(0, 2, 1, 3)  # (N, heads, S, D)
-    out = attention(q, k, v, MAX_SCORES)
+    if is_native(q, kernels):
+        return native.attention(q, k, v, num_heads, head_dim**-0.5, k.shape[-1] > channels)
+    if len(k.shape) == 3:
+        return flash_attention(q, k, v, num_heads, head_dim**-0.5, kernels)
+    q = q.reshape(batch, length, num_heads, head_dim) * head_dim**-0.5
+    if k.shape[-1] > head_dim:
+        q = _with_column(q, 1.0)
+    out = attention(q.transpose(0, 2, 1, 3), k, v, MAX_SCORES)
     return out.transpose(0, 2, 1, 3).reshape(batch, length, channels)
 
 
-def attention_with_bias(q, k, v, bias, num_heads):
+def attend_qkv(qkv, num_heads, kernels):
+    """Attention among the rows of qkv (N, T, 3 * C), queries, keys and values side by side; returns (N, T, C)."""
+    channels = qkv.shape[-1] // 3
+    if is_native(qkv, kernels):
+        return native.attention_of_qkv(qkv, num_heads, (channels // num_heads) ** -0.5)
+    q, k, v = ops.split(qkv, channels, -1)
+    k, v = prepare_keys(k, v, None, num_heads, kernels)
+    return attend(q, k, v, num_heads, kernels)
+
+
+def attention_with_bias(q, k, v, bias, num_heads, kernels):
     """T5's attention: unscaled, with an additive bias (N or 1, heads, S, L); weights in fp32. Returns (N, S, C)."""
     batch, length, channels = q.shape
     head_dim = channels // num_heads
+    if is_native(q, kernels):
+        return native.attention(q, k, v, num_heads, 1.0, False, bias)
     q = q.reshape(batch, length, num_heads, head_dim).transpose(0, 2, 1, 3)
     k = k.reshape(batch, -1, num_heads, head_dim).transpose(0, 2, 1, 3)
     v = v.reshape(batch, -1, num_heads, head_dim).transpose(0, 2, 1, 3)

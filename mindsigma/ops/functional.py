@@ -1,16 +1,19 @@
 """Linear maps, normalisations and activations as pure functions of tensors.
 
-Each takes `kernels` where a fused Ascend operation exists. The `math` compositions are chosen for the CPU backend,
-whose own LayerNorm, GroupNorm and GELU kernels are several times slower and whose Tanh is only good to 1e-4.
+Each takes `kernels` where a fused Ascend operation exists (ops/ascend.py). The `math` compositions are chosen for the
+CPU backend, whose own LayerNorm, GroupNorm and GELU kernels are several times slower and whose Tanh is only good to
+1e-4.
 """
 
 import numpy as np
 from mindspore import Tensor, mint, ops
 from mindspore import dtype as mstype
 
+from mindsigma.ops import ascend
 from mindsigma.ops.derivatives import add_bias, gelu, normalise, row_mean, spread_column
-from mindsigma.ops.kernels import FUSED, MATH
+from mindsigma.ops.kernels import MATH, for_ascend, is_native
 from mindsigma.ops.low_rank import add_changes
+from mindsigma.ops.native import operations as native
 
 _matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
@@ -41,26 +44,30 @@ def linear(x, weight, bias=None, kernels=None):
     return y.reshape(shape[:-1] + (weight.shape[0],))
 
 
-def spread_rows(row, length, kernels):
-    """row (N, 1, C) as an operand for (N, length, C): repeated for `math`, as it is for `fused`, which broadcasts."""
-    if kernels == FUSED:
+def spread_rows(row, shape, kernels):
+    """row (N or 1, 1, C) as an operand for `shape` (N, T, C): repeated, or as it is where Ascend broadcasts."""
+    if for_ascend(kernels):
         return row
-    return _batch_matmul(ops.fill(row.dtype, (row.shape[0], length, 1), 1.0), row)
+    batch, length, channels = shape
+    if row.shape[0] == batch:
+        return _batch_matmul(ops.fill(row.dtype, (batch, length, 1), 1.0), row)
+    return _matmul(ops.fill(row.dtype, (batch * length, 1), 1.0), row.reshape(1, channels)).reshape(shape)
 
 
 def scale_and_shift(x, scale, shift, kernels):
-    """x * scale + shift for x (N, T, C), scale and shift (N, 1, C)."""
-    length = x.shape[1]
-    return x * spread_rows(scale, length, kernels) + spread_rows(shift, length, kernels)
+    """x * scale + shift for x (N, T, C), scale and shift (N or 1, 1, C)."""
+    if for_ascend(kernels):
+        return ascend.multiply_add(shift, x, scale, kernels)
+    return x * spread_rows(scale, x.shape, kernels) + spread_rows(shift, x.shape, kernels)
 
 
 def layer_norm(x, eps, kernels, weight=None, bias=None):
     """LayerNorm over the last axis of x (N, T, C), with optional affine weight and bias (C,)."""
     channels = x.shape[-1]
-    if kernels == FUSED:
+    if for_ascend(kernels):
         gamma = ops.ones((channels,), x.dtype) if weight is None else weight
         beta = ops.zeros((channels,), x.dtype) if bias is None else bias
-        return mint.nn.functional.layer_norm(x, (channels,), gamma, beta, eps)
+        return ascend.layer_norm(x, gamma, beta, eps, kernels)
     rows = x.reshape(-1, channels)
     if weight is None:
         return normalise(rows, eps).reshape(x.shape)
@@ -71,8 +78,8 @@ def layer_norm(x, eps, kernels, weight=None, bias=None):
 
 def rms_norm(x, eps, kernels, weight):
     """T5's LayerNorm: x / rms(x) * weight over the last axis, without mean or bias; computed in x's dtype."""
-    if kernels == FUSED:
-        return ops.rms_norm(x, weight, eps)[0]
+    if for_ascend(kernels):
+        return ascend.rms_norm(x, weight, eps, kernels)
     channels = x.shape[-1]
     rows = x.reshape(-1, channels)
     inverse = ops.rsqrt(row_mean(rows * rows) + eps)
@@ -81,7 +88,9 @@ def rms_norm(x, eps, kernels, weight):
 
 def group_norm(x, groups, weight, bias, eps, kernels):
     """GroupNorm of x (N, C, H, W) with weight and bias (C,)."""
-    if kernels == FUSED:
+    if is_native(x, kernels):
+        return native.group_norm(x, groups, weight, bias, eps, False)
+    if for_ascend(kernels):
         return ops.group_norm(x, groups, weight, bias, eps)
     batch, channels, height, width = x.shape
     rows = x.reshape(batch * groups, -1)
@@ -93,10 +102,17 @@ def group_norm(x, groups, weight, bias, eps, kernels):
     return ops.bias_add(scaled.reshape(x.shape), bias)
 
 
+def group_norm_silu(x, groups, weight, bias, eps, kernels):
+    """SiLU of `group_norm`."""
+    if is_native(x, kernels):
+        return native.group_norm(x, groups, weight, bias, eps, True)
+    return silu(group_norm(x, groups, weight, bias, eps, kernels))
+
+
 def gelu_tanh(x, kernels):
     """GELU in the tanh approximation, the one PixArt-Σ and T5 v1.1 were trained with."""
-    if kernels == FUSED:
-        return ops.gelu(x, approximate="tanh")
+    if for_ascend(kernels):
+        return ascend.gelu(x, kernels)
     return gelu(x)
 
 

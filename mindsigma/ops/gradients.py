@@ -78,7 +78,16 @@ def _backward(graph, inputs, of_inputs, of_weights, given, gradients):
     weights, begin = graph.originals(), len(inputs)
     cast = None if graph.compute_dtype is None else (begin, begin + len(graph.weights), graph.compute_dtype)
     positions = of_inputs + tuple(begin + i for i in of_weights)
-    kind = (graph.function, graph.static, graph.layout, begin, begin + len(weights), positions, given, cast)
+    kind = (
+        graph.function,
+        graph.differentiable_static,
+        graph.layout,
+        begin,
+        begin + len(weights),
+        positions,
+        given,
+        cast,
+    )
     arguments = (*inputs, *weights, *gradients)
     return timed((kind, tuple(map(signature, arguments))), _compiled_backward(*kind), arguments)
 

@@ -8,7 +8,7 @@ gradient that passes through it would underflow for the first steps, which are t
 from mindspore import dtype as mstype
 from mindspore import ops
 
-from mindsigma.ops.kernels import FUSED
+from mindsigma.ops.kernels import for_ascend
 
 _matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
@@ -72,7 +72,7 @@ def _changed(y, x, weight, change):
     if magnitude is None:
         return y
     factor = (magnitude / row_norms(weight, a, b, scale)).reshape(1, -1)
-    if kernels != FUSED:  # as in functional.py, no broadcast on a CPU
+    if not for_ascend(kernels):  # as in functional.py, no broadcast on a CPU
         factor = _matmul(ops.fill(mstype.float32, (y.shape[0], 1), 1.0), factor)
     return y * factor
 

@@ -16,6 +16,7 @@ import mindspore as ms
 from mindspore import Tensor, nn
 from mindspore.common.api import _pynative_executor
 
+from mindsigma.ops.kernels import differentiable
 from mindsigma.ops.low_rank import regroup
 
 _first_calls = {}  # compile key: seconds of the call that compiled it
@@ -84,7 +85,8 @@ class SharedGraph(nn.Cell):
     Args:
         function: module-level function of tensors, Python constants and weights.
         weights: Parameters owned by other cells, in the order the function takes them.
-        static: Python constants (numbers, strings, None) that select a variant; part of the compile key.
+        static: Python constants (numbers, strings, None) that select a variant; part of the compile key. In training
+            and for gradients, kernels without a gradient among them are replaced (ops/kernels.py).
         compute_dtype: dtype that the weights are cast to for the computation, or None to use them as they are.
     """
 
@@ -92,6 +94,7 @@ class SharedGraph(nn.Cell):
         super().__init__()
         self.function = function
         self.static = tuple(static)
+        self.differentiable_static = tuple(map(differentiable, static))
         self.compute_dtype = compute_dtype
         # Set past nn.Cell.__setattr__, which would register the Parameters a second time under this cell's name.
         object.__setattr__(self, "weights", tuple(weights))
@@ -123,9 +126,11 @@ class SharedGraph(nn.Cell):
         if ms.get_context("mode") == ms.GRAPH_MODE or differentiating:
             return super().__call__(*inputs)
         self._refresh()
-        key = (self.function, self.static, self.layout, tuple(map(signature, inputs)), self._weight_signature)
+        # A gradient needs the whole chain in kernels that have one: keys of one kind do not fit queries of another.
+        static = self.differentiable_static if _recorders else self.static
+        key = (self.function, static, self.layout, tuple(map(signature, inputs)), self._weight_signature)
         compiled = _compiled(self.function, self.layout)
-        result = timed(key, compiled, (*inputs, *self.static, *self._aliases))
+        result = timed(key, compiled, (*inputs, *static, *self._aliases))
         if _recorders:
             _recorders[-1].record(self, inputs, result)
         return result
@@ -169,4 +174,5 @@ class SharedGraph(nn.Cell):
                 weights += (weight.astype(self.compute_dtype),)
         if self.layout is not None:
             weights = regroup(weights + self.changes, self.layout)
-        return self.function(*inputs, *self.static, *weights)
+        static = self.differentiable_static if self.training else self.static
+        return self.function(*inputs, *static, *weights)

@@ -2,7 +2,6 @@
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
 from mindsigma.checkpoints import open_checkpoint
@@ -14,12 +13,16 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import DiT
 from mindsigma.models.dit.config import canonical_fields
 from mindsigma.models.t5 import T5Encoder
+from mindsigma.models.t5_streamed import StreamedT5Encoder
 from mindsigma.models.vae import VAE
 from mindsigma.pipeline.adapters import with_adapters
+from mindsigma.pipeline.arguments import one_of
 from mindsigma.pipeline.configs import dit_config, stored_dit_fields, t5_config, vae_config
 from mindsigma.pipeline.locate import component_folder
 from mindsigma.pipeline.released import release_of, size_note
 from mindsigma.pipeline.stored_config import config_of
+from mindsigma.pipeline.tensors import as_tensor
+from mindsigma.pipeline.text_memory import MEMORY, FromDisk, Int8
 from mindsigma.runtime import resolve_dtype
 
 SHOWN_NAMES = 4
@@ -43,8 +46,11 @@ def load_dit(path, dtype=None, ema=False, kernels=None, lora=(), **config_overri
     return open_dit(path, dtype, ema, kernels, lora, **config_overrides).load()
 
 
-def open_dit(path, dtype=None, ema=False, kernels=None, lora=(), **config_overrides):
-    """`load_dit` up to the reading of the weights: everything is checked, returns a Pending cell."""
+def open_dit(path, dtype=None, ema=False, kernels=None, lora=(), align_heads=False, **config_overrides):
+    """`load_dit` up to the reading of the weights: everything is checked, returns a Pending cell.
+
+    `align_heads`: for sampling, see `DiT.align_heads`.
+    """
     path = component_folder(path, ("dit", "transformer"))
     released = release_of(path)
     try:
@@ -54,7 +60,8 @@ def open_dit(path, dtype=None, ema=False, kernels=None, lora=(), **config_overri
     with config_of(path):
         stored = stored_dit_fields(path, tensors, released)
         config = dit_config(tensors, stored, canonical_fields(config_overrides), released)
-    pending = Pending(tensors, lambda: DiT(config, _dtype(dtype), kernels))
+    prepare = DiT.align_heads if align_heads else None
+    pending = Pending(tensors, lambda: DiT(config, _dtype(dtype), kernels), prepare)
     pending.tensors = with_adapters(tensors, lora, np.float32)
     return pending
 
@@ -74,13 +81,19 @@ def open_vae(path, dtype=None, kernels=None):
     return Pending(tensors, lambda: VAE(config, dtype, kernels))
 
 
-def open_t5(path, dtype=None, kernels=None):
-    """Open the T5 encoder of a pipeline folder, a folder with config.json and weights, or a file, as a Pending cell."""
+def open_t5(path, dtype=None, kernels=None, memory="whole"):
+    """Open the T5 encoder of a pipeline folder, a folder with config.json and weights, or a file, as a Pending cell.
+
+    `memory`: "whole": a T5Encoder; else a StreamedT5Encoder, whose weights are read from the files layer by layer for
+    every text ("layers", bit for bit the same states) or are held as int8 ("int8", approximate).
+    """
+    one_of("text_encoder_memory", memory, MEMORY)
     path = component_folder(path, ("text_encoder",))
     tensors = map_t5(open_checkpoint(path))
     with config_of(path):
         config = t5_config(path, tensors)
-    return Pending(tensors, lambda: T5Encoder(config, _dtype(dtype), kernels))
+    pending = Pending(tensors, lambda: T5Encoder(config, _dtype(dtype), kernels))
+    return pending if memory == "whole" else PendingStreamed(pending, kernels, FromDisk if memory == "layers" else Int8)
 
 
 def _dtype(name):
@@ -93,12 +106,17 @@ class Pending:
     Args:
         tensors: MappedSource.
         build: makes the cell.
+        prepare: called with the cell once it has its weights, or None.
+
+    Attributes:
+        config, dtype: of the cell.
     """
 
-    def __init__(self, tensors, build):
+    def __init__(self, tensors, build, prepare=None):
         self.tensors = tensors
-        self._build = build
-        self.config = account(self._empty(), tensors).config
+        self._build, self._prepare = build, prepare
+        network = account(self._empty(), tensors)
+        self.config, self.dtype = network.config, network.dtype
 
     def _empty(self):
         with no_init_parameters():
@@ -109,9 +127,29 @@ class Pending:
         network = self._empty()
         for parameter in network.get_parameters():
             array = self.tensors.read(parameter.name)
-            parameter.set_data(_tensor(array, parameter.dtype))
+            parameter.set_data(as_tensor(array, parameter.dtype))
             release(array)  # else the file counts as resident beside its copy
+        if self._prepare is not None:
+            self._prepare(network)
         return network
+
+
+class PendingStreamed:
+    """A StreamedT5Encoder whose weights are checked but not read.
+
+    Args:
+        pending: Pending T5Encoder.
+        kernels: "math", "fused" or None.
+        hold: class of pipeline/text_memory.py that reads, or holds, the weights.
+    """
+
+    def __init__(self, pending, kernels, hold):
+        self.tensors, self.config, self.dtype = pending.tensors, pending.config, pending.dtype
+        self._kernels, self._hold = kernels, hold
+
+    def load(self):
+        """Return the encoder; of int8 weights each call reads the files anew."""
+        return StreamedT5Encoder(self.config, self.dtype, self._hold(self.tensors), self._kernels)
 
 
 def account(network, tensors):
@@ -133,10 +171,3 @@ def account(network, tensors):
                 f"{tuple(parameter.shape)}"
             )
     return network
-
-
-def _tensor(array, dtype):
-    if dtype == ms.bfloat16:
-        return Tensor(np.asarray(array, np.float32)).astype(dtype)
-    # Not Tensor.from_numpy: sharing memory with NumPy ends in heap corruption when the process exits (MindSpore 2.7.1).
-    return Tensor(np.ascontiguousarray(array, {ms.float32: np.float32, ms.float16: np.float16}[dtype]))

@@ -12,14 +12,16 @@ from tqdm import tqdm
 
 from mindsigma.data.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
 from mindsigma.diffusion.dpm_solver import CONVENTIONS, solver_table
+from mindsigma.diffusion.shortcuts import Shortcuts
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae_tiling import decode_tiled
 from mindsigma.pipeline.arguments import one_of, positive, seeds_for
 from mindsigma.pipeline.captions import caption_pair, each, given_caption, pad, repeat_rows
-from mindsigma.pipeline.denoising import DenoisingGraphs, denoising_steps
+from mindsigma.pipeline.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
 from mindsigma.pipeline.images import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import locate
+from mindsigma.pipeline.parallel import ParallelGraphs, ParallelSampling, bytes_sent
 from mindsigma.pipeline.released import release_named
 from mindsigma.pipeline.saving import save_pipeline
 from mindsigma.pipeline.text import TextEncoder, Tokenizer
@@ -52,9 +54,10 @@ class PixArtSigmaPipeline:
         tokenizer: Tokenizer.
         convention: "diffusers" or "official": time grid and end of the solver, and which mask the unconditional half
             uses (reference.md 2.7, 2.10).
+        parallel: ParallelSampling, if several processes draw together, all calling the same with the same arguments.
     """
 
-    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers"):
+    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers", parallel=None):
         for what, name, value, other, width in (
             ("T5", "d_model", t5.config.d_model, "caption_channels", dit.config.caption_channels),
             ("VAE", "latent_channels", vae.config.latent_channels, "in_channels", dit.config.in_channels),
@@ -69,11 +72,21 @@ class PixArtSigmaPipeline:
         self._steps = None
         self.tokenizer = tokenizer
         self.convention = one_of("convention", convention, CONVENTIONS)
+        self.parallel = parallel
         self.vae_tiling = None  # None: above TILE_ABOVE; True or False: always or never
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path, dtype=None, device=None, components=None, convention="diffusers", lora=(), **config
+        cls,
+        name_or_path,
+        dtype=None,
+        device=None,
+        components=None,
+        convention="diffusers",
+        lora=(),
+        parallel=None,
+        text_encoder_memory="whole",
+        **config,
     ):
         """Open a model; its weights are checked now and read when first used.
 
@@ -86,12 +99,15 @@ class PixArtSigmaPipeline:
                 name has its own.
             convention: see the class.
             lora: LoRA or DoRA adapters to merge into the DiT, each `FILE[:WEIGHT]` or (path, weight).
+            parallel: "sequence", "cfg" or "both", in each of the processes that msrun started (ParallelSampling).
+            text_encoder_memory: "whole", "layers" or "int8"; see open_t5.
             config: DiTConfig fields that override what the files tell.
 
         Raises:
             MindSigmaError: a file is missing, damaged or does not fit.
         """
         set_device(device)
+        parallel = None if parallel is None else ParallelSampling(parallel)
         release = release_named(name_or_path)
         if components is None and release is not None and not release.whole:
             components = release.components
@@ -103,11 +119,12 @@ class PixArtSigmaPipeline:
             )
         rest = path if components is None else locate(components, ("vae", "text_encoder", "tokenizer"))
         return cls(
-            open_dit(path, dtype, lora=lora, **config),
+            open_dit(path, dtype, lora=lora, align_heads=True, **config),
             open_vae(rest, dtype),
-            open_t5(rest, dtype),
+            open_t5(rest, dtype, memory=text_encoder_memory),
             Tokenizer(rest / "tokenizer"),
             convention,
+            parallel,
         )
 
     def _component(self, name):
@@ -145,6 +162,8 @@ class PixArtSigmaPipeline:
             texts = [clean_text(prompt) for prompt in prompts]
         else:
             texts = [plain_caption(prompt, self.convention == "diffusers") for prompt in prompts]
+        if self.parallel is not None:
+            return self.parallel.caption(lambda: self.text_encoder(texts, max_sequence_length, min_length))
         return self.text_encoder(texts, max_sequence_length, min_length)
 
     def image_size(self, height=None, width=None, use_resolution_binning=True):
@@ -174,18 +193,34 @@ class PixArtSigmaPipeline:
     def _bins(self):
         return inference_bins(bin_base(self._pending["dit"].config.input_size))
 
+    def bytes_sent(self, height, width, images=1, guided=True):
+        """Bytes that each of several processes sends a step (parallel.bytes_sent), for images of height x width pixels.
+
+        Raises:
+            MindSigmaError: the processes cannot share such images.
+        """
+        config = self._pending["dit"].config
+        unit = self._pending["vae"].config.downsampling * config.patch_size
+        part = self.parallel.part(config, guided, height // unit, width // unit)
+        return bytes_sent(config, part, images, 4 if self._pending["dit"].dtype == ms.float32 else 2)
+
     def start_noise(self, seeds, height, width):
         """Standard normal latents (N, c, h, w) fp32 for images of height x width pixels; each from its own seed."""
         config = self._pending["vae"].config
         shape = config.latent_channels, height // config.downsampling, width // config.downsampling
         return np.stack([np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds])
 
-    def denoise(self, latents, caption, guidance_scale=4.5, negative=None, num_inference_steps=20, solver_order=2):
+    def denoise(
+        self, latents, caption, guidance_scale=4.5, negative=None, num_inference_steps=20, solver_order=2,
+        halves=False, shortcuts=NO_SHORTCUTS,
+    ):  # fmt: skip
         """Generator over the denoising of latents (N, c, h, w): first the caption keys, then a Step each.
 
         Args:
             caption: Caption of N images.
             negative: Caption of 1 or N images; needed if guidance_scale > 1.
+            halves: compute guidance's two halves one after the other, in half the memory.
+            shortcuts: Shortcuts, approximate speed-ups; none by default.
         """
         if guidance_scale > 1 and negative is None:
             raise MindSigmaError("guidance needs a negative caption, as from encode_prompts(['']), or guidance_scale=1")
@@ -203,7 +238,8 @@ class PixArtSigmaPipeline:
             mask = caption.mask if self.convention == "official" else repeat_rows(negative.mask, batch)
             unconditional = (repeat_rows(negative.states, batch), mask)
         if self._steps is None:
-            self._steps = DenoisingGraphs(self.dit)
+            alone = self.parallel is None
+            self._steps = DenoisingGraphs(self.dit) if alone else ParallelGraphs(self.dit, self.parallel)
         return denoising_steps(
             self._steps,
             Tensor(np.asarray(latents, np.float32)),
@@ -211,26 +247,30 @@ class PixArtSigmaPipeline:
             (caption.states, caption.mask),
             guidance_scale,
             unconditional,
-            self._conditions(batch, h, w),
+            self._conditions(h, w),
+            halves,
+            shortcuts,
         )
 
-    def _conditions(self, batch, h, w):
-        """Micro conditions of a model that has them: (image size, aspect ratio) of the generated image."""
+    def _conditions(self, h, w):
+        """Micro conditions of a model that has them: (image size (1, 2), aspect ratio (1, 1)) of all images."""
         if not self._pending["dit"].config.micro_condition:
             return None
         scale = self._pending["vae"].config.downsampling
-        size = np.tile(np.array([[h * scale, w * scale]], np.float32), (batch, 1))
+        size = np.array([[h * scale, w * scale]], np.float32)
         side = self._pending["dit"].config.input_size
         ratio = closest_bin(h * scale, w * scale, self._bins())[0] if side in INPUT_SIZES else h / w
-        return Tensor(size), Tensor(np.full((batch, 1), ratio, np.float32))
+        return Tensor(size), Tensor(np.array([[ratio]], np.float32))
 
     def decode(self, latents):
         """Images (N, H, W, 3), float32 in [0, 1], of scaled latents (N, c, h, w); one after the other."""
         tiled = latents.shape[2] * latents.shape[3] > TILE_ABOVE if self.vae_tiling is None else self.vae_tiling
-        images = []
-        for i in range(latents.shape[0]):
-            one = latents[i : i + 1]
-            images.append(decode_tiled(self.vae, one) if tiled else self.vae(one).astype(ms.float32).asnumpy())
+        apply = map if self.parallel is None else self.parallel.apply
+        ones = [latents[i : i + 1] for i in range(latents.shape[0])]
+        if tiled:
+            images = [decode_tiled(self.vae, one, apply=apply) for one in ones]
+        else:
+            images = list(apply(lambda one: self.vae(one).astype(ms.float32).asnumpy(), ones))
         return to_unit_range(np.concatenate(images))
 
     def __call__(
@@ -254,6 +294,10 @@ class PixArtSigmaPipeline:
         clean_caption=False,
         max_sequence_length=300,
         solver_order=2,
+        guidance_halves=False,
+        guidance_interval=(0.0, 1.0),
+        text_reuse=1.0,
+        block_reuse=1,
         progress=True,
         clock=None,
     ):
@@ -273,6 +317,8 @@ class PixArtSigmaPipeline:
             clean_caption: strip web debris (links, markup, file names) from the prompts, as diffusers does by default.
             max_sequence_length: prompts are cut there, with a warning.
             solver_order: 1, 2 or 3.
+            guidance_halves: compute guidance's two halves one after the other, in half the memory.
+            guidance_interval, text_reuse, block_reuse: approximate speed-ups, off by default: see Shortcuts.
             progress: show a progress bar.
             clock: PhaseClock that is told about the phases text, denoise and decode.
 
@@ -285,6 +331,10 @@ class PixArtSigmaPipeline:
             raise MindSigmaError(f"guidance_scale must be a finite number, not {guidance_scale!r}")
         positive("num_images_per_prompt", num_images_per_prompt)
         positive("max_sequence_length", max_sequence_length)
+        shortcuts = Shortcuts(guidance_interval, text_reuse, block_reuse)
+        shortcuts.plan(num_inference_steps, guidance_scale > 1)
+        if self.parallel is not None and shortcuts != NO_SHORTCUTS:
+            raise MindSigmaError("guidance_interval, text_reuse and block_reuse are for one process, not for several")
         size = self.image_size(height, width, use_resolution_binning)
         phase = clock.phase if clock is not None else lambda name: nullcontext()
 
@@ -305,16 +355,19 @@ class PixArtSigmaPipeline:
             if negative is not None and negative.states.shape[0] > 1:
                 negative = each(negative, num_images_per_prompt)
         count = caption.states.shape[0]
+        if self.parallel is not None and seed is None and latents is None:
+            raise MindSigmaError("give a seed: processes that draw one image together must begin with the same noise")
         seeds = seeds_for(seed, count)
         if latents is None:
             noise = self.start_noise(seeds, *size)
         else:
             noise = self._check_latents(latents, count, size if height is not None or width is not None else None)
 
+        progress = progress and (self.parallel is None or self.parallel.first)
         with phase("denoise"):
             latents = self._run(
-                noise, caption, negative, guidance_scale, num_inference_steps, solver_order, callback_on_step_end,
-                progress,
+                noise, caption, negative, guidance_scale, num_inference_steps, solver_order, guidance_halves,
+                shortcuts, callback_on_step_end, progress,
             )  # fmt: skip
         if output_type == "latent":
             return PipelineOutput(latents.asnumpy(), seeds)
@@ -324,8 +377,8 @@ class PixArtSigmaPipeline:
                 images = cover_and_crop(images, height or self.default_size, width or self.default_size)
         return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds)
 
-    def _run(self, noise, caption, negative, guidance_scale, steps, order, callback, progress):
-        trajectory = self.denoise(noise, caption, guidance_scale, negative, steps, order)
+    def _run(self, noise, caption, negative, guidance_scale, steps, order, halves, shortcuts, callback, progress):
+        trajectory = self.denoise(noise, caption, guidance_scale, negative, steps, order, halves, shortcuts)
         next(trajectory)  # the caption keys
         bar = tqdm(total=steps, desc="denoise", unit="step", disable=not progress)
         latents = replacement = None

@@ -10,6 +10,7 @@ from mindsigma.checkpoints.atomic import copy_file, naming, write_json
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError
+from mindsigma.models.t5 import T5Encoder
 
 FORMAT = {"format": "mindsigma", "format_version": "1"}
 NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -40,7 +41,11 @@ def save_network(network, folder, dtype="fp16"):
 
 def save_pipeline(pipeline, folder, dtype="fp16"):
     """Write all parts of a PixArtSigmaPipeline into a folder (Path)."""
-    save_network(pipeline.dit, folder / "dit", dtype)
+    encoder = pipeline.text_encoder.encoder
+    if not isinstance(encoder, T5Encoder):
+        raise MindSigmaError("to save a pipeline, open it with text_encoder_memory='whole'")
+    with pipeline.dit.published_shapes() as dit:
+        save_network(dit, folder / "dit", dtype)
     save_network(pipeline.vae, folder / "vae", dtype)
-    save_network(pipeline.text_encoder.encoder, folder / "text_encoder", dtype)
+    save_network(encoder, folder / "text_encoder", dtype)
     copy_file(pipeline.tokenizer.path, folder / "tokenizer" / "spiece.model")

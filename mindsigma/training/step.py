@@ -11,10 +11,11 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindsigma.diffusion.loss import diffusion_loss, noisy_latents
+from mindsigma.distributed import Collectives, Ranks, set_from_rank
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.gradients import value_and_gradients
 from mindsigma.ops.shared_graph import SharedGraph
-from mindsigma.training.distributed import Collectives, Ranks, owners, set_from_rank
+from mindsigma.training.distributed import owners
 from mindsigma.training.optimizers import OptimizerConfig, adamw_in_place, state_shapes, static_arguments, update
 
 

@@ -13,6 +13,7 @@ from mindsigma.checkpoints.adapter_reader import open_adapter
 from mindsigma.checkpoints.atomic import naming, replacing, write_json
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
 from mindsigma.diffusion.loss import LossConfig
+from mindsigma.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.shared_graph import compile_seconds
 from mindsigma.pipeline.locate import locate
@@ -21,7 +22,6 @@ from mindsigma.runtime import resolve_dtype, set_device
 from mindsigma.training.adapters import TARGETS, AdapterConfig, new_adapter
 from mindsigma.training.arguments import FREE, check
 from mindsigma.training.checkpoints import RunCheckpoints, read_state
-from mindsigma.training.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.training.inputs import StepInputs
 from mindsigma.training.learner import AdapterLearner, WholeLearner
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
@@ -143,6 +143,7 @@ class Trainer:
         args = self.args
         self.class_data = args.class_data or (str(self.folder / DRAWN) if args.class_prompt else None)
         if args.class_prompt and self.ranks.first:
+            self._say(f"{args.class_count} images of {args.class_prompt!r} in {self.class_data}, drawn unless there")
             options = {**self._sampling_options(), "height": args.resolution, "width": args.resolution}
             self.dit.set_train(False)
             draw_class_images(self._pipeline(), self.class_data, args.class_prompt, args.class_count, **options)

@@ -13,22 +13,31 @@ need_number() {
     [[ $2 =~ ^[0-9]{1,5}$ ]] && ((10#$2 >= $3)) || die "$1 is '$2', it must be a whole number of at least $3"
 }
 
-# log_folder ARGUMENTS: where msrun writes a file a process: LOG_DIR, or logs in the --output of the run.
-log_folder() {
-    local previous="" argument folder=${LOG_DIR:-}
+# value_of OPTION ARGUMENTS: what a command line gives to an option, as `OPTION VALUE` or `OPTION=VALUE`; or nothing.
+value_of() {
+    local option=$1 previous="" argument value=""
+    shift
     for argument in "$@"; do
-        [[ -z $folder && $previous == --output ]] && folder=$argument/logs
-        [[ -z $folder && $argument == --output=* ]] && folder=${argument#--output=}/logs
+        [[ $previous == "$option" ]] && value=$argument
+        [[ $argument == "$option"=* ]] && value=${argument#"$option"=}
         previous=$argument
     done
-    [[ -n $folder ]] || die "give --output FOLDER on the command line, or LOG_DIR in the environment"
-    printf '%s\n' "$folder"
+    printf '%s\n' "$value"
 }
 
-# launch MSRUN_OPTIONS -- TRAIN_OPTIONS: msrun, which ends the other processes when one fails. SIGTERM is handed on to
-# the processes, which save and end; msrun itself would leave them alone in the world.
+# log_folder ARGUMENTS: where msrun writes a file a process: LOG_DIR, or logs in the --output of the run.
+log_folder() {
+    local output
+    output=$(value_of --output "$@")
+    [[ -n ${LOG_DIR:-}$output ]] || die "give --output FOLDER on the command line, or LOG_DIR in the environment"
+    printf '%s\n' "${LOG_DIR:-$output/logs}"
+}
+
+# launch TOOL MSRUN_OPTIONS -- TOOL_OPTIONS: msrun of tools/TOOL, which ends the other processes when one fails. SIGTERM
+# is handed on to the processes, which (in training) save and end; msrun itself would leave them alone in the world.
 launch() {
-    local options=() code=0 interrupted="" runner
+    local tool=tools/$1 options=() code=0 interrupted="" runner
+    shift
     while [[ $1 != -- ]]; do
         options+=("$1")
         shift
@@ -36,9 +45,9 @@ launch() {
     shift
     command -v msrun > /dev/null || die "msrun is not on the PATH; activate the environment that MindSpore is installed in"
     command -v python > /dev/null || die "python is not on the PATH, which msrun starts; activate the environment"
-    msrun "${options[@]}" --join=True "$root/tools/train.py" "$@" &
+    msrun "${options[@]}" --join=True "$root/$tool" "$@" &
     runner=$!
-    trap 'pkill -TERM -P "$runner" -f tools/train.py || true' TERM
+    trap 'pkill -TERM -P "$runner" -f "$tool" || true' TERM
     trap 'interrupted=yes; kill -INT "$runner" 2> /dev/null || true' INT
     while kill -0 "$runner" 2> /dev/null; do
         code=0

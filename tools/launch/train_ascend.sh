@@ -22,5 +22,5 @@ need_number NPUS "$npus" 1
 need_number MASTER_PORT "$port" 1024
 logs=$(log_folder "$@")
 
-launch --worker_num="$npus" --local_worker_num="$npus" --master_port="$port" --log_dir="$logs" --bind_core=True \
+launch train.py --worker_num="$npus" --local_worker_num="$npus" --master_port="$port" --log_dir="$logs" --bind_core=True \
     --tail_worker_log=0 -- "$@" --device Ascend

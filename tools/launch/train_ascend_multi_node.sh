@@ -33,6 +33,6 @@ need_number MASTER_PORT "$port" 1024
 need_number TIMEOUT "$timeout" 1
 logs=$(log_folder "$@")
 
-launch --worker_num=$((nodes * npus)) --local_worker_num="$npus" --master_addr="$address" --master_port="$port" \
+launch train.py --worker_num=$((nodes * npus)) --local_worker_num="$npus" --master_addr="$address" --master_port="$port" \
     --node_rank="$rank" --cluster_time_out="$timeout" --log_dir="$logs" --bind_core=True --tail_worker_log=0 \
     -- "$@" --device Ascend

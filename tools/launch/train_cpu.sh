@@ -21,5 +21,5 @@ need_number PROCESSES "$processes" 1
 need_number MASTER_PORT "$port" 1024
 logs=$(log_folder "$@")
 
-launch --worker_num="$processes" --local_worker_num="$processes" --master_port="$port" --log_dir="$logs" \
+launch train.py --worker_num="$processes" --local_worker_num="$processes" --master_port="$port" --log_dir="$logs" \
     --tail_worker_log=0 -- "$@" --device CPU

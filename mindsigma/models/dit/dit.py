@@ -1,25 +1,35 @@
 """The diffusion transformer: noisy latents, timestep and caption in, noise and variance out."""
 
+from contextlib import contextmanager
+
 import mindspore as ms
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn, ops
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.models.dit.block import MLP, DiTBlock, modulated_norm
+from mindsigma.models.dit import ascend_block as ascend
+from mindsigma.models.dit.block import MLP, NORM_EPS, UNIT, DiTBlock
 from mindsigma.models.dit.embeddings import ScalarEmbedder, embed_scalars, position_tensor
 from mindsigma.models.dit.execution import Execution
 from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
-from mindsigma.ops.functional import gelu_tanh, linear, silu
-from mindsigma.ops.kernels import resolve_kernels
+from mindsigma.ops.functional import linear, silu
+from mindsigma.ops.kernels import for_ascend, resolve_kernels
+from mindsigma.ops.linear_chains import linear_gelu, modulated_linear, plain_linear
+
+FINAL_UNIT = np.array([0, 1], np.float32).reshape(1, 2, 1)
 
 
 def project_caption(caption, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """Caption states (N, L, caption_channels) to (N, L, C)."""
-    return linear(gelu_tanh(linear(caption, fc1_weight, fc1_bias), kernels), fc2_weight, fc2_bias)
+    return plain_linear(linear_gelu(caption, kernels, fc1_weight, fc1_bias), kernels, fc2_weight, fc2_bias)
 
 
-def embed_latents(latents, position, patch_size, weight, bias):
+def embed_latents(latents, position, patch_size, kernels, weight, bias):
     """Tokens (N, T, C) of latents (N, c, h, w), with position (1, T, C)."""
-    tokens = linear(patchify(latents, patch_size), weight, bias)
+    x = patchify(latents, patch_size)
+    if for_ascend(kernels):
+        return ascend.dense(x, weight.reshape(weight.shape[0], -1), bias, kernels) + position
+    tokens = linear(x, weight, bias)
     return tokens + ops.tile(position, (tokens.shape[0], 1, 1))
 
 
@@ -33,11 +43,54 @@ def embed_conditions(timestep, image_size, aspect_ratio, dtype, weight, bias, *e
     return t, linear(silu(t), weight, bias)
 
 
-def predict(x, t, height, width, patch_size, kernels, table, weight, bias):
-    """Output (N, out, h, w) of tokens x (N, height * width, C), modulated by t (N, C) and table (2, C)."""
-    rows = table + t.reshape(-1, 1, t.shape[-1])  # (N, 2, C)
-    x = modulated_norm(x, rows[:, 0:1], rows[:, 1:2], kernels)
-    return unpatchify(linear(x, weight, bias), height, width, patch_size)
+@ops.constexpr
+def unit_of_all(depth, dtype):
+    """(1, 6 * depth + 2, 1): what is added to the rows of `all_rows`, so that scales are 1 + scale."""
+    return Tensor(np.concatenate([np.tile(UNIT, (1, depth, 1)), FINAL_UNIT], 1), dtype)
+
+
+@ops.constexpr
+def final_unit(dtype):
+    """FINAL_UNIT as a constant of the graph."""
+    return Tensor(FINAL_UNIT, dtype)
+
+
+def all_rows(timestep, image_size, aspect_ratio, dtype, depth, weight, bias, *rest):
+    """Rows (S, 6 * depth + 2, C) of timesteps (S,): of each block (block.block_rows), and of the final layer.
+
+    `rest`: the tables of the blocks and of the final layer, then the embedders' weights as of `embed_conditions`.
+    """
+    t, modulation = embed_conditions(timestep, image_size, aspect_ratio, dtype, weight, bias, *rest[depth + 1 :])
+    steps, channels = t.shape
+    blocks = ops.tile(modulation.reshape(steps, 6, channels), (1, depth, 1))
+    final = ops.tile(t.reshape(steps, 1, channels), (1, 2, 1))
+    tables = ops.concat(rest[: depth + 1], 0).reshape(1, 6 * depth + 2, channels)
+    rows = tables + ops.concat((blocks, final), 1)
+    return rows + unit_of_all(depth, rows.dtype)
+
+
+def split_rows(rows, depth):
+    """The result of `all_rows` as a tuple: (S, 6, C) for each block, (S, 2, C) for the final layer."""
+    result = ()
+    for i in range(depth):
+        result += (rows[:, 6 * i : 6 * i + 6],)
+    return result + (rows[:, 6 * depth :],)
+
+
+def final_rows(t, table):
+    """Rows (N, 2, C) of the final layer in training, from the timestep's embedding (N, C)."""
+    rows = table + t.reshape(-1, 1, t.shape[-1])
+    return rows + final_unit(rows.dtype)
+
+
+def predict(x, rows, height, width, patch_size, kernels, weight, bias):
+    """Output (N, out, h, w) of tokens x (N, height * width, C), modulated by rows (N or 1, 2, C)."""
+    if for_ascend(kernels):
+        shift, scale = ascend.rows_of(rows)
+        x = ascend.dense(ascend.modulated_norm(x, shift, scale, kernels), weight, bias, kernels)
+    else:
+        x = modulated_linear(x, rows, 0, NORM_EPS, kernels, weight, bias)
+    return unpatchify(x, height, width, patch_size)
 
 
 def patchify(latents, patch_size):
@@ -56,8 +109,8 @@ def unpatchify(x, height, width, patch_size):
 
 
 @ops.constexpr
-def check_inputs(config, shape, timestep, has_micro_condition):
-    """Raise MindSigmaError for shapes of latents and timestep, or for conditions, that the model cannot take."""
+def check_latents(config, shape):
+    """Raise MindSigmaError for shapes of latents that the model cannot take."""
     p, side = config.patch_size, config.input_size
     if len(shape) != 4 or shape[1] != config.in_channels:
         raise MindSigmaError(f"latents of shape {tuple(shape)}: expected (N, {config.in_channels}, h, w)")
@@ -74,10 +127,13 @@ def check_inputs(config, shape, timestep, has_micro_condition):
         smallest = rows * columns if compression.sampling == "uniform_every" else min(rows, columns)
         if smallest < compression.factor:
             raise MindSigmaError(f"latents of {shape[2]} x {shape[3]} are too small for {compression}")
-    if len(timestep) != 1 or timestep[0] != shape[0]:
-        raise MindSigmaError(
-            f"timestep of shape {tuple(timestep)}: expected ({shape[0]},), one for each of the latents"
-        )
+
+
+@ops.constexpr
+def check_timestep(config, shape, batch, has_micro_condition):
+    """Raise MindSigmaError for a timestep that is not one for each of the latents, or for missing conditions."""
+    if len(shape) != 1 or shape[0] != batch:
+        raise MindSigmaError(f"timestep of shape {tuple(shape)}: expected ({batch},), one for each of the latents")
     if config.micro_condition and not has_micro_condition:
         raise MindSigmaError("this model needs image_size and aspect_ratio (micro_condition)")
 
@@ -130,7 +186,7 @@ class DiT(nn.Cell):
     Args:
         config: DiTConfig.
         dtype: MindSpore dtype of activations.
-        kernels: "math" or "fused" (ops/kernels.py); by default what the device target offers.
+        kernels: see ops/kernels.py; by default what the device target offers.
         parameter_dtype: of the weights, cast to `dtype` where they are used; by default `dtype`.
         fp32_attention: compute self-attention in fp32 whatever the dtype.
     """
@@ -153,14 +209,19 @@ class DiT(nn.Cell):
         self.blocks = nn.CellList([DiTBlock(config, i, execution) for i in range(config.depth)])
         self.final_layer = FinalLayer(config, dtype)
 
-        p, final = config.patch_size, self.final_layer
-        self.embed_latents = graph(embed_latents, self.x_embedder.proj.tensors, (p,))
+        p, final, table = config.patch_size, self.final_layer, self.final_layer.scale_shift_table
+        self.embed_latents = graph(embed_latents, self.x_embedder.proj.tensors, (p, self.kernels))
         embedders = self.t_embedder.tensors
         if config.micro_condition:
             embedders += self.csize_embedder.tensors + self.ar_embedder.tensors
-        self.embed_conditions = graph(embed_conditions, self.t_block[1].tensors + embedders, (self.dtype,))
-        self.predict = graph(predict, (final.scale_shift_table,) + final.linear.tensors, (p, self.kernels))
+        conditions, tables = self.t_block[1].tensors, tuple(block.scale_shift_table for block in self.blocks)
+        self.embed_conditions = graph(embed_conditions, conditions + embedders, (self.dtype,))
+        self.all_rows = graph(all_rows, conditions + tables + (table,) + embedders, (self.dtype, config.depth))
+        self.split_rows = graph(split_rows, (), (config.depth,))
+        self.final_rows = graph(final_rows, (table,), ())
+        self.predict = graph(predict, final.linear.tensors, (p, self.kernels))
         self.project_caption = graph(project_caption, self.y_embedder.y_proj.tensors, (self.kernels,))
+        self.aligns_heads, self.aligned = execution.ascend_block, False
 
     def construct(self, latents, timestep, caption, caption_mask=None, image_size=None, aspect_ratio=None):
         """Predict noise and variance.
@@ -176,8 +237,19 @@ class DiT(nn.Cell):
         Returns:
             (N, out_channels, h, w) in the model's dtype.
         """
+        position = self.position(latents.shape)
+        has_conditions = image_size is not None and aspect_ratio is not None
+        check_timestep(self.config, timestep.shape, latents.shape[0], has_conditions)
         keys = self.encode_caption(caption, caption_mask)
-        return self.denoise(latents, timestep, keys, image_size, aspect_ratio)
+        if not self.training:
+            return self.denoise(latents, self.modulations(timestep, image_size, aspect_ratio), keys, position)
+        if not self.config.micro_condition:
+            image_size, aspect_ratio = None, None
+        t, modulation = self.embed_conditions(timestep, image_size, aspect_ratio)
+        rows = ()
+        for _ in self.blocks:
+            rows += (modulation,)
+        return self.run(latents, rows + (self.final_rows(t),), keys, position)
 
     def encode_caption(self, caption, caption_mask=None):
         """Return what the blocks derive from the caption alone: a tuple of (keys, values), one pair a block."""
@@ -188,22 +260,65 @@ class DiT(nn.Cell):
             keys += (block.caption_keys(caption, caption_mask),)
         return keys
 
-    def denoise(self, latents, timestep, keys, image_size=None, aspect_ratio=None):
-        """`construct` with the caption given as the result of `encode_caption`."""
-        config = self.config
-        check_inputs(config, latents.shape, timestep.shape, image_size is not None and aspect_ratio is not None)
-        p = config.patch_size
-        height, width = latents.shape[2] // p, latents.shape[3] // p
+    def modulations(self, timestep, image_size=None, aspect_ratio=None):
+        """Return what the blocks derive from timesteps (S,) alone: (S, 6 * depth + 2, C).
 
-        position = position_tensor(
-            height, width, config.hidden_size, config.base_size, config.pe_interpolation, self.dtype
-        )
-        x = self.embed_latents(latents.astype(self.dtype), position)
-        if not config.micro_condition:
+        Micro conditions are one for each timestep, or one for all.
+        """
+        if not self.config.micro_condition:
             image_size, aspect_ratio = None, None
-        t, modulation = self.embed_conditions(timestep, image_size, aspect_ratio)
+        return self.all_rows(timestep, image_size, aspect_ratio)
 
+    def position(self, shape, band=None):
+        """Position embedding (1, T, C) for latents of a shape (N, c, h, w), or for a band of its rows of tokens.
+
+        Args:
+            band: (first row, number of rows) or None for all.
+        """
+        check_latents(self.config, shape)
+        config = self.config
+        height, width = shape[2] // config.patch_size, shape[3] // config.patch_size
+        first, count = (0, height) if band is None else band
+        return position_tensor(
+            height, width, config.hidden_size, config.base_size, config.pe_interpolation, self.dtype, first, count
+        )
+
+    def denoise(self, latents, rows, keys, position, gather=None):
+        """`construct` in parts that sampling makes once, for an image or a band of its rows.
+
+        Args:
+            rows: of `modulations`, for each of the latents (N, ...) or one for all (1, ...).
+            keys: of `encode_caption`.
+            position: of `position`, which checks the shape, too.
+            gather: function (k, v) of a layer's keys and values (N, K, C) of the band, compressed, to those of the
+                whole image; None if the latents are all of it.
+        """
+        return self.run(latents, self.split_rows(rows), keys, position, gather)
+
+    def run(self, latents, rows, keys, position, gather=None):
+        """The network itself; rows: for each block what it takes, and those of the final layer."""
+        p, depth = self.config.patch_size, self.config.depth
+        height, width = latents.shape[2] // p, latents.shape[3] // p
+        x = self.embed_latents(latents.astype(self.dtype), position)
         for i, block in enumerate(self.blocks):
-            x = block(x, modulation, keys[i][0], keys[i][1], height, width)
+            x = block(x, rows[i], keys[i][0], keys[i][1], height, width, gather)
+        return self.predict(x, rows[depth], height, width)
 
-        return self.predict(x, t, height, width)
+    def align_heads(self):
+        """Widen attention's weights for Ascend's kernel, once; sampling then does it no more. Not for training."""
+        if self.aligns_heads and not self.aligned:
+            for block in self.blocks:
+                block.align_heads()
+            self.aligned = True
+
+    @contextmanager
+    def published_shapes(self):
+        """The weights as checkpoints hold them, while the body runs."""
+        aligned, self.aligned = self.aligned, False
+        for block in self.blocks if aligned else ():
+            block.align_heads(restore=True)
+        try:
+            yield self
+        finally:
+            if aligned:
+                self.align_heads()

@@ -40,9 +40,10 @@ def position_embedding(height, width, channels, base_size, pe_interpolation):
 
 
 @ops.constexpr
-def position_tensor(height, width, channels, base_size, pe_interpolation, dtype):
-    """`position_embedding` as a constant tensor of the graph."""
-    return Tensor(position_embedding(height, width, channels, base_size, pe_interpolation), dtype)
+def position_tensor(height, width, channels, base_size, pe_interpolation, dtype, first, rows):
+    """`position_embedding` of `rows` rows of the grid from `first`, as a constant tensor of the graph."""
+    embedding = position_embedding(height, width, channels, base_size, pe_interpolation)
+    return Tensor(embedding[:, first * width : (first + rows) * width], dtype)
 
 
 def embed_scalars(values, dtype, fc1_weight, fc1_bias, fc2_weight, fc2_bias):

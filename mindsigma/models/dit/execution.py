@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mindsigma.ops.kernels import for_ascend, has_flash_attention
 from mindsigma.ops.shared_graph import SharedGraph
 
 
@@ -12,7 +13,7 @@ class Execution:
 
     Attributes:
         dtype: MindSpore dtype of activations.
-        kernels: "math" or "fused".
+        kernels: see ops/kernels.py.
         parameter_dtype: MindSpore dtype of the weights.
         fp32_attention: self-attention in fp32.
     """
@@ -21,6 +22,11 @@ class Execution:
     kernels: str
     parameter_dtype: Any
     fp32_attention: bool
+
+    @property
+    def ascend_block(self):
+        """Whether blocks are those of ascend_block.py; those of block.py take attention in fp32, too."""
+        return for_ascend(self.kernels) and has_flash_attention(self.kernels, self.dtype) and not self.fp32_attention
 
     def graph(self, function, weights, static):
         """SharedGraph whose weights come in the dtype of the activations."""

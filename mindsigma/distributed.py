@@ -1,0 +1,138 @@
+"""Several processes under msrun: which one this is, and the collectives that training and sampling need.
+
+MindSpore's CPU backend has AllReduce (sum of floats), AllGather and Broadcast over all processes, and nothing else, so
+only these are used; on Ascend they are HCCL's.
+"""
+
+import os
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from mindsigma.errors import MindSigmaError
+
+ARRAY_DTYPES = (np.float32, np.int32)  # that `Collectives.array_from_rank` sends
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run: this one's number, and how many there are."""
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self):
+        """Whether this process is the one that writes and reports."""
+        return self.rank == 0
+
+
+@cache
+def join_ranks():
+    """Join the processes that msrun started, or be the only one. Call it before the first computation."""
+    count = os.environ.get("MS_WORKER_NUM")
+    if not count:
+        return Ranks()
+    from mindspore.communication import get_group_size, get_rank, init
+
+    try:
+        init()
+    except (RuntimeError, ValueError) as error:
+        raise MindSigmaError(
+            f"the {count} processes of msrun did not find each other ({str(error).splitlines()[0]}); check its "
+            "--master_addr and --master_port, and that all of them were started"
+        ) from None
+    return Ranks(get_rank(), get_group_size())
+
+
+class Collectives:
+    """Sums, gathers and broadcasts over all processes; with one process each gives its input back."""
+
+    def __init__(self, ranks):
+        self.ranks = ranks
+        self.alone = ranks.count == 1
+        if not self.alone:
+            self._sum = ops.AllReduce()
+            self._gather = ops.AllGather()
+            # So that one process can build, and export, the graph of one of many.
+            self._gather.rank_size = ranks.count
+            self._gather.add_prim_attr("rank_size", ranks.count)
+            self._broadcasts = tuple(ops.Broadcast(rank) for rank in range(ranks.count))
+
+    def mean(self, tensors):
+        """Tuple of the tensors' means over the processes; float tensors of any shape."""
+        if self.alone:
+            return tensors
+        share = 1.0 / self.ranks.count
+        result = ()
+        for tensor in tensors:
+            result += (self._sum(tensor) * share,)
+        return result
+
+    def total(self, values):
+        """Sums over the processes of a few Python numbers, as a list of floats. Outside graphs; also a barrier."""
+        if self.alone:
+            return [float(value) for value in values]
+        return self._sum(Tensor(np.asarray(values, np.float32))).asnumpy().tolist()
+
+    def gather(self, tensor):
+        """The tensors of all processes, of one shape and dtype, on a new first axis: (processes, *tensor.shape)."""
+        tensor = tensor.expand_dims(0)
+        return tensor if self.alone else self._gather(tensor)
+
+    def from_rank(self, rank, tensors):
+        """Tuple of the tensors as process `rank` has them."""
+        if self.alone:
+            return tuple(tensors)
+        broadcast = self._broadcasts[rank]
+        result = ()
+        for tensor in tensors:  # one by one: of a tuple, MindSpore's CPU backend sends the first tensor only
+            result += (broadcast((tensor,))[0],)
+        return result
+
+    def barrier(self):
+        """Wait for all processes."""
+        self.total([0.0])
+
+    def array_from_rank(self, rank, array):
+        """ndarray of at most 8 axes as process `rank` has it; the others need not know its shape. Outside graphs."""
+        if self.alone:
+            return array
+        mine = self.ranks.rank == rank
+        shape = [array.ndim, *array.shape] if mine else []
+        shape = [int(side) for side in self.total(shape + [0] * (9 - len(shape)))]
+        kinds = [int(mine and array.dtype == kind) for kind in ARRAY_DTYPES]
+        dtype = ARRAY_DTYPES[self.total(kinds).index(1.0)]
+        value = array if mine else np.zeros(shape[1 : 1 + shape[0]], dtype)
+        return self.from_rank(rank, [Tensor(value)])[0].asnumpy()
+
+    def spread(self, function, items):
+        """Results of function(item) for a list of items, in their order, each computed by one of the processes.
+
+        Like `map`, a generator. All processes get all results: float32 ndarrays of one shape. Outside graphs.
+        """
+        count, shape = self.ranks.count, None
+        for start in range(0, len(items), count):
+            mine = start + self.ranks.rank
+            result = None
+            if mine < len(items):
+                result = np.asarray(function(items[mine]), np.float32)
+            if shape is None:  # a process without an item learns it from the first
+                known = [result.ndim, *result.shape] if self.ranks.first else []
+                known = [int(side) for side in self.total(known + [0] * (9 - len(known)))]
+                shape = tuple(known[1 : 1 + known[0]])
+            if result is None:
+                result = np.zeros(shape, np.float32)
+            gathered = self.gather(Tensor(result)).asnumpy()
+            yield from gathered[: len(items) - start]
+
+
+def set_from_rank(rank, parameters, collectives):
+    """Give every process the Parameters of process `rank`, outside graphs."""
+    if collectives.alone:
+        return
+    values = collectives.from_rank(rank, [Tensor(parameter) for parameter in parameters])
+    for parameter, value in zip(parameters, values):
+        parameter.set_data(value)

@@ -1,0 +1,123 @@
+"""The kernels of the native library as MindSpore operations: fp32, for PyNative and for graphs.
+
+The first tensor of each operation is an int32 plan that chooses a variant. The plan also stands in the place of the
+optional tensors that are absent.
+"""
+
+import numpy as np
+from mindspore import Tensor, ops
+from mindspore import dtype as mstype
+
+from mindsigma.ops.native.library import library
+
+# Bits of a linear map's plan: which of the optional tensors are there, and GELU.
+BIAS, MODULATION, NORM_WEIGHT, FACTOR, GATE, RESIDUAL, GELU = 1, 2, 4, 8, 16, 32, 64
+
+# Made by `load`, as they need the library.
+_linear = _attention = _attention_of_qkv = _group_norm = _convolution = _enlarged_convolution = None
+
+
+def load():
+    """Make the operations. Returns whether there is a library."""
+    global _linear, _attention, _attention_of_qkv, _group_norm, _convolution, _enlarged_convolution
+    path = library()
+    if path is None:
+        return False
+    if _linear is None:
+        _linear = _operation(path, "linear", lambda plan, x, weight, *rest: list(x[:-1]) + [weight[0]])
+        _attention = _operation(path, "attention", lambda plan, q, *rest: q)
+        _attention_of_qkv = _operation(path, "attention", lambda plan, q, *rest: list(q[:-1]) + [q[-1] // 3])
+        _group_norm = _operation(path, "group_normalisation", lambda plan, x, *rest: x)
+        _convolution = _operation(path, "convolution", lambda plan, x, w, *rest: [x[0], w[0], x[2], x[3]])
+        _enlarged_convolution = _operation(
+            path, "convolution", lambda plan, x, w, *rest: [x[0], w[0], 2 * x[2], 2 * x[3]]
+        )
+    return True
+
+
+def _operation(path, symbol, shape):
+    return ops.Custom(f"{path}:{symbol}", shape, lambda plan, x, *rest: x, "aot")
+
+
+def takes(x):
+    """Whether the kernels compute in the dtype of x."""
+    return x.dtype == mstype.float32
+
+
+@ops.constexpr
+def _plan(*numbers):
+    """int32 tensor of whole numbers, and of floats by their bits."""
+    return Tensor(np.array([np.float32(n).view(np.int32) if isinstance(n, float) else n for n in numbers], np.int32))
+
+
+def linear(
+    x, weight, bias=None, rows=None, shift_row=None, gate_row=None, eps=0.0, norm_weight=None, gelu=False, factor=None,
+    residual=None,
+):  # fmt: skip
+    """x (N, T, in) through a linear map, with what comes before and after it in the same pass.
+
+    Before: LayerNorm modulated by rows[:, shift_row] and the scale in the row after it, if `shift_row` is given; or
+    x / rms(x) * norm_weight, if that is given. After, in this order, each if given: plus bias (out,), GELU (tanh),
+    times factor (N, T, out), times rows[:, gate_row], plus residual (N, T, out).
+
+    Args:
+        weight: (out, in).
+        rows: (N or 1, R, in or out).
+
+    Returns:
+        (N, T, out).
+    """
+    variant, index = (GELU if gelu else 0), 0
+    if bias is not None:
+        variant += BIAS
+    if shift_row is not None:
+        variant, index = variant + MODULATION, shift_row
+    if norm_weight is not None:
+        variant += NORM_WEIGHT
+    if factor is not None:
+        variant += FACTOR
+    if gate_row is not None:
+        variant, index = variant + GATE, gate_row
+    if residual is not None:
+        variant += RESIDUAL
+    plan = _plan(variant, float(eps), index)
+    return _linear(
+        plan, x, weight, plan if bias is None else bias, plan if rows is None else rows,
+        plan if norm_weight is None else norm_weight, plan if factor is None else factor,
+        plan if residual is None else residual,
+    )  # fmt: skip
+
+
+def attention(q, k, v, num_heads, scale, masked=False, bias=None):
+    """Attention of q (N, S, C) over k and v (N, L, C): (N, S, C).
+
+    Args:
+        masked: k is (N, L, C + 1); a key whose last column is below 0 is dropped.
+        bias: (N or 1, heads, S, L), added to the scaled products of queries and keys, or None.
+    """
+    plan = _plan(num_heads, float(scale), q.shape[-1], 0, 0, 0, int(masked), 0 if bias is None else 1)
+    return _attention(plan, q, k, v, plan if bias is None else bias)
+
+
+def attention_of_qkv(qkv, num_heads, scale):
+    """Attention among the rows of qkv (N, T, 3 * C), queries, keys and values side by side: (N, T, C)."""
+    channels = qkv.shape[-1] // 3
+    plan = _plan(num_heads, float(scale), channels, 0, channels, 2 * channels, 0, 0)
+    return _attention_of_qkv(plan, qkv, qkv, qkv, plan)
+
+
+def group_norm(x, groups, weight, bias, eps, silu):
+    """GroupNorm of x (N, C, H, W), and SiLU of that if asked for."""
+    return _group_norm(_plan(groups, float(eps), int(silu)), x, weight, bias)
+
+
+def convolution(x, weight, bias, residual=None, enlarge=False):
+    """3x3 convolution of x (N, C, H, W) inside a border of zeros, plus bias, plus residual if given.
+
+    With `enlarge`, of x with every pixel repeated twice along both axes: (N, out, 2 * H, 2 * W).
+    """
+    plan = _plan(int(enlarge), 0 if residual is None else 1)
+    last = plan if residual is None else residual
+    if enlarge:
+        return _enlarged_convolution(plan, x, weight, bias, last)
+    return _convolution(plan, x, weight, bias, last)

@@ -1,0 +1,142 @@
+// The functions that MindSpore calls: int f(count, tensors, ranks, shapes, dtypes, stream, extra), 0 if all went well.
+// The tensors are those of mindsigma/ops/native/operations.py, which documents them, and the result.
+#include <cstdint>
+#include <cstring>
+
+#include "attention.h"
+#include "images.h"
+#include "linear.h"
+
+namespace {
+
+struct Arguments {
+  int count;
+  void** tensors;
+  int* ranks;
+  int64_t** shapes;
+
+  long size(int i, int axis) const { return shapes[i][axis < 0 ? ranks[i] + axis : axis]; }
+  long elements(int i) const {
+    long product = 1;
+    for (int axis = 0; axis < ranks[i]; axis++) product *= shapes[i][axis];
+    return product;
+  }
+  const float* floats(int i) const { return static_cast<const float*>(tensors[i]); }
+  const int32_t* numbers(int i) const { return static_cast<const int32_t*>(tensors[i]); }
+  float* result() const { return static_cast<float*>(tensors[count - 1]); }
+};
+
+float as_float(int32_t bits) {
+  float value;
+  memcpy(&value, &bits, 4);
+  return value;
+}
+
+template <class F>
+int guarded(F f) {
+  try {
+    f();
+    return 0;
+  } catch (...) {
+    return 1;
+  }
+}
+
+}  // namespace
+
+extern "C" {
+
+int linear(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    const int32_t* plan = a.numbers(0);
+    const int32_t given = plan[0];
+    Linear l{};
+    l.x = a.floats(1);
+    l.weight = a.floats(2);
+    l.y = a.result();
+    l.in = a.size(1, -1);
+    l.out = a.size(2, 0);
+    l.rows = a.elements(1) / l.in;
+    l.rows_of_image = ranks[1] > 2 ? a.size(1, 1) : l.rows;
+    l.eps = as_float(plan[1]);
+    l.gelu = given & 64;
+    if (given & 1) l.bias = a.floats(3);
+    if (given & 2) {  // rows (batch, 6 or 2, C), which of them is the shift; the scale follows it
+      l.step = a.size(4, 0) > 1 ? a.size(4, 1) * a.size(4, 2) : 0;
+      l.shift = a.floats(4) + plan[2] * a.size(4, 2);
+      l.scale = l.shift + a.size(4, 2);
+    }
+    if (given & 4) l.norm_weight = a.floats(5);
+    if (given & 8) l.factor = a.floats(6);
+    if (given & 16) {
+      l.step = a.size(4, 0) > 1 ? a.size(4, 1) * a.size(4, 2) : 0;
+      l.gate = a.floats(4) + plan[2] * a.size(4, 2);
+    }
+    if (given & 32) l.residual = a.floats(7);
+    apply(l);
+  });
+}
+
+int attention(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    const int32_t* plan = a.numbers(0);
+    Attention t{};
+    t.heads = plan[0];
+    t.scale = as_float(plan[1]);
+    const long channels = plan[2];
+    t.width = channels / t.heads;
+    t.q = a.floats(1) + plan[3];
+    t.k = a.floats(2) + plan[4];
+    t.v = a.floats(3) + plan[5];
+    t.q_step = a.size(1, 2);
+    t.k_step = a.size(2, 2);
+    t.v_step = a.size(3, 2);
+    t.batch = a.size(1, 0);
+    t.queries = a.size(1, 1);
+    t.keys = a.size(2, 1);
+    t.out = a.result();
+    t.out_step = channels;
+    if (plan[6]) {  // the column after a key's channels tells whether it is kept
+      t.kept = t.k + channels;
+      t.kept_step = t.k_step;
+    }
+    if (plan[7]) {
+      t.bias = a.floats(4);
+      t.bias_batch = a.size(4, 0) > 1 ? a.elements(4) / a.size(4, 0) : 0;
+    }
+    attend(t);
+  });
+}
+
+int group_normalisation(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    const int32_t* plan = a.numbers(0);
+    const long batch = a.size(1, 0), channels = a.size(1, 1);
+    group_norm(a.floats(1), a.floats(2), a.floats(3), a.result(), batch, channels, a.elements(1) / (batch * channels),
+               plan[0], as_float(plan[1]), plan[2]);
+  });
+}
+
+int convolution(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    const int32_t* plan = a.numbers(0);
+    Convolution c{};
+    c.x = a.floats(1);
+    c.weight = a.floats(2);
+    c.bias = a.floats(3);
+    c.residual = plan[1] ? a.floats(4) : nullptr;
+    c.y = a.result();
+    c.batch = a.size(1, 0);
+    c.in = a.size(1, 1);
+    c.out = a.size(2, 0);
+    c.enlarge = plan[0];
+    c.height = a.size(1, 2) * (c.enlarge ? 2 : 1);
+    c.width = a.size(1, 3) * (c.enlarge ? 2 : 1);
+    convolve(c);
+  });
+}
+}

@@ -1,0 +1,157 @@
+// Group normalisation with its activation in one pass, and convolutions as products of packed pixels.
+#include "images.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "pool.h"
+#include "tile.h"
+
+void group_norm(const float* x, const float* weight, const float* bias, float* y, long batch, long channels,
+                long pixels, long groups, float eps, bool activate) {
+  const long each = channels / groups, size = each * pixels;
+  constexpr long PIECE = 2048;
+  parallel(batch * groups, [&](long task) {
+    const float* from = x + task * size;
+    double mean = 0, squares = 0;  // of the pieces so far; they are combined as in Chan, Golub, LeVeque (1983)
+    for (long start = 0; start < size; start += PIECE) {
+      const long count = std::min(PIECE, size - start), whole = count / VL * VL;
+      const float* p = from + start;
+      V sum = {};
+      for (long i = 0; i < whole; i += VL) sum += load(p + i);
+      float total = sum_of(sum);
+      for (long i = whole; i < count; i++) total += p[i];
+      const float middle = total / count;
+      V deviations = {};
+      for (long i = 0; i < whole; i += VL) {
+        V d = load(p + i) - middle;
+        deviations += d * d;
+      }
+      double own = sum_of(deviations);
+      for (long i = whole; i < count; i++) own += (p[i] - middle) * (p[i] - middle);
+      const double difference = middle - mean;
+      squares += own + difference * difference * (double(start) * count / (start + count));
+      mean += difference * count / (start + count);
+    }
+    const float inverse = 1.0 / std::sqrt(squares / size + eps);
+    for (long c = 0; c < each; c++) {
+      const long channel = task % groups * each + c;
+      const float scale = inverse * weight[channel], shift = bias[channel], middle = mean;
+      const float* in = from + c * pixels;
+      float* to = y + task * size + c * pixels;
+      for (long i = 0; i < pixels; i += VL) {
+        const bool part = i + VL > pixels;
+        V v = ((part ? load_part(in + i, pixels - i) : load(in + i)) - middle) * scale + shift;
+        if (activate) v = silu(v);
+        if (part)
+          store_part(to + i, v, pixels - i);
+        else
+          store(to + i, v);
+      }
+    }
+  });
+}
+
+namespace {
+
+constexpr long CHANNELS = 32;  // of x in a packed block
+constexpr long PIXELS = 8;     // panels of NR pixels in a task
+
+// Pixels [column, column + NR) of row `row` of a channel of the image, zeros outside.
+void pixels_of(const Convolution& c, const float* channel, long row, long column, float* to) {
+  if (row < 0 || row >= c.height) {
+    for (int j = 0; j < NR; j += VL) store(to + j, V{});
+    return;
+  }
+  if (c.enlarge) {
+    const float* line = channel + row / 2 * (c.width / 2);
+    for (int j = 0; j < NR; j++) {
+      const long place = column + j;
+      to[j] = place < 0 || place >= c.width ? 0.0f : line[place / 2];
+    }
+    return;
+  }
+  const float* line = channel + row * c.width + column;
+  if (column >= 0 && column + NR <= c.width) {
+    for (int j = 0; j < NR; j += VL) store(to + j, load(line + j));
+    return;
+  }
+  for (int j = 0; j < NR; j++) to[j] = column + j < 0 || column + j >= c.width ? 0.0f : line[j];
+}
+
+template <int N>
+void tile(const Convolution& c, const float* a, long stride, const float* panel, long depth, bool first, bool last,
+          long image, long channel, long height, long pixel, long width) {
+  V acc[MR][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) acc[i][j] = V{};
+  multiply<N>(a, stride, panel, depth, acc);
+  for (int i = 0; i < height; i++) {
+    const long place = (image * c.out + channel + i) * c.height * c.width + pixel;
+    for (int j = 0; j < N; j++) {
+      const long left = width - j * VL;
+      V v = acc[i][j];
+      if (!first) v += left >= VL ? load(c.y + place + j * VL) : load_part(c.y + place + j * VL, left);
+      if (last) {
+        v += c.bias[channel + i];
+        if (c.residual) v += left >= VL ? load(c.residual + place + j * VL) : load_part(c.residual + place + j * VL, left);
+      }
+      if (left >= VL)
+        store(c.y + place + j * VL, v);
+      else
+        store_part(c.y + place + j * VL, v, left);
+    }
+  }
+}
+
+}  // namespace
+
+void convolve(const Convolution& c) {
+  const long across = (c.width + NR - 1) / NR, panels = across * c.height;  // a panel is a piece of a row
+  const long in_height = c.enlarge ? c.height / 2 : c.height, in_width = c.enlarge ? c.width / 2 : c.width;
+  const long most = std::clamp<long>(panels / (2 * thread_count()), 1, PIXELS);
+  const long groups = (panels + most - 1) / most;
+  const long filled = (c.out + MR - 1) / MR * MR;
+  std::vector<float> extra;  // the weight with rows of zeros after it
+  const float* weight = c.weight;
+  if (filled != c.out) {
+    extra.assign(filled * c.in * 9, 0.0f);
+    std::copy(c.weight, c.weight + c.out * c.in * 9, extra.begin());
+    weight = extra.data();
+  }
+  parallel(c.batch * groups, [&](long task) {
+    const long image = task / groups, begin = task % groups * most, count = std::min(most, panels - begin);
+    float* packed = scratch(1, most * CHANNELS * 9 * NR);
+    for (long start = 0; start < c.in; start += CHANNELS) {
+      const long channels = std::min(CHANNELS, c.in - start), depth = channels * 9;
+      for (long p = 0; p < count; p++) {
+        const long row = (begin + p) / across, column = (begin + p) % across * NR;
+        float* to = packed + p * CHANNELS * 9 * NR;
+        for (long i = 0; i < channels; i++) {
+          const float* channel = c.x + (image * c.in + start + i) * in_height * in_width;
+          for (int u = 0; u < 3; u++)
+            for (int v = 0; v < 3; v++, to += NR) pixels_of(c, channel, row + u - 1, column + v - 1, to);
+        }
+      }
+      const bool first = start == 0, last = start + channels == c.in;
+      for (long channel = 0; channel < c.out; channel += MR) {
+        const float* a = weight + (channel * c.in + start) * 9;
+        const long height = std::min<long>(MR, c.out - channel);
+        for (long p = 0; p < count; p++) {
+          const long row = (begin + p) / across, column = (begin + p) % across * NR;
+          const long width = std::min<long>(NR, c.width - column), pixel = row * c.width + column;
+          const float* panel = packed + p * CHANNELS * 9 * NR;
+          if (width > 2 * VL)
+            tile<3>(c, a, c.in * 9, panel, depth, first, last, image, channel, height, pixel, width);
+          else if (width > VL)
+            tile<2>(c, a, c.in * 9, panel, depth, first, last, image, channel, height, pixel, width);
+          else
+            tile<1>(c, a, c.in * 9, panel, depth, first, last, image, channel, height, pixel, width);
+        }
+      }
+    }
+  });
+}

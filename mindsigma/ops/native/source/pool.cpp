@@ -1,0 +1,129 @@
+// Threads that share the tasks of a loop: who waits spins for some microseconds, as the end or the next loop is near, and
+// then sleeps.
+#include "pool.h"
+
+#include <sched.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <thread>
+
+namespace {
+
+int allowed_threads() {
+  cpu_set_t set;
+  int count = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  const char* text = getenv("OMP_NUM_THREADS");
+  int wanted = text ? atoi(text) : 0;
+  if (wanted > 0 && wanted < count) count = wanted;
+  return count < 1 ? 1 : count;
+}
+
+struct Pool {
+  int threads;
+  pid_t owner = getpid();
+  std::mutex turn;  // one loop at a time
+  std::mutex mutex;
+  std::condition_variable wake, done;
+  std::atomic<long> generation{0};
+  const std::function<void(long)>* body = nullptr;
+  std::atomic<long> next{0};
+  long tasks = 0;
+  std::atomic<int> busy{0};
+
+  explicit Pool(int count) : threads(count) {
+    for (int i = 1; i < threads; i++) std::thread([this] { serve(); }).detach();
+  }
+
+  template <class F>
+  static void spin(F over) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(60);
+    while (!over() && std::chrono::steady_clock::now() < end) {
+    }
+  }
+
+  void take() {
+    for (long task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) (*body)(task);
+  }
+
+  void serve() {
+    long seen = 0;
+    for (;;) {
+      spin([&] { return generation.load(std::memory_order_acquire) != seen; });
+      if (generation.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(mutex);
+        wake.wait(lock, [&] { return generation.load() != seen; });
+      }
+      seen = generation.load(std::memory_order_acquire);
+      take();
+      if (busy.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        std::lock_guard<std::mutex> lock(mutex);
+        done.notify_one();
+      }
+    }
+  }
+
+  void run(long count, const std::function<void(long)>& f) {
+    std::lock_guard<std::mutex> guard(turn);
+    body = &f;
+    tasks = count;
+    next.store(0);
+    busy.store(threads - 1);
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      generation.fetch_add(1, std::memory_order_release);
+    }
+    wake.notify_all();
+    take();
+    auto idle = [&] { return busy.load(std::memory_order_acquire) == 0; };
+    spin(idle);
+    if (!idle()) {
+      std::unique_lock<std::mutex> lock(mutex);
+      done.wait(lock, idle);
+    }
+  }
+};
+
+Pool* pool = nullptr;  // never freed: its threads live as long as the process
+std::mutex making;
+
+Pool& the_pool() {
+  std::lock_guard<std::mutex> lock(making);
+  if (pool == nullptr || pool->owner != getpid()) pool = new Pool(allowed_threads());  // a fork has no threads
+  return *pool;
+}
+
+struct Buffer {
+  float* data = nullptr;
+  long size = 0;
+  ~Buffer() { free(data); }
+};
+
+}  // namespace
+
+int thread_count() { return the_pool().threads; }
+
+void parallel(long tasks, const std::function<void(long)>& f) {
+  Pool& shared = the_pool();
+  if (tasks <= 1 || shared.threads == 1) {
+    for (long task = 0; task < tasks; task++) f(task);
+    return;
+  }
+  shared.run(tasks, f);
+}
+
+float* scratch(int place, long floats) {
+  static thread_local Buffer buffers[4];
+  Buffer& buffer = buffers[place];
+  if (buffer.size < floats) {
+    free(buffer.data);
+    buffer.data = static_cast<float*>(aligned_alloc(64, (floats * 4 + 63) / 64 * 64));
+    buffer.size = buffer.data ? floats : 0;
+    if (!buffer.data) throw std::bad_alloc();
+  }
+  return buffer.data;
+}

@@ -1,0 +1,40 @@
+// The register tile that every product is made of, and the layout of its second operand.
+#pragma once
+#include "vector.h"
+
+// acc[i][j] += a[i * stride + p] * b[p][j] for p < depth; b is a panel (depth, NR).
+template <int N>
+static inline void multiply(const float* a, long stride, const float* b, long depth, V (&acc)[MR][N]) {
+  for (long p = 0; p < depth; p++) {
+    V row[N];
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) row[j] = load(b + p * NR + j * VL);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) {
+      V x = spread(a[i * stride + p]);
+#pragma GCC unroll 8
+      for (int j = 0; j < N; j++) acc[i][j] += x * row[j];
+    }
+  }
+}
+
+// A panel (depth, NR): the transpose of `rows` <= NR rows of w, `stride` apart, with zeros after them.
+static inline void pack_rows(const float* w, long stride, long rows, long depth, float* panel) {
+  for (int first = 0; first < NR; first += VL) {
+    const float* from = w + first * stride;
+    long count = rows - first < VL ? rows - first : VL;
+    long p = 0;
+    if (count == VL) {
+      for (; p + VL <= depth; p += VL) {
+        V square[VL];
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; i++) square[i] = load(from + i * stride + p);
+        transpose(square);
+#pragma GCC unroll 16
+        for (int i = 0; i < VL; i++) store(panel + (p + i) * NR + first, square[i]);
+      }
+    }
+    for (; p < depth; p++)
+      for (int i = 0; i < VL; i++) panel[p * NR + first + i] = i < count ? from[i * stride + p] : 0.0f;
+  }
+}

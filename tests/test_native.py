@@ -1,0 +1,299 @@
+"""The native CPU kernels against float64 and against the mathematics they replace, and how they are built."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from functools import partial
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import relative_error
+from mindspore import Tensor, ops
+
+from mindsigma.errors import MindSigmaError
+from mindsigma.ops import attention, functional, linear_chains
+from mindsigma.ops.kernels import MATH, NATIVE, resolve_kernels
+from mindsigma.ops.native import library
+from mindsigma.ops.native import operations as native
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT = 2e-6  # against float64
+
+needs_library = pytest.mark.skipif(not native.load(), reason="no C++ compiler, or MINDSIGMA_NATIVE=0")
+
+
+def drawn(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
+
+
+def normalised(x, eps):
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + eps)
+
+
+@needs_library
+@pytest.mark.parametrize("shape", [(2, 1, 8, 3), (2, 37, 50, 33), (1, 130, 801, 100), (3, 9, 48, 97)])
+def test_linear_maps_with_all_that_comes_with_them(shape):
+    batch, length, inner, outer = shape
+    x, weight, bias = drawn(0, batch, length, inner) + 0.5, drawn(1, outer, inner) / inner**0.5, drawn(2, outer)
+    before, after = drawn(3, batch, 6, inner), drawn(4, batch, 6, outer)
+    residual, norm_weight = drawn(5, batch, length, outer), drawn(6, inner)
+    t = {name: Tensor(value) for name, value in locals().items() if isinstance(value, np.ndarray)}
+    x64, w64 = x.astype(np.float64), weight.astype(np.float64).T
+
+    plain = native.linear(t["x"], t["weight"], t["bias"])
+    assert relative_error(plain.asnumpy(), x64 @ w64 + bias) < LIMIT
+    modulated = normalised(x64, 1e-6) * before[:, 4:5] + before[:, 3:4]
+    found = linear_chains.modulated_linear_gelu(t["x"], t["before"], 3, 1e-6, NATIVE, t["weight"], t["bias"])
+    assert relative_error(found.asnumpy(), gelu(modulated @ w64 + bias)) < LIMIT
+    found = linear_chains.add_gated_linear(t["residual"], t["x"], t["after"], 5, NATIVE, t["weight"], t["bias"])
+    assert relative_error(found.asnumpy(), residual + after[:, 5:6] * (x64 @ w64 + bias)) < LIMIT
+    one = normalised(x64, 1e-6) * before[:1, 4:5] + before[:1, 3:4]  # a row for all
+    found = linear_chains.modulated_linear(t["x"], t["before"][:1], 3, 1e-6, NATIVE, t["weight"], t["bias"])
+    assert relative_error(found.asnumpy(), one @ w64 + bias) < LIMIT
+    found = linear_chains.add_linear(t["residual"], t["x"], NATIVE, t["weight"], None)
+    assert relative_error(found.asnumpy(), residual + x64 @ w64) < LIMIT
+    rms = x64 / np.sqrt((x64**2).mean(-1, keepdims=True) + 1e-6) * norm_weight
+    found = linear_chains.rms_gated_linear(t["x"], t["norm_weight"], 1e-6, t["weight"], t["weight"], ms.float32, NATIVE)
+    assert relative_error(found.asnumpy(), gelu(rms @ w64) * (rms @ w64)) < LIMIT
+
+
+@needs_library
+def test_pointwise_functions_over_their_whole_range():
+    """GELU through an identity, SiLU through a norm of two values; what is not a number stays none."""
+    x = np.concatenate([np.linspace(-100, 100, 4001), [0.0, 1e-30, -1e-30]]).astype(np.float32).reshape(1, -1, 1)
+    one = Tensor(np.ones((1, 1), np.float32))
+    found = native.linear(Tensor(x), one, gelu=True).asnumpy().astype(np.float64)
+    expected = gelu(x.astype(np.float64))
+    assert np.abs(found - expected).max() < 1e-6 * 5
+    near = np.abs(x) < 3
+    assert (np.abs(found - expected)[near] <= 1e-6 * np.abs(expected[near]) + 1e-12).all()
+    x[0, 7, 0] = np.nan
+    assert np.isnan(native.linear(Tensor(x), one, gelu=True).asnumpy()[0, 7, 0])
+
+
+def attended(q, k, v, heads, scale, kept=None, bias=None):
+    """Attention in float64."""
+    batch, length, channels = q.shape
+    q, k, v = (t.astype(np.float64).reshape(batch, t.shape[1], heads, -1).transpose(0, 2, 1, 3) for t in (q, k, v))
+    scores = q @ k.transpose(0, 1, 3, 2) * scale
+    if kept is not None:
+        scores = np.where(kept[:, None, None] > 0, scores, -np.inf)
+    scores = scores if bias is None else scores + bias
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    out = weights / weights.sum(-1, keepdims=True) @ v
+    return out.transpose(0, 2, 1, 3).reshape(batch, length, channels)
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "queries, keys, heads, width", [(1, 1, 1, 8), (65, 300, 2, 72), (13, 401, 3, 20), (9, 50, 1, 130)]
+)
+def test_attention(queries, keys, heads, width):
+    channels = heads * width
+    q, k, v = drawn(0, 2, queries, channels) * 3, drawn(1, 2, keys, channels), drawn(2, 2, keys, channels)
+    kept = np.zeros((2, keys), np.float32)
+    kept[0, keys // 2] = 1  # all but one are dropped
+    kept[1, : keys - keys // 3] = 1
+    for mask in (None, kept):
+        prepared = attention.prepare_keys(Tensor(k), Tensor(v), None if mask is None else Tensor(mask), heads, NATIVE)
+        found = attention.attend(Tensor(q), *prepared, heads, NATIVE).asnumpy()
+        assert relative_error(found, attended(q, k, v, heads, width**-0.5, mask)) < LIMIT
+    bias = drawn(3, 1, heads, queries, keys)
+    bias[..., : keys // 2] = -1e9
+    found = attention.attention_with_bias(Tensor(q), Tensor(k), Tensor(v), Tensor(bias), heads, NATIVE).asnumpy()
+    assert relative_error(found, attended(q, k, v, heads, 1.0, bias=bias)) < LIMIT
+
+
+@needs_library
+def test_attention_of_qkv_is_that_of_its_parts():
+    qkv = drawn(0, 2, 77, 3 * 144)
+    found = attention.attend_qkv(Tensor(qkv), 2, NATIVE).asnumpy()
+    assert relative_error(found, attended(*np.split(qkv, 3, -1), 2, 72**-0.5)) < LIMIT
+    assert relative_error(found, attention.attend_qkv(Tensor(qkv), 2, MATH).asnumpy()) < 1e-5
+
+
+@needs_library
+@pytest.mark.parametrize("height, width", [(1, 1), (5, 50), (7, 97)])
+def test_images(height, width):
+    x, weight, bias = drawn(0, 2, 6, height, width) + 2, drawn(1, 6), drawn(2, 6)
+    if height > 1:
+        for silu in (False, True):
+            found = native.group_norm(Tensor(x), 3, Tensor(weight), Tensor(bias), 1e-6, silu).asnumpy()
+            expected = normalised(x.astype(np.float64).reshape(2, 3, -1), 1e-6).reshape(x.shape)
+            expected = expected * weight[:, None, None] + bias[:, None, None]
+            expected = expected / (1 + np.exp(-expected)) if silu else expected
+            assert relative_error(found, expected) < LIMIT
+    kernel, bias = drawn(3, 11, 6, 3, 3), drawn(4, 11)
+    for enlarge in (False, True):
+        big = x.repeat(2, 2).repeat(2, 3) if enlarge else x
+        residual = drawn(5, 2, 11, *big.shape[2:])
+        expected = residual + bias[:, None, None].astype(np.float64)
+        padded = np.pad(big, ((0, 0), (0, 0), (1, 1), (1, 1))).astype(np.float64)
+        for i in range(3):
+            for j in range(3):
+                shifted = padded[:, :, i : i + big.shape[2], j : j + big.shape[3]]
+                expected = expected + np.einsum("oi,nihw->nohw", kernel[:, :, i, j], shifted)
+        found = native.convolution(Tensor(x), Tensor(kernel), Tensor(bias), Tensor(residual), enlarge).asnumpy()
+        assert relative_error(found, expected) < LIMIT
+
+
+@needs_library
+def test_other_dtypes_take_the_mathematics():
+    x, weight = Tensor(drawn(0, 2, 5, 8), ms.float16), Tensor(drawn(1, 4, 8), ms.float16)
+    found = linear_chains.plain_linear(x, NATIVE, weight, Tensor(np.zeros(4), ms.float16))
+    assert found.dtype == ms.float16
+    assert (found == functional.linear(x, weight)).all()
+
+
+THREADS = """
+    import sys; sys.path.insert(0, {root!r})
+    import hashlib, numpy as np
+    from mindspore import Tensor
+    from mindsigma.ops.native import operations as native
+    assert native.load()
+    draw = np.random.default_rng(0).standard_normal
+    x, weight = Tensor(draw((2, 200, 144), np.float32)), Tensor(draw((432, 144), np.float32))
+    out = native.attention_of_qkv(native.linear(x, weight), 2, 0.1)
+    image, kernel = Tensor(draw((1, 32, 20, 60), np.float32)), Tensor(draw((8, 32, 3, 3), np.float32))
+    row = Tensor(draw(32, np.float32))
+    picture = native.convolution(native.group_norm(image, 4, row, row, 1e-6, True), kernel, row[:8])
+    print(hashlib.sha256(out.asnumpy().tobytes() + picture.asnumpy().tobytes()).hexdigest())
+"""
+
+
+def run(code, **variables):
+    code = textwrap.dedent(code).format(root=str(ROOT))
+    environment = {**os.environ, "GLOG_v": "3", **variables}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+@needs_library
+def test_results_do_not_depend_on_the_number_of_threads():
+    one, many = run(THREADS, OMP_NUM_THREADS="1"), run(THREADS, OMP_NUM_THREADS="64")
+    assert one.returncode == many.returncode == 0, one.stderr + many.stderr
+    assert one.stdout == many.stdout
+
+
+def fake_compiler(folder, script):
+    path = folder / "compiler"
+    path.write_text("#!/bin/sh\n" + script)
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def fresh(monkeypatch, tmp_path):
+    """An empty cache folder; what `library` found before is forgotten."""
+    monkeypatch.setenv(library.CACHE, str(tmp_path / "cache"))
+    monkeypatch.delenv(library.SWITCH, raising=False)
+    library.library.cache_clear()
+    yield tmp_path
+    library.library.cache_clear()
+
+
+def test_without_a_compiler_there_is_a_note_and_mathematics(fresh, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", str(fresh / "absent"))
+    assert resolve_kernels() == MATH
+    assert resolve_kernels() == MATH
+    assert capsys.readouterr().err.count("note: no native kernels") == 1
+    with pytest.raises(MindSigmaError, match="kernels native"):
+        resolve_kernels(NATIVE)
+
+
+def test_a_failing_compiler_leaves_nothing_behind(fresh, monkeypatch, capsys):
+    script = 'test "$1" = --version && exit 0\necho "x.cpp:1: error: unknown flag" >&2\nexit 1\n'
+    monkeypatch.setenv("CXX", fake_compiler(fresh, script))
+    assert resolve_kernels() == MATH
+    assert "unknown flag" in capsys.readouterr().err
+    assert [path.name for path in (fresh / "cache").iterdir()] == [".native.lock"]
+
+
+def test_an_unwritable_cache_is_named(fresh, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", fake_compiler(fresh, "exit 0\n"))
+    (fresh / "cache").write_text("a file")
+    assert resolve_kernels() == MATH
+    assert library.CACHE in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder, white_list, words", [("a:b", None, "colon"), ("a", "/elsewhere", "WHITE_LIST")])
+def test_a_folder_that_mindspore_refuses_is_named(fresh, monkeypatch, capsys, folder, white_list, words):
+    monkeypatch.setenv("CXX", fake_compiler(fresh, "exit 0\n"))
+    monkeypatch.setenv(library.CACHE, str(fresh / folder))
+    if white_list is not None:
+        monkeypatch.setenv("MS_CUSTOM_AOT_WHITE_LIST", white_list)
+    assert resolve_kernels() == MATH
+    assert words in capsys.readouterr().err
+
+
+def test_the_switch_needs_no_words(fresh, monkeypatch, capsys):
+    monkeypatch.setenv(library.SWITCH, "0")
+    assert resolve_kernels() == MATH
+    assert capsys.readouterr().err == ""
+
+
+def test_two_processes_compile_once(fresh, monkeypatch):
+    """The stand-in of a compiler notes each call and takes its time."""
+    script = f"""
+test "$1" = --version && exit 0
+echo >> {fresh}/calls
+sleep 1
+while [ "$1" != -o ]; do shift; done
+echo library > "$2"
+"""
+    compiler = fake_compiler(fresh, script)
+    code = "import sys; sys.path.insert(0, {root!r})\nfrom mindsigma.ops.native.library import build; print(build())"
+    command = [sys.executable, "-c", code.format(root=str(ROOT))]
+    environment = {**os.environ, "CXX": compiler, "GLOG_v": "3"}
+    processes = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    paths = {process.communicate()[0].strip() for process in processes}
+    assert len(paths) == 1
+    assert Path(paths.pop()).read_text() == "library\n"
+    assert (fresh / "calls").read_text() == "\n"
+
+
+def test_another_compiler_makes_another_library(fresh, monkeypatch):
+    made = set()
+    for version in ("1", "2"):
+        script = f'test "$1" = --version && echo {version} && exit 0\nwhile [ "$1" != -o ]; do shift; done\n: > "$2"\n'
+        monkeypatch.setenv("CXX", fake_compiler(fresh, script))
+        made.add(library.build())
+    assert len(made) == 2
+    os.chmod(next(iter(made)), 0o777)  # anyone could have written it: made again
+    assert all(library.build() in made for _ in range(2))
+
+
+@needs_library
+def test_in_training_the_mathematics_is_differentiated():
+    """A block on the native kernels has the gradients of the same block on the mathematics."""
+    from mindsigma.ops.gradients import value_and_gradients
+    from mindsigma.ops.shared_graph import SharedGraph
+
+    weight = ms.Parameter(Tensor(drawn(1, 6, 8)), name="weight")
+    x = Tensor(drawn(0, 2, 5, 8))
+    found = []
+    for kernels in (NATIVE, MATH):
+        graph = SharedGraph(squares_of_gelu, (weight,), (kernels,))
+        if kernels == NATIVE:
+            native_loss = float(graph(x))
+        (loss, _), (gradient,) = value_and_gradients(partial(twice, graph), [weight], (x,))
+        found.append((float(loss), gradient.asnumpy()))
+    assert found[0][0] == found[1][0] == pytest.approx(native_loss, rel=1e-5)
+    assert (found[0][1] == found[1][1]).all()
+    assert np.abs(found[0][1]).max() > 0
+
+
+def twice(graph, x):
+    loss = graph(x)
+    return loss, loss
+
+
+def squares_of_gelu(x, kernels, weight):
+    y = linear_chains.linear_gelu(x, kernels, weight, ops.zeros((6,), ms.float32))
+    return (y * y).sum()

@@ -1,0 +1,58 @@
+"""Estimate the least time of a denoising step on an NPU from its graph's report and the NPU's published peaks.
+
+    python tools/roofline.py --npu 910B
+
+Reads the stored reports of the presets, or those of tools/export.py --json. Nothing is measured.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from mindsigma import command_line  # noqa: E402
+from mindsigma.errors import MindSigmaError  # noqa: E402
+
+
+def build_parser():
+    """The options of this tool."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    add = parser.add_argument
+    add("reports", nargs="*", metavar="REPORT.json", help="of tools/export.py; default the stored ones of all presets")
+    add("--npu", nargs="+", help="names in --npus; default all")
+    add("--npus", default=str(ROOT / "configs" / "npu.yaml"), metavar="FILE.yaml", help="peaks of NPUs")
+    add("--efficiency", type=float, default=1.0, help="part of the peaks that is reached; 1 is the bound")
+    add("--kinds", type=int, default=0, metavar="N", help="list the N most expensive kinds of nodes")
+    return parser
+
+
+def main():
+    """Read, estimate, print; returns the exit code."""
+    args = build_parser().parse_args()
+    from mindsigma.ascend.cases import WHOLE
+    from mindsigma.ascend.compare import read_report
+    from mindsigma.ascend.roofline import HEADER, lines_of, read_npus
+
+    npus = read_npus(args.npus)
+    for name in args.npu or ():
+        if name not in npus:
+            raise MindSigmaError(f"--npu {name}: not in {args.npus}; known: {', '.join(npus)}")
+    files = args.reports or [ROOT / "tests" / "golden" / "graphs" / f"{name}.json" for name in WHOLE]
+    reports = [read_report(file) for file in files]
+    print(
+        f"Estimates, not measurements: each node at {args.efficiency:g} of the peak of arithmetic or memory, whichever "
+        "takes longer; no overlap, no launch times.\npublished: mindone's example on one 910B, batch 1 with guidance."
+    )
+    print(HEADER)
+    for name in args.npu or npus:
+        for report in reports:
+            print("\n".join(lines_of(report, npus[name], args.efficiency, args.kinds)))
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
