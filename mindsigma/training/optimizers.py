@@ -9,10 +9,13 @@ backend). mindone.trainers' CAME and torch.optim.AdamW are the references in the
 from dataclasses import dataclass, field
 from typing import Tuple
 
-from mindspore import ops
+import numpy as np
+from mindspore import Tensor, ops
+from mindspore import dtype as mstype
 
 from mindsigma.errors import MindSigmaError
 
+_adam = ops.Adam()
 _outer = ops.MatMul()
 _divide = ops.RealDiv()  # `/` keeps index tables on a CPU even where nothing is broadcast
 
@@ -115,6 +118,21 @@ def _adamw(gradient, numbers, betas, eps, m, v):
     v = beta2 * v + (1.0 - beta2) * gradient * gradient
     root = ops.sqrt(v * (1.0 / numbers[CORRECTION_2])) + eps[0]
     return _divide(m * (1.0 / numbers[CORRECTION_1]), root), (m, v)
+
+
+def adamw_in_place(numbers, betas, eps, weight_decay, parameters, gradients, m, v):
+    """`update` of AdamW for lists of Parameters in place, from PyNative, where one kernel passes over memory once.
+
+    `numbers` as for `update`; the kernel's own corrections are left out, as they would lose fp32's last digits.
+    """
+    rate, correction_1, correction_2, clip = numbers.asnumpy().astype(np.float64)
+    root = correction_2**0.5
+    factors = (0.0, 0.0, rate * root / correction_1, *betas, eps[0] * root)
+    factors = [Tensor(factor, mstype.float32) for factor in factors]
+    for parameter, gradient, first, second in zip(parameters, gradients, m, v):
+        if weight_decay > 0:
+            ops.assign(parameter, parameter * float(1.0 - rate * weight_decay))
+        _adam(parameter, first, second, *factors, gradient * float(clip))
 
 
 def _lion(gradient, betas, m):

@@ -16,7 +16,7 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.ops.gradients import value_and_gradients
 from mindsigma.ops.shared_graph import SharedGraph
 from mindsigma.training.distributed import owners
-from mindsigma.training.optimizers import OptimizerConfig, state_shapes, static_arguments, update
+from mindsigma.training.optimizers import OptimizerConfig, adamw_in_place, state_shapes, static_arguments, update
 
 
 @dataclass(frozen=True)
@@ -397,10 +397,15 @@ class TrainingStep(nn.Cell):
         return mse, bound, float(norm.asnumpy()[0]), bool(finite.asnumpy()[0] > 0.5)
 
     def _chain_update(self, gradients, values):
+        name, betas, eps, weight_decay, _ = self.constants
         for group in self.groups:
             for a, b in [(a, b) for a, b in self.chunks if group.begin <= a and b <= group.end]:
                 columns = [self.parameters[a:b]]
                 columns += [column[a - group.begin : b - group.begin] for column in group.states]
+                if name == "adamw":
+                    adamw_in_place(values, betas, eps, weight_decay, columns[0], gradients[a:b], *columns[1:])
+                    gradients[a:b] = [None] * (b - a)
+                    continue
                 tensors = [[Tensor(variable) for variable in column] for column in columns]
                 flat = [tensor for column in (tensors[0], gradients[a:b], *tensors[1:]) for tensor in column]
                 gradients[a:b] = [None] * (b - a)

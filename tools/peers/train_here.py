@@ -23,8 +23,8 @@ def main():
 
     from mindsigma import __version__
     from mindsigma.conversion.component import open_source
+    from mindsigma.distributed import join_ranks
     from mindsigma.runtime import set_device
-    from mindsigma.training.distributed import join_ranks
     from mindsigma.training.optimizers import OptimizerConfig
     from mindsigma.training.start import build_dit
     from mindsigma.training.step import StepConfig, TrainingStep
