@@ -122,9 +122,9 @@ def operations(graph, inputs, result):
             rows = x.size // x.shape[-1] if x.ndim == 3 else x.shape[0]
             rows = math.prod(x.shape[2:]) * rows if x.ndim == 4 and output.ndim == 4 and weight.ndim == 4 else rows
             total += 2 * weight.size * rows
-    if name in ("native_block", "self_attention_branch", "encoder_layer"):
+    if name in ("block_of_rows", "self_attention_branch", "encoder_layer"):
         total += 4 * x.size * x.shape[1]  # every row with every row
-    if name == "native_block":
+    if name == "block_of_rows":
         total += 4 * x.size * inputs[2].size // (x.shape[0] * x.shape[-1])
     if name == "cross_attention_branch":
         total += 4 * x.size * inputs[1].size // (x.shape[0] * x.shape[-1])
