@@ -11,7 +11,6 @@ from mindsigma.diffusion.shortcuts import KEEP_BLOCKS, KEEP_TEXT, PLAIN, Shortcu
 from mindsigma.models.dit.reuse import ReusingDiT, conditional_half
 from mindsigma.ops.shared_graph import SharedGraph
 
-
 NO_SHORTCUTS = Shortcuts()
 
 
