@@ -172,6 +172,7 @@ def test_training_step_is_one_graph(dtype, recompute, tmp_path):
     """Forward, backward, clip, optimiser and average; attention fused both ways, half precision over fp32 weights."""
     dit = training_dit(dtype, ms.float32)
     if recompute:
+        ms.set_context(mode=ms.GRAPH_MODE)  # where the graph is recomputed, not the chain
         dit.blocks[0].recompute()
     nodes = exported_step(dit, dit.trainable_params(), dtype, tmp_path)
     count = Counter(kind for kind, _, _ in nodes)

@@ -3,9 +3,6 @@
 python tools/generate.py "a penguin on a yellow background"
 """
 
-import argparse
-import math
-import os
 import sys
 import tempfile
 import time
@@ -16,158 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mindsigma import __version__, command_line  # noqa: E402
 from mindsigma.config_file import parse_with_config  # noqa: E402
 from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma.pipeline.options import build_parser, check, is_png, read_prompts  # noqa: E402
 
 MAX_NAME_BYTES = 80
-
-
-def build_parser():
-    """The options of this tool; `--config` may set any of them."""
-    parser = argparse.ArgumentParser(
-        description="Draw images from prompts with PixArt-Sigma.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add("prompt", nargs="*", help="what to draw; several prompts draw several images")
-    add("--config", metavar="FILE.yaml", help="options from a file (configs/infer/); flags override it")
-    add("--prompts-file", metavar="FILE", help="one prompt a line")
-    add("--model", default="sigma-mini", help="bundled name, folder, hub id, or DiT weight file")
-    add("--components", help="folder or hub id with vae/, text_encoder/, tokenizer/, if --model is a weight file")
-    add("--pe-interpolation", type=float, help="scale of the position grid, where the weight file does not tell")
-    add("--input-size", type=int, help="latent side of the base resolution, where the weight file does not tell")
-    add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="as in uniform:2:14-27, for modes without weights")
-    add("--lora", action="append", metavar="FILE[:WEIGHT]", help="LoRA or DoRA to merge into the model; repeatable")
-    add("--negative-prompt", default="", help="what to lead away from")
-    add("--height", type=int, help="pixels; default the model's base resolution")
-    add("--width", type=int, help="pixels; default the model's base resolution")
-    add(
-        "--resolution-binning",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="draw at the nearest size that the model was trained at, then resize",
-    )
-    add("--steps", type=int, default=20, help="denoising steps")
-    add("--guidance-scale", type=float, default=4.5, help="weight of the prompt; 1 draws without guidance")
-    add(
-        "--guidance-halves",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compute guidance's two halves one after the other, in half the memory",
-    )
-    add(
-        "--guidance-interval",
-        type=float,
-        nargs=2,
-        default=[0.0, 1.0],
-        metavar=("BEGIN", "END"),
-        help="guide only in this part of the way from noise (0) to image (1): approximate, half the work outside",
-    )
-    add(
-        "--text-reuse",
-        type=float,
-        default=1.0,
-        metavar="FRACTION",
-        help="from there on repeat the outputs of cross-attention; approximate, 1 is never",
-    )
-    add(
-        "--block-reuse",
-        type=int,
-        default=1,
-        metavar="N",
-        help="run the middle half of the blocks at every N-th step only; approximate, 1 is every step",
-    )
-    add("--seed", type=int, default=0, help="image i of each prompt is drawn from seed + i")
-    add("--num-images", type=int, default=1, help="images a prompt")
-    add("--batch-size", type=int, default=1, help="images drawn at once")
-    add("--solver-order", type=int, choices=(1, 2, 3), default=2, help="order of DPM-Solver++")
-    add("--convention", choices=("diffusers", "official"), default="diffusers", help="whose sampler to reproduce")
-    add(
-        "--clean-caption",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="strip web debris from the prompts",
-    )
-    add("--max-sequence-length", type=int, default=300, help="longest prompt, in tokens")
-    add("--dtype", choices=("fp32", "fp16", "bf16"), help="default fp32 on the CPU, fp16 on Ascend")
-    add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
-    add(
-        "--text-encoder-memory",
-        choices=("whole", "layers", "int8"),
-        default="whole",
-        help="T5 in memory, or read layer by layer for every text (exact, slower), or as int8 (approximate)",
-    )
-    add(
-        "--parallel",
-        choices=("sequence", "cfg", "both"),
-        help="how the processes of tools/launch/generate_*.sh share an image: bands of rows, halves of guidance, both",
-    )
-    add(
-        "--warm-up",
-        action="append",
-        metavar="HEIGHTxWIDTH[:BATCH[:TOKENS]]",
-        help="compile what images of this shape need, before the first prompt or without any; repeatable",
-    )
-    add("--out", default="outputs", help="folder, or the name of one .png file")
-    add("--grid", action=argparse.BooleanOptionalAction, default=False, help="also write all images as one")
-    add(
-        "--verbose",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="print seconds, compile time and peak memory of each phase",
-    )
-    return parser
-
-
-def read_prompts(args):
-    """Prompts of the command line and of --prompts-file."""
-    prompts = list(args.prompt)
-    if args.prompts_file:
-        try:
-            lines = Path(args.prompts_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise MindSigmaError(f"--prompts-file {args.prompts_file}: cannot be read ({error})") from None
-        listed = [line.strip() for line in lines if line.strip()]
-        prompts += listed
-        if not listed:
-            raise MindSigmaError(f"--prompts-file {args.prompts_file}: holds no prompt")
-    if not prompts and not args.warm_up:
-        raise MindSigmaError('nothing to draw; give a prompt, as in: tools/generate.py "a red apple"')
-    for prompt in prompts:
-        if not is_text(prompt):
-            raise MindSigmaError(f"the prompt {prompt!r} is not UTF-8 text")
-    return prompts
-
-
-def is_text(value):
-    """Whether an argument survived the terminal's encoding."""
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def check(args, count):
-    """Raise for option values that no model could take."""
-    for name in ("steps", "num_images", "batch_size", "max_sequence_length"):
-        if getattr(args, name) < 1:
-            raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    if args.seed < 0:
-        raise MindSigmaError(f"--seed must be at least 0, not {args.seed}")
-    if not math.isfinite(args.guidance_scale):
-        raise MindSigmaError(f"--guidance-scale must be a finite number, not {args.guidance_scale}")
-    from mindsigma.diffusion.dpm_solver import solver_table
-    from mindsigma.diffusion.shortcuts import Shortcuts
-
-    solver_table(args.steps, args.solver_order, args.convention)
-    shortcuts = Shortcuts(tuple(args.guidance_interval), args.text_reuse, args.block_reuse)
-    shortcuts.plan(args.steps, args.guidance_scale > 1)
-    if os.environ.get("MS_WORKER_NUM") and not args.parallel:
-        raise MindSigmaError("msrun started this: give --parallel, or each of its processes would draw the same")
-    out = Path(args.out)
-    if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".bmp", ".gif"):
-        raise MindSigmaError(f"--out {out}: pictures are written as .png")
-    if is_png(out) and count > 1:
-        raise MindSigmaError(f"--out {out}: one file for {count} images; give a folder")
 
 
 def make_folder(out):
@@ -178,11 +26,6 @@ def make_folder(out):
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise MindSigmaError(f"--out {out}: cannot be written ({error.strerror or error})") from None
-
-
-def is_png(path):
-    """Whether --out names one file rather than a folder."""
-    return path.suffix.lower() == ".png"
 
 
 def file_names(jobs):
@@ -247,10 +90,10 @@ def main():
     make_folder(out)
     if shapes:
         with clock.phase("warm-up"):
-            warm_up_all(pipeline, shapes, args)
+            warm_up_all(pipeline, shapes, args, say)
     if not jobs:
         if args.verbose:
-            print(clock.table())
+            say(clock.table())
         return 0
     with clock.phase("text"):
         captions = encode_all(pipeline, prompts, args)
@@ -305,7 +148,7 @@ def shapes_of(args):
     return [Shape.parse(text, args.max_sequence_length) for text in args.warm_up]
 
 
-def warm_up_all(pipeline, shapes, args):
+def warm_up_all(pipeline, shapes, args, say):
     """Compile the graphs of all shapes and say how many there were."""
     from mindsigma.pipeline.warm_up import warm_up
 
@@ -318,8 +161,9 @@ def warm_up_all(pipeline, shapes, args):
             guidance_scale=args.guidance_scale,
             use_resolution_binning=args.resolution_binning,
             solver_order=args.solver_order,
+            guidance_halves=args.guidance_halves,
         )
-        print(
+        say(
             f"warm-up: {shape.height} x {shape.width}, batch {shape.batch}, {shape.tokens} tokens: {graphs} graphs in "
             f"{time.perf_counter() - begin:.1f} s"
         )

@@ -36,7 +36,8 @@ def warm_up(pipeline, shape, max_sequence_length=300, **options):
     from the prompts.
 
     Args:
-        options: of the pipeline's call that choose other graphs: guidance_scale, use_resolution_binning, solver_order.
+        options: of the pipeline's call that choose other graphs: guidance_scale, guidance_halves,
+            use_resolution_binning, solver_order.
 
     Returns:
         number of graphs that were compiled.

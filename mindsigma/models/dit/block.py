@@ -42,6 +42,12 @@ def block_rows(modulation, table):
     return rows + unit_rows(rows.dtype)
 
 
+def modulation_parts(modulation, table):
+    """`block_rows` in four: shift and scale of attention (N, 2, C), gate (N, 1, C), and those of the MLP."""
+    rows = block_rows(modulation, table)
+    return rows[:, :GATE], rows[:, GATE:MLP_SHIFT], rows[:, MLP_SHIFT:MLP_GATE], rows[:, MLP_GATE:]
+
+
 def divide(qkv, height, width, kernels, qk_norm, sampling, factor, *weights):
     """Queries (N, T, C), keys and values (N, K, C) of qkv (N, T, 3 * C), compressed if asked for.
 
@@ -251,13 +257,13 @@ class DiTBlock(nn.Cell):
         # Calls of native kernels cost more than the little that stays alive longer.
         self.one_graph = graph(block_of_rows, weights, static + (len(attention),)) if kernels == NATIVE else None
         self.whole = graph(whole_block, table + weights, static + (len(attention),))
-        self.rows = graph(block_rows, table, ())
-        self.qkv = graph(modulated_linear, self.attn.qkv.tensors, (SHIFT, NORM_EPS, kernels))
+        self.parts = graph(modulation_parts, table, ())
+        self.qkv = graph(modulated_linear, self.attn.qkv.tensors, (0, NORM_EPS, kernels))
         self.attend = graph(self_attention, attention[4:], static)
-        self.attention_output = graph(add_gated_linear, self.attn.proj.tensors, (GATE, kernels))
-        self.mlp_input = graph(modulated_linear, self.mlp.fc1.tensors, (MLP_SHIFT, NORM_EPS, kernels))
+        self.attention_output = graph(add_gated_linear, self.attn.proj.tensors, (0, kernels))
+        self.mlp_input = graph(modulated_linear, self.mlp.fc1.tensors, (0, NORM_EPS, kernels))
         self.mlp_output = graph(gelu_linear, self.mlp.fc2.tensors, (kernels,))
-        self.gated_sum = graph(add_gated, (), (MLP_GATE, kernels))
+        self.gated_sum = graph(add_gated, (), (0, kernels))
 
     def construct(self, x, rows, k, v, height, width, gather=None):
         """Transform tokens x (N, height * width, C).
@@ -293,10 +299,10 @@ class DiTBlock(nn.Cell):
         return self.feed_forward(x, rows)
 
     def _in_pieces(self, x, modulation, k, v, height, width):
-        rows = self.rows(modulation)
-        x = self.attention_output(x, self.attend(self.qkv(x, rows), height, width), rows)
+        before_attention, gate, before_mlp, mlp_gate = self.parts(modulation)
+        x = self.attention_output(x, self.attend(self.qkv(x, before_attention), height, width), gate)
         x = self.cross_attention(x, k, v)
-        return self.gated_sum(x, self.mlp_output(self.mlp_input(x, rows)), rows)
+        return self.gated_sum(x, self.mlp_output(self.mlp_input(x, before_mlp)), mlp_gate)
 
     def recompute(self):
         """From now on compute the block again in the backward pass of training, instead of keeping what it needs."""
