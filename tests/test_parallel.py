@@ -28,7 +28,7 @@ WORKER = Path(__file__).with_name("parallel_worker.py")
 def run(folder, ranks, *jobs):
     """Run the jobs of parallel_worker.py; returns what each process wrote."""
     processes = Run([str(folder), *jobs], folder / "logs", ranks, script=WORKER)
-    code = processes.wait(900)
+    code = processes.wait(1800)
     assert code == 0, "\n".join(processes.text(rank) for rank in range(ranks))
     return [np.load(folder / f"rank_{rank}.npz") for rank in range(ranks)]
 

@@ -192,7 +192,7 @@ def test_only_beyond_1024_px_is_decoded_in_tiles(mini, monkeypatch, size, tiled)
     from mindsigma.pipeline import pipeline as module
 
     used = []
-    monkeypatch.setattr(module, "decode_tiled", lambda vae, latents: used.append(1) or np.zeros((1, 3, 8, 8)))
+    monkeypatch.setattr(module, "decode_tiled", lambda vae, latents, apply: used.append(1) or np.zeros((1, 3, 8, 8)))
     monkeypatch.setitem(mini._loaded, "vae", lambda latents: Tensor(np.zeros((1, 3, 8, 8), np.float32)))
     mini.decode(Tensor(np.zeros((1, 4, *size), np.float32)))
     assert bool(used) == tiled

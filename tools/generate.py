@@ -100,6 +100,12 @@ def build_parser():
         choices=("sequence", "cfg", "both"),
         help="how the processes of tools/launch/generate_*.sh share an image: bands of rows, halves of guidance, both",
     )
+    add(
+        "--warm-up",
+        action="append",
+        metavar="HEIGHTxWIDTH[:BATCH[:TOKENS]]",
+        help="compile what images of this shape need, before the first prompt or without any; repeatable",
+    )
     add("--out", default="outputs", help="folder, or the name of one .png file")
     add("--grid", action=argparse.BooleanOptionalAction, default=False, help="also write all images as one")
     add(
@@ -123,7 +129,7 @@ def read_prompts(args):
         prompts += listed
         if not listed:
             raise MindSigmaError(f"--prompts-file {args.prompts_file}: holds no prompt")
-    if not prompts:
+    if not prompts and not args.warm_up:
         raise MindSigmaError('nothing to draw; give a prompt, as in: tools/generate.py "a red apple"')
     for prompt in prompts:
         if not is_text(prompt):
@@ -198,6 +204,7 @@ def main():
     prompts = read_prompts(args)
     jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]
     check(args, len(jobs))
+    shapes = shapes_of(args)
 
     from mindsigma.pipeline.images import image_grid, save_png
     from mindsigma.pipeline.phases import PhaseClock
@@ -238,9 +245,16 @@ def main():
             say(sent)
     out = Path(args.out)
     make_folder(out)
+    if shapes:
+        with clock.phase("warm-up"):
+            warm_up_all(pipeline, shapes, args)
+    if not jobs:
+        if args.verbose:
+            print(clock.table())
+        return 0
     with clock.phase("text"):
         captions = encode_all(pipeline, prompts, args)
-        pipeline.release_text_encoder()
+    pipeline.release_text_encoder()
 
     images, names = [], file_names(jobs)
     for start in range(0, len(jobs), args.batch_size):
@@ -280,6 +294,35 @@ def main():
     if args.verbose:
         say(clock.table())
     return 0
+
+
+def shapes_of(args):
+    """Shapes of --warm-up."""
+    if not args.warm_up:
+        return []
+    from mindsigma.pipeline.warm_up import Shape
+
+    return [Shape.parse(text, args.max_sequence_length) for text in args.warm_up]
+
+
+def warm_up_all(pipeline, shapes, args):
+    """Compile the graphs of all shapes and say how many there were."""
+    from mindsigma.pipeline.warm_up import warm_up
+
+    for shape in shapes:
+        begin = time.perf_counter()
+        graphs = warm_up(
+            pipeline,
+            shape,
+            args.max_sequence_length,
+            guidance_scale=args.guidance_scale,
+            use_resolution_binning=args.resolution_binning,
+            solver_order=args.solver_order,
+        )
+        print(
+            f"warm-up: {shape.height} x {shape.width}, batch {shape.batch}, {shape.tokens} tokens: {graphs} graphs in "
+            f"{time.perf_counter() - begin:.1f} s"
+        )
 
 
 class Captions:

@@ -76,9 +76,10 @@ def prepare(case, depth, kernels):
         ids, mask = Tensor(np.arange(CAPTION_TOKENS, dtype=np.int32)[None]), Tensor(np.ones((1, CAPTION_TOKENS)))
         return lambda: network(ids, mask).asnumpy()
     side = int(case.split("-")[1]) // 8
-    latents, timestep = random_tensor(2, 4, side, side), Tensor(np.full(2, 500.0, np.float32))
+    latents, rows = random_tensor(2, 4, side, side), network.modulations(Tensor(np.full(1, 500.0, np.float32)))
     keys = network.encode_caption(random_tensor(2, CAPTION_TOKENS, network.config.caption_channels))
-    return lambda: network.denoise(latents, timestep, keys).asnumpy()
+    position = network.position(latents.shape)
+    return lambda: network.denoise(latents, rows, keys, position).asnumpy()
 
 
 class Watch:
@@ -121,9 +122,9 @@ def operations(graph, inputs, result):
             rows = x.size // x.shape[-1] if x.ndim == 3 else x.shape[0]
             rows = math.prod(x.shape[2:]) * rows if x.ndim == 4 and output.ndim == 4 and weight.ndim == 4 else rows
             total += 2 * weight.size * rows
-    if name in ("whole_block", "self_attention_branch", "encoder_layer"):
+    if name in ("block_of_rows", "self_attention_branch", "encoder_layer"):
         total += 4 * x.size * x.shape[1]  # every row with every row
-    if name == "whole_block":
+    if name == "block_of_rows":
         total += 4 * x.size * inputs[2].size // (x.shape[0] * x.shape[-1])
     if name == "cross_attention_branch":
         total += 4 * x.size * inputs[1].size // (x.shape[0] * x.shape[-1])

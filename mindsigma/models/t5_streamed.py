@@ -1,4 +1,7 @@
-"""A T5 encoder that holds the weights of one layer at a time: slower for every text, but small however deep T5 is."""
+"""A T5 encoder that is handed the weights of one layer at a time: slower for every text, but small however deep T5 is.
+
+At its peak it holds two layers: MindSpore keeps the inputs of a graph's last call until the next one.
+"""
 
 import numpy as np
 from mindspore import Tensor
