@@ -266,9 +266,9 @@ class TrainingStep(nn.Cell):
         marks = [(owner[i], len(states[i]), _block_of(self.parameters[i].name)) for i in range(len(states))]
         self.chunks = _runs(marks)
         self.ema = ParameterTuple([_copy(p, f"{p.name}:ema") for p in self.parameters] if config.ema_decay > 0 else [])
-        self.sums = ParameterTuple(
-            [_zeros(f"{p.name}:sum", p.shape) for p in self.parameters] if config.accumulation > 1 else []
-        )
+        # Of the micro-batches so far, between two calls of the graph; a chain has them at hand.
+        summed = config.accumulation > 1 and ms.get_context("mode") == ms.GRAPH_MODE
+        self.sums = ParameterTuple([_zeros(f"{p.name}:sum", p.shape) for p in self.parameters] if summed else [])
         start = np.zeros(CONTROLS, np.float32)
         start[SCALE] = config.loss_scale or 1.0
         self.controls = Parameter(Tensor(start), name="controls", requires_grad=False)
