@@ -279,6 +279,7 @@ def test_tool_writes_graph_and_reports_and_compares(export, tmp_path, capsys, mi
     ("arguments", "text"),
     [
         (("--part", "unet"), "--part must be one of step, caption"),
+        (("--model", "pixart_sigma_sdxlvae_T5_diffusers"), "holds no DiT"),
         (("--height", 250), "--height 250 is not a multiple of 16"),
         (("--depth", 1), "--no-weights"),
         (("--batch", 0), "--batch must be at least 1"),

@@ -83,9 +83,7 @@ class Request:
 
 def is_architecture(model):
     """Whether a model's name stands for its config alone."""
-    return str(model) not in bundled_names() and (
-        str(model) in PRESETS or getattr(release_named(model), "config", None) is not None
-    )
+    return str(model) not in bundled_names() and (str(model) in PRESETS or release_named(model) is not None)
 
 
 def export_part(request, out=None):
@@ -122,6 +120,8 @@ def _dit(request, **options):
         config = opened.config
     else:
         release = release_named(request.model)
+        if release is not None and release.config is None:
+            raise MindSigmaError(f"--model {request.model}: holds no DiT, only T5 and a VAE")
         config = (release.config if release else PRESETS[request.model]).override(**changes)
     if request.depth is not None:
         if request.has_weights():
