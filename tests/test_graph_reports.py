@@ -26,6 +26,8 @@ from mindsigma.models.dit import DiT
 from mindsigma.models.dit.config import preset
 
 GRAPHS = GOLDEN / "graphs"
+STORED = sorted(file.stem for file in GRAPHS.glob("*.json"))
+STORED_WHOLE = [name for name in STORED if name in WHOLE]
 
 
 @cache
@@ -48,7 +50,7 @@ def test_whole_graph_is_as_stored(name):
     assert not lines, "\n".join(lines)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", STORED)
 def test_stored_graphs_are_legal_and_need_no_host(name):
     report = read_report(GRAPHS / f"{name}.json")
     assert report["violations"] == []
@@ -61,9 +63,12 @@ def matmul_flops_of_a_block(config, rows):
     return 2 * rows * width * (3 * width + width + width + width + 2 * int(config.mlp_ratio * width))
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", STORED_WHOLE)
 def test_work_of_the_presets_follows_from_their_configs(name):
-    """Operations of all blocks of a guided step, to what is outside of them; heads count as the kernel pads them."""
+    """Operations of all blocks of a guided step, to what is outside of them.
+
+    Heads count as wide as the kernel takes them; products may do so, too, which makes them 5 % larger.
+    """
     report, config = read_report(GRAPHS / f"{name}.json"), preset(CASES[name].model)
     tokens, rows = config.base_size**2, 2
     padded = -(-(config.hidden_size // config.num_heads) // 16) * 16
@@ -74,19 +79,19 @@ def test_work_of_the_presets_follows_from_their_configs(name):
         matmul += matmul_flops_of_a_block(config, rows * tokens)
         attention += 4 * rows * config.num_heads * tokens * (keys + config.model_max_length) * padded
     assert report["flops"]["attention"] == pytest.approx(attention, rel=1e-9)
-    assert matmul < report["flops"]["matmul"] < matmul * 1.01
+    assert matmul < report["flops"]["matmul"] < matmul * 1.06
 
 
-@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("name", STORED_WHOLE)
 def test_parameters_of_the_presets(name):
-    """What the step reads, and what only the caption's graph does, are the network's 0.6 billion."""
+    """What the step reads, and what only the caption's graph does, are the network's 0.6 billion (heads unpadded)."""
     report, config = read_report(GRAPHS / f"{name}.json"), preset(CASES[name].model)
     width = config.hidden_size
     keys = config.depth * (2 * width * width + 2 * width)
     caption = config.caption_channels * width + width + width * width + width
     with no_init_parameters():
         total = sum(parameter.size for parameter in DiT(config, kernels="math").get_parameters())
-    assert report["parameters"]["elements"] + keys + caption == pytest.approx(total, rel=0.08)
+    assert total <= report["parameters"]["elements"] + keys + caption < total * 1.05
     assert 0.6e9 < total < 0.62e9
 
 
@@ -98,11 +103,11 @@ def test_blocks_are_alike_and_hold_their_own_nodes():
     assert sum(first["nodes"].get(kind, 0) for kind in ("LayerNormExt", "LayerNorm", "AddLayerNormV2")) == 2
     config = preset("PixArt-Sigma-XL-2-1024-MS")
     attention = 4 * 2 * 16 * 4096 * (4096 + 300) * 80
-    assert first["flops"] == matmul_flops_of_a_block(config, 2 * 4096) + attention
+    assert 1 <= (first["flops"] - attention) / matmul_flops_of_a_block(config, 2 * 4096) < 1.06
 
 
 @pytest.mark.xfail(strict=False, reason="heads are padded and qkv is cut at every call; layouts are to be rewritten")
-@pytest.mark.parametrize("name", ["step-1024-fp16", "xl-1024-fp16"])
+@pytest.mark.parametrize("name", [name for name in ("step-1024-fp16", "xl-1024-fp16") if name in STORED])
 def test_a_block_is_lean(name):
     """At 1024 px in fp16: two fused attentions, at most eight products, nothing padded, transposed or cast."""
     report = read_report(GRAPHS / f"{name}.json")
@@ -274,6 +279,7 @@ def test_tool_writes_graph_and_reports_and_compares(export, tmp_path, capsys, mi
     ("arguments", "text"),
     [
         (("--part", "unet"), "--part must be one of step, caption"),
+        (("--model", "pixart_sigma_sdxlvae_T5_diffusers"), "holds no DiT"),
         (("--height", 250), "--height 250 is not a multiple of 16"),
         (("--depth", 1), "--no-weights"),
         (("--batch", 0), "--batch must be at least 1"),

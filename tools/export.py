@@ -33,7 +33,7 @@ def build_parser():
     add("--tokens", type=int, help="length of the captions; default the model's longest")
     add("--guidance", action=argparse.BooleanOptionalAction, default=True, help="two captions an image")
     add("--dtype", choices=("fp16", "bf16", "fp32"), default="fp16", help="of the activations")
-    add("--device", choices=("Ascend",), default="Ascend", help="whose kernels the graph names; none is needed here")
+    add("--device", choices=("Ascend", "CPU"), default="Ascend", help="whose kernels the graph holds; neither runs it")
     add("--depth", type=int, help="only so many blocks, of an architecture without weights")
     add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="instead of the model's own; none for none")
     add("--optimizer", default="came", choices=("came", "adamw", "lion"), help="of the training step")
@@ -54,7 +54,7 @@ def request_of(args):
 
     return Request(
         args.model, args.part, args.height, args.width, args.batch, args.dtype, args.tokens, args.guidance, args.depth,
-        args.kv_compression, args.optimizer, args.recompute, not args.no_weights,
+        args.kv_compression, args.optimizer, args.recompute, not args.no_weights, args.device,
     )  # fmt: skip
 
 

@@ -41,7 +41,8 @@ def main():
     for name in args.npu or ():
         if name not in npus:
             raise MindSigmaError(f"--npu {name}: not in {args.npus}; known: {', '.join(npus)}")
-    files = args.reports or [ROOT / "tests" / "golden" / "graphs" / f"{name}.json" for name in WHOLE]
+    stored = [ROOT / "tests" / "golden" / "graphs" / f"{name}.json" for name in WHOLE]
+    files = args.reports or [file for file in stored if file.is_file()]
     reports = [read_report(file) for file in files]
     print(
         f"Estimates, not measurements: each node at {args.efficiency:g} of the peak of arithmetic or memory, whichever "

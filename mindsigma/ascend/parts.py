@@ -16,7 +16,7 @@ from mindsigma.models.dit.config import PRESETS
 from mindsigma.models.t5 import T5Config, T5Encoder
 from mindsigma.models.vae import VAE
 from mindsigma.models.vae_config import VAEConfig
-from mindsigma.ops.kernels import FUSED
+from mindsigma.ops.kernels import FUSED, MATH
 from mindsigma.pipeline.denoising import CaptionKeys, GuidedStep
 from mindsigma.pipeline.loading import Pending, open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import bundled_names
@@ -43,6 +43,7 @@ class Request:
         optimizer: of the training step.
         recompute: the training step recomputes the blocks' activations.
         weights: read the weights where the model has any.
+        device: whose kernels the networks are built for: "Ascend" or "CPU".
     """
 
     model: str
@@ -58,6 +59,7 @@ class Request:
     optimizer: str = "came"
     recompute: bool = False
     weights: bool = True
+    device: str = "Ascend"
 
     def __post_init__(self):
         if self.part not in PARTS:
@@ -69,6 +71,11 @@ class Request:
             if value is not None and value < 1:
                 raise MindSigmaError(f"--{name} must be at least 1, not {value}")
 
+    @property
+    def kernels(self):
+        """Kernels of the device, as the cells take them."""
+        return FUSED if self.device == "Ascend" else MATH
+
     def has_weights(self):
         """Whether the export reads weights."""
         return self.weights and not is_architecture(self.model)
@@ -76,9 +83,7 @@ class Request:
 
 def is_architecture(model):
     """Whether a model's name stands for its config alone."""
-    return str(model) not in bundled_names() and (
-        str(model) in PRESETS or getattr(release_named(model), "config", None) is not None
-    )
+    return str(model) not in bundled_names() and (str(model) in PRESETS or release_named(model) is not None)
 
 
 def export_part(request, out=None):
@@ -115,6 +120,8 @@ def _dit(request, **options):
         config = opened.config
     else:
         release = release_named(request.model)
+        if release is not None and release.config is None:
+            raise MindSigmaError(f"--model {request.model}: holds no DiT, only T5 and a VAE")
         config = (release.config if release else PRESETS[request.model]).override(**changes)
     if request.depth is not None:
         if request.has_weights():
@@ -130,7 +137,7 @@ def _dit(request, **options):
     )
     _check_sides(request, 8 * config.patch_size)
     dtype = DTYPES[request.dtype]
-    return _network(request, (lambda: DiT(config, dtype, FUSED, **options), opened)), request
+    return _network(request, (lambda: DiT(config, dtype, request.kernels, **options), opened)), request
 
 
 def shallow(config, depth):
@@ -218,7 +225,7 @@ def _vae(request):
     dtype = DTYPES[request.dtype]
     if dtype == ms.float16 and config.force_upcast:  # as when it is loaded to draw
         request, dtype = replace(request, dtype="fp32"), ms.float32
-    return _network(request, (lambda: VAE(config, dtype, FUSED), opened)), request
+    return _network(request, (lambda: VAE(config, dtype, request.kernels), opened)), request
 
 
 def _vae_decode(request):
@@ -243,7 +250,7 @@ def _t5(request):
         config = replace(config, num_layers=request.depth)
     request = replace(request, tokens=request.tokens or 300, depth=config.num_layers)
     dtype = DTYPES[request.dtype]
-    t5 = _network(request, (lambda: T5Encoder(config, dtype, FUSED), opened))
+    t5 = _network(request, (lambda: T5Encoder(config, dtype, request.kernels), opened))
     ids = zeros(((request.batch, request.tokens), ms.int32))
     return FlatInputs(t5, t5, [ids, ids]), request
 
