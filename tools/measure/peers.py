@@ -51,7 +51,7 @@ def peer_contestant(peer, case, folder, python):
         free = available_bytes()
         if case.startswith("xl") and free < MINDONE_XL_BYTES:
             raise MindSigmaError(
-                f"mindone's XL/2 is one graph of {MINDONE_XL_BYTES / 1e9:.0f} GB or more, {free / 1e9:.1f} GB are free; "
+                f"mindone's XL/2 as one graph needs {MINDONE_XL_BYTES / 1e9:.0f} GB, {free / 1e9:.1f} GB are free; "
                 "leave it out with --cases"
             )
         return Worker(sys.executable, script, case, options)
