@@ -32,7 +32,8 @@ DEFAULT_PEER_CASES = (
     "t5-xxl-2", "train-mini",
 )  # fmt: skip
 REPEATS = 5
-PEER_REPEATS = {"mini-warm-4": 3, "mini-cold": 3, "mini-cold-cached": 3, "xl-512": 3, "vae-512": 3}
+PEER_REPEATS = {"mini-warm-4": 3, "mini-cold": 3, "mini-cold-cached": 2, "xl-512": 3, "vae-512": 2}
+MINDONE_REPEATS = {"xl-256": 2}
 
 
 def build_parser():
@@ -43,7 +44,11 @@ def build_parser():
     )
     add = parser.add_argument
     add("--cases", nargs="+", choices=CASES, metavar="CASE", help="what to measure: " + " ".join(CASES))
-    add("--repeats", type=int, help="counted runs a case, with 0 the first one counts; default 5, 3 of slow ones")
+    add(
+        "--repeats",
+        type=int,
+        help="counted runs a case, with 0 the first one counts; default 5, beside a peer 2 or 3 of slow ones",
+    )
     add("--peer", nargs="+", choices=tuple(PEER_CASES), default=[], help="whom to run beside")
     add("--peer-python", metavar="PATH", help="interpreter of an environment with torch, diffusers and transformers")
     add("--out", default="outputs/benchmark.json", help="where the numbers go; the tables go beside it as .md")
@@ -81,7 +86,8 @@ def measure(case, peer, args, folder, versions):
         return {"here": ours, peer: {**theirs, "difference": apart}}
     repeats = args.repeats
     if repeats is None:
-        repeats = PEER_REPEATS.get(case, REPEATS) if peer else REPEATS
+        few = {**PEER_REPEATS, **(MINDONE_REPEATS if peer == "mindone" else {})} if peer else {}
+        repeats = few.get(case, REPEATS)
     contestants = {}
     try:
         if peer:

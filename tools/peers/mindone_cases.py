@@ -59,7 +59,7 @@ def xl_step(pixels):
     return prepare
 
 
-CASES = {"mini-step": mini_step, "xl-256": xl_step(256), "xl-512": xl_step(512)}
+CASES = {"mini-step": mini_step, "xl-256": xl_step(256)}
 
 if __name__ == "__main__":
     serve(CASES)
