@@ -9,6 +9,12 @@ from pathlib import Path
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Each of pytest's processes keeps to its share of the cores: threads that wait for each other's core would spin.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    _number, _count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, _cores[_number::_count] or _cores)
+
 import mindspore as ms
 import numpy as np
 import pytest

@@ -132,11 +132,12 @@ class Run:
                 (path, {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(i), "RANK_ID": str(i), "DEVICE_ID": str(i)})
                 for i, path in enumerate(self.logs)
             ]
-            self.scheduler = _start(command, log / "scheduler.log", {**common, "MS_ROLE": "MS_SCHED", "RANK_ID": "0"})
+            role = {**common, "MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
+            self.scheduler = _start(command, log / "scheduler.log", role, everywhere=True)
             # Workers that find no scheduler at their first try wait long before the next.
             while self.scheduler.poll() is None and not _listening(port):
                 time.sleep(0.05)
-        self.workers = [_start(command, path, {**common, **role}) for path, role in roles]
+        self.workers = [_start(command, path, {**common, **role}, ranks > 1) for path, role in roles]
 
     def wait(self, seconds=300):
         """Exit code of the first worker that ended other than with 0, after which the others are killed; else 0."""
@@ -180,11 +181,14 @@ class Run:
         return self.logs[rank].read_text(errors="replace")
 
 
-def _start(command, log, environment):
+def _start(command, log, environment, everywhere=False):
     with open(log, "w") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment
         )
+    if everywhere:  # on all cores, not on this process's share alone (conftest.py)
+        os.sched_setaffinity(process.pid, range(os.cpu_count()))
+    return process
 
 
 def _listening(port):
