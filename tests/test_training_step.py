@@ -54,8 +54,9 @@ def halves(micro_batch):
 def step_of(optimizer="adamw", dit=None, **config):
     """A TrainingStep of the tiny network."""
     dit = dit or tiny_dit()
-    # An eps above the rounding errors of gradients that are zero by definition, those of the keys' biases.
-    constants = OptimizerConfig(optimizer, eps=(1e-3,)) if optimizer == "adamw" else OptimizerConfig(optimizer)
+    # Above the rounding errors of gradients that are zero by definition, those of the keys' biases.
+    eps = {"adamw": (1e-3,), "came": (1e-4, 1e-8)}[optimizer]
+    constants = OptimizerConfig(optimizer, eps=eps)
     return TrainingStep(dit, dit.trainable_params(), constants, StepConfig(**config))
 
 
