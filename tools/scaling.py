@@ -158,7 +158,7 @@ def draw(path, points):
     saving.set(title="saved by KV compression", xlabel="pixels a side", ylabel="%", xscale="log")
     for axes, ticks in ((memory, PIXELS[1:]), (saving, PIXELS), (seconds, [(p // 16) ** 2 for p in PIXELS[:4]])):
         axes.set_xticks(ticks, [str(tick) for tick in ticks], minor=False)
-        axes.minorticks_off()
+        axes.xaxis.minorticks_off()
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
