@@ -249,6 +249,14 @@ def test_stored_dtypes(dtype, tmp_path):
         assert (parameter.asnumpy() == tensors[parameter.name].astype(np.float32)).all()
 
 
+def test_missing_checkpoint_of_a_run_here(tmp_path, monkeypatch):
+    """Is not asked of the hub; what is there is told."""
+    (tmp_path / "runs" / "first" / "checkpoints" / "step_00000024").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MindSigmaError, match="runs/first/checkpoints holds step_00000024"):
+        locate("runs/first/checkpoints/step_00000200/ema")
+
+
 def test_damaged_and_absent_files(tmp_path):
     data = (MINI / "dit" / "model.safetensors").read_bytes()
     file = tmp_path / "cut.safetensors"

@@ -139,7 +139,7 @@ class Run:
                 time.sleep(0.05)
         self.workers = [_start(command, path, {**common, **role}, ranks > 1) for path, role in roles]
 
-    def wait(self, seconds=300):
+    def wait(self, seconds=900):
         """Exit code of the first worker that ended other than with 0, after which the others are killed; else 0."""
         end = time.monotonic() + seconds
         try:
@@ -196,7 +196,7 @@ def _listening(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def train(arguments, log, ranks=1, expect=0, seconds=300, **keywords):
+def train(arguments, log, ranks=1, expect=0, seconds=900, **keywords):
     """Run to the end, which must come within `seconds`, and check the exit code; returns the Run."""
     run = Run(arguments, log, ranks, **keywords)
     code = run.wait(seconds)

@@ -38,6 +38,10 @@ def locate(name_or_path, subfolders=None):
     release = release_named(text)
     if release is not None:
         text = release.repository
+    if len(path.parts) > 2 and not path.is_absolute() and Path(*path.parts[:2]).is_dir():  # not meant for the hub
+        there = next(parent for parent in path.parents if parent.is_dir())
+        names = ", ".join(sorted(entry.name for entry in there.iterdir())[:8])
+        raise MindSigmaError(f"{text}: no such file or folder; {there} holds {names or 'nothing'}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", text) and not text.startswith(".") and not path.is_absolute():
         return _from_hub(text, subfolders)
     raise MindSigmaError(
