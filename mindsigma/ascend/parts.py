@@ -162,6 +162,16 @@ def _captions(request, dit):
     return states, zeros(((rows, request.tokens), ms.int32))
 
 
+def _for_sampling(request, dit):
+    """The DiT as it samples: with aligned heads, for which the weights that change their shape need values."""
+    if not request.has_weights():
+        for name, parameter in dit.parameters_and_names():
+            if "attn" in name:
+                parameter.set_data(zeros((parameter.shape, parameter.dtype)))
+    dit.align_heads()
+    return dit
+
+
 def _caption_cell(request, dit):
     keys = CaptionKeys(dit)
     return FlatInputs(keys, keys, _captions(request, dit))
@@ -169,11 +179,13 @@ def _caption_cell(request, dit):
 
 def _caption(request):
     dit, request = _dit(request)
+    _for_sampling(request, dit)
     return _caption_cell(request, dit), request
 
 
 def _step(request):
     dit, request = _dit(request)
+    _for_sampling(request, dit)
     # What the step takes from the caption is what the caption's graph gives.
     keys = like(export_graph(_caption_cell(request, dit)).results)
     step = GuidedStep(dit, request.guided)
@@ -181,10 +193,12 @@ def _step(request):
     arguments = [
         zeros((latents, ms.float32)),
         zeros(((MAX_ORDER - 1, *latents), ms.float32)),
-        zeros(((4 + MAX_ORDER,), ms.float32)),
+        zeros(((3 + MAX_ORDER,), ms.float32)),
         zeros(((), ms.float32)),
         keys,
-        *_conditions(dit, request.batch * (2 if request.guided else 1)),
+        # What the timestep and the size alone decide is made before the first step.
+        zeros(((1, 6 * dit.config.depth + 2, dit.config.hidden_size), dit.dtype)),
+        zeros(((1, latents[2] * latents[3] // dit.config.patch_size**2, dit.config.hidden_size), dit.dtype)),
     ]
     return FlatInputs(step, step, arguments), request
 
@@ -205,6 +219,7 @@ def _train(request):
             parameter.set_data(zeros((parameter.shape, parameter.dtype)))
     dit.set_train()
     if request.recompute:
+        ms.set_context(mode=ms.GRAPH_MODE)  # where a block is a part of the graph that is computed again
         for block in dit.blocks:
             block.recompute()
     config = StepConfig(loss_scale=65536.0 if request.dtype == "fp16" else 0.0)
