@@ -111,16 +111,17 @@ class ReusingStep(GuidedStep):
         super().__init__(dit, guided, halves)
         self.network = ReusingDiT(dit, kind)
 
-    def construct(self, latents, history, numbers, guidance_scale, keys, rows, position, kept):
-        """`GuidedStep.construct` with what the network takes; with `halves` a pair, one for each half.
+    def construct(self, latents, history, numbers, guidance_scale, keys, rows, position, kept=None):
+        """`GuidedStep.construct` with what the network takes, if it does; with `halves` a pair, one for each half.
 
         Returns:
             latents and history after the step, and what a later step takes.
         """
         if self.halves:
-            unconditional, first = self.network(latents, rows, keys[0], position, kept[0])
+            first, second = (None, None) if kept is None else kept
+            unconditional, first = self.network(latents, rows, keys[0], position, first)
             rows = self.after(rows, unconditional)
-            conditional, second = self.network(latents, rows, keys[1], position, kept[1])
+            conditional, second = self.network(latents, rows, keys[1], position, second)
             prediction, kept = self.joined(unconditional, conditional), (first, second)
         else:
             inputs = self.doubled(latents) if self.guided else latents
@@ -225,10 +226,10 @@ def denoising_steps(
             latents, history = step(latents, history, *inputs)
         else:
             if how.kind in (KEEP_TEXT, KEEP_BLOCKS):
-                kept = ((), ()) if step.halves else ()
-            elif kept_guided and not how.guided:
-                kept = conditional_half(kept, halves)
-            latents, history, kept = step(latents, history, *inputs, mutable(kept))
+                taken = ()
+            else:
+                taken = (mutable(conditional_half(kept, halves) if kept_guided and not how.guided else kept),)
+            latents, history, kept = step(latents, history, *inputs, *taken)
             kept_guided = how.guided
         replacement = yield Step(i, len(table), entry.timestep, latents)
         latents = latents if replacement is None else replacement

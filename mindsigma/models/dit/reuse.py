@@ -21,7 +21,7 @@ class ReusingDiT(nn.Cell):
         if kind in (KEEP_BLOCKS, TAKE_BLOCKS):
             self.first, self.last = repeated_blocks(dit.config.depth)
 
-    def construct(self, latents, rows, keys, position, kept=()):
+    def construct(self, latents, rows, keys, position, kept=None):
         """Predict noise and variance as `DiT.denoise` does.
 
         Args:
