@@ -176,7 +176,7 @@ def run(code, **variables):
 
 @needs_library
 def test_results_do_not_depend_on_the_number_of_threads():
-    one, many = run(THREADS, OMP_NUM_THREADS="1"), run(THREADS, OMP_NUM_THREADS="64")
+    one, many = run(THREADS, MINDSIGMA_THREADS="1"), run(THREADS, MINDSIGMA_THREADS="64")
     assert one.returncode == many.returncode == 0, one.stderr + many.stderr
     assert one.stdout == many.stdout
 

@@ -14,10 +14,11 @@
 
 namespace {
 
+// Not OMP_NUM_THREADS, which MindSpore sets itself, to half of the cores.
 int allowed_threads() {
   cpu_set_t set;
   int count = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-  const char* text = getenv("OMP_NUM_THREADS");
+  const char* text = getenv("MINDSIGMA_THREADS");
   int wanted = text ? atoi(text) : 0;
   if (wanted > 0 && wanted < count) count = wanted;
   return count < 1 ? 1 : count;
