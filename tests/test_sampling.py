@@ -78,7 +78,8 @@ def test_graph_mode_draws_the_same(mini):
         again = [len(mini._steps.step(True, latents.shape).compile_cache), len(mini._steps.caption_keys.compile_cache)]
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
-    assert relative_error(latents, reference) < 1e-5
+    # Here all timesteps are embedded at once, there one by one; two steps from pure noise enlarge the rounding.
+    assert relative_error(latents, reference) < 3e-5
     assert graphs == again == [1, 1]
 
 

@@ -20,7 +20,9 @@ from mindsigma.diffusion.shortcuts import (
 )
 from mindsigma.models.dit import DiT, DiTConfig
 from mindsigma.models.dit.block import DiTBlock
+from mindsigma.models.dit.native_blocks import native_blocks
 from mindsigma.models.dit.reuse import ReusingDiT
+from mindsigma.ops.shared_graph import SharedGraph
 from mindsigma.pipeline.denoising import DenoisingGraphs, denoising_steps
 
 STEPS = 6
@@ -128,6 +130,14 @@ def test_off_changes_no_bit_and_on_stays_near(mini, monkeypatch):
     assert (draw(mini, guidance_interval=(0.0, 1.0), text_reuse=1.0, block_reuse=1) == exact).all()
     construct, count = DiTBlock.construct, []
     monkeypatch.setattr(DiTBlock, "construct", lambda self, x, *rest: count.append(len(x)) or construct(self, x, *rest))
+    call = SharedGraph.__call__
+
+    def counting(self, *inputs):
+        if self.function is native_blocks:  # all blocks in one call: tokens, rows, keys and values of each
+            count.append(len(inputs[0]) * (len(inputs) - 2) // 2)
+        return call(self, *inputs)
+
+    monkeypatch.setattr(SharedGraph, "__call__", counting)
     for options, limit in (
         ({}, 0),
         ({"guidance_interval": (0.0, 0.5)}, 0.45),

@@ -11,6 +11,7 @@ from mindsigma.models.dit import ascend_block as ascend
 from mindsigma.models.dit.block import MLP, NORM_EPS, UNIT, DiTBlock
 from mindsigma.models.dit.embeddings import ScalarEmbedder, embed_scalars, position_tensor
 from mindsigma.models.dit.execution import Execution
+from mindsigma.models.dit.native_blocks import leading_blocks
 from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
 from mindsigma.ops.functional import linear, silu
 from mindsigma.ops.kernels import for_ascend, resolve_kernels
@@ -44,9 +45,13 @@ def embed_conditions(timestep, image_size, aspect_ratio, dtype, weight, bias, *e
 
 
 @ops.constexpr
-def unit_of_all(depth, dtype):
-    """(1, 6 * depth + 2, 1): what is added to the rows of `all_rows`, so that scales are 1 + scale."""
-    return Tensor(np.concatenate([np.tile(UNIT, (1, depth, 1)), FINAL_UNIT], 1), dtype)
+def unit_of_all(depth, channels, dtype):
+    """(1, 6 * depth + 2, C): what is added to the rows of `all_rows`, so that scales are 1 + scale.
+
+    Of full width: a broadcasting addition of the CPU backend keeps 16 bytes for each element of its result.
+    """
+    unit = np.concatenate([np.tile(UNIT, (1, depth, 1)), FINAL_UNIT], 1)
+    return Tensor(np.tile(unit, (1, 1, channels)), dtype)
 
 
 @ops.constexpr
@@ -66,7 +71,7 @@ def all_rows(timestep, image_size, aspect_ratio, dtype, depth, weight, bias, *re
     final = ops.tile(t.reshape(steps, 1, channels), (1, 2, 1))
     tables = ops.concat(rest[: depth + 1], 0).reshape(1, 6 * depth + 2, channels)
     rows = tables + ops.concat((blocks, final), 1)
-    return rows + unit_of_all(depth, rows.dtype)
+    return rows + unit_of_all(depth, channels, rows.dtype)
 
 
 def split_rows(rows, depth):
@@ -83,13 +88,13 @@ def final_rows(t, table):
     return rows + final_unit(rows.dtype)
 
 
-def predict(x, rows, height, width, patch_size, kernels, weight, bias):
-    """Output (N, out, h, w) of tokens x (N, height * width, C), modulated by rows (N or 1, 2, C)."""
+def predict(x, rows, height, width, shift_row, patch_size, kernels, weight, bias):
+    """Output (N, out, h, w) of tokens x (N, height * width, C), modulated by two of the rows (N or 1, R, C)."""
     if for_ascend(kernels):
-        shift, scale = ascend.rows_of(rows)
+        shift, scale = ascend.rows_of(rows[:, shift_row : shift_row + 2])
         x = ascend.dense(ascend.modulated_norm(x, shift, scale, kernels), weight, bias, kernels)
     else:
-        x = modulated_linear(x, rows, 0, NORM_EPS, kernels, weight, bias)
+        x = modulated_linear(x, rows, shift_row, NORM_EPS, kernels, weight, bias)
     return unpatchify(x, height, width, patch_size)
 
 
@@ -219,7 +224,9 @@ class DiT(nn.Cell):
         self.all_rows = graph(all_rows, conditions + tables + (table,) + embedders, (self.dtype, config.depth))
         self.split_rows = graph(split_rows, (), (config.depth,))
         self.final_rows = graph(final_rows, (table,), ())
-        self.predict = graph(predict, final.linear.tensors, (p, self.kernels))
+        self.predict = graph(predict, final.linear.tensors, (0, p, self.kernels))
+        self.leading, self.leading_count = leading_blocks(self.blocks, config, execution)
+        self.predict_of_all = graph(predict, final.linear.tensors, (6 * config.depth, p, self.kernels))
         self.project_caption = graph(project_caption, self.y_embedder.y_proj.tensors, (self.kernels,))
         self.aligns_heads, self.aligned = execution.ascend_block, False
 
@@ -293,7 +300,20 @@ class DiT(nn.Cell):
             gather: function (k, v) of a layer's keys and values (N, K, C) of the band, compressed, to those of the
                 whole image; None if the latents are all of it.
         """
-        return self.run(latents, self.split_rows(rows), keys, position, gather)
+        if self.leading is None or self.leading.layout is not None or gather is not None:
+            return self.run(latents, self.split_rows(rows), keys, position, gather)
+        p, count = self.config.patch_size, self.leading_count
+        height, width = latents.shape[2] // p, latents.shape[3] // p
+        x = self.embed_latents(latents.astype(self.dtype), position)
+        tensors = ()
+        for pair in keys[:count]:
+            tensors += (pair[0], pair[1])
+        x = self.leading(x, rows, *tensors)
+        if count < self.config.depth:
+            parts = self.split_rows(rows)
+            for i in range(count, self.config.depth):
+                x = self.blocks[i](x, parts[i], keys[i][0], keys[i][1], height, width)
+        return self.predict_of_all(x, rows, height, width)
 
     def run(self, latents, rows, keys, position, gather=None):
         """The network itself; rows: for each block what it takes, and those of the final layer."""

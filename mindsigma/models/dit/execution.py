@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mindspore import dtype as mstype
+
 from mindsigma.ops.kernels import for_ascend, has_flash_attention
 from mindsigma.ops.shared_graph import SharedGraph
 
@@ -27,6 +29,11 @@ class Execution:
     def ascend_block(self):
         """Whether blocks are those of ascend_block.py; those of block.py take attention in fp32, too."""
         return for_ascend(self.kernels) and has_flash_attention(self.kernels, self.dtype) and not self.fp32_attention
+
+    @property
+    def native(self):
+        """Whether activations and weights are what the native kernels take."""
+        return self.dtype == mstype.float32 and self.parameter_dtype == mstype.float32
 
     def graph(self, function, weights, static):
         """SharedGraph whose weights come in the dtype of the activations."""

@@ -14,12 +14,12 @@ from mindsigma.ops.native.library import library
 BIAS, MODULATION, NORM_WEIGHT, FACTOR, GATE, RESIDUAL, GELU = 1, 2, 4, 8, 16, 32, 64
 
 # Made by `load`, as they need the library.
-_linear = _attention = _attention_of_qkv = _group_norm = _convolution = _enlarged_convolution = None
+_linear = _attention = _attention_of_qkv = _blocks = _group_norm = _convolution = _enlarged_convolution = None
 
 
 def load():
     """Make the operations. Returns whether there is a library."""
-    global _linear, _attention, _attention_of_qkv, _group_norm, _convolution, _enlarged_convolution
+    global _linear, _attention, _attention_of_qkv, _blocks, _group_norm, _convolution, _enlarged_convolution
     path = library()
     if path is None:
         return False
@@ -27,6 +27,7 @@ def load():
         _linear = _operation(path, "linear", lambda plan, x, weight, *rest: list(x[:-1]) + [weight[0]])
         _attention = _operation(path, "attention", lambda plan, q, *rest: q)
         _attention_of_qkv = _operation(path, "attention", lambda plan, q, *rest: list(q[:-1]) + [q[-1] // 3])
+        _blocks = _operation(path, "blocks", lambda plan, x, *rest: x)
         _group_norm = _operation(path, "group_normalisation", lambda plan, x, *rest: x)
         _convolution = _operation(path, "convolution", lambda plan, x, w, *rest: [x[0], w[0], x[2], x[3]])
         _enlarged_convolution = _operation(
@@ -104,6 +105,17 @@ def attention_of_qkv(qkv, num_heads, scale):
     channels = qkv.shape[-1] // 3
     plan = _plan(num_heads, float(scale), channels, 0, channels, 2 * channels, 0, 0)
     return _attention_of_qkv(plan, qkv, qkv, qkv, plan)
+
+
+def blocks(x, rows, tensors, num_heads, eps):
+    """Blocks of a DiT one after the other: tokens x (N, T, C) to (N, T, C).
+
+    Args:
+        rows: (N or 1, R, C): six for each block from the first on, see models/dit/block.py.
+        tensors: for each block keys and values of the caption, (N, L, C or, with a mask, C + 1) and (N, L, C), and
+            weight and bias of qkv, proj, q, the projection after it, fc1, fc2.
+    """
+    return _blocks(_plan(num_heads, float((x.shape[-1] // num_heads) ** -0.5), float(eps)), x, rows, *tensors)
 
 
 def group_norm(x, groups, weight, bias, eps, silu):

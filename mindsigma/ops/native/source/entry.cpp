@@ -2,8 +2,10 @@
 // The tensors are those of mindsigma/ops/native/operations.py, which documents them, and the result.
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #include "attention.h"
+#include "blocks.h"
 #include "images.h"
 #include "linear.h"
 
@@ -107,6 +109,33 @@ int attention(int count, void** tensors, int* ranks, int64_t** shapes, const cha
       t.bias_batch = a.size(4, 0) > 1 ? a.elements(4) / a.size(4, 0) : 0;
     }
     attend(t);
+  });
+}
+
+int blocks(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    const int32_t* plan = a.numbers(0);
+    Blocks b{};
+    b.heads = plan[0];
+    b.scale = as_float(plan[1]);
+    b.eps = as_float(plan[2]);
+    b.x = a.floats(1);
+    b.rows = a.floats(2);
+    b.y = a.result();
+    b.batch = a.size(1, 0);
+    b.tokens = a.size(1, 1);
+    b.channels = a.size(1, 2);
+    b.rows_step = a.size(2, 0) > 1 ? a.size(2, 1) * a.size(2, 2) : 0;
+    b.keys = a.size(3, 1);
+    b.masked = a.size(3, 2) > b.channels;
+    constexpr int TENSORS = sizeof(Block) / sizeof(float*);
+    std::vector<Block> all((count - 4) / TENSORS);
+    memcpy(all.data(), tensors + 3, all.size() * sizeof(Block));
+    b.hidden = a.size(3 + TENSORS - 4, 0);
+    b.blocks = all.data();
+    b.count = all.size();
+    run(b);
   });
 }
 
