@@ -270,7 +270,7 @@ def test_another_compiler_makes_another_library(fresh, monkeypatch):
 
 
 @needs_library
-def test_in_training_the_mathematics_is_differentiated():
+def test_in_training_what_has_a_gradient_is_computed():
     """A block on the native kernels has the gradients of the same block on the mathematics."""
     from mindsigma.ops.gradients import value_and_gradients
     from mindsigma.ops.shared_graph import SharedGraph
@@ -284,8 +284,9 @@ def test_in_training_the_mathematics_is_differentiated():
             native_loss = float(graph(x))
         (loss, _), (gradient,) = value_and_gradients(partial(twice, graph), [weight], (x,))
         found.append((float(loss), gradient.asnumpy()))
-    assert found[0][0] == found[1][0] == pytest.approx(native_loss, rel=1e-5)
-    assert (found[0][1] == found[1][1]).all()
+    assert found[0][0] == pytest.approx(native_loss, rel=1e-5)
+    assert found[1][0] == pytest.approx(native_loss, rel=1e-5)
+    assert relative_error(*(gradient for _, gradient in found)) < 1e-5
     assert np.abs(found[0][1]).max() > 0
 
 

@@ -8,6 +8,8 @@ the gradients of its inputs in the fewest passes over memory; inside a graph bot
 import numpy as np
 from mindspore import nn, ops
 
+from mindsigma.ops.native import operations as native
+
 GELU_SCALE = 2.0 * (2.0 / np.pi) ** 0.5  # tanh(u) = 2 sigmoid(2u) - 1
 GELU_CUBIC = GELU_SCALE * 0.044715
 
@@ -42,6 +44,27 @@ class _AddBias(nn.Cell):
     def bprop(self, x, bias, out, gradient):
         ones = ops.fill(gradient.dtype, (1, gradient.shape[0]), 1.0)
         return gradient, _matmul(ones, gradient).reshape(-1)
+
+
+class _Linear(nn.Cell):
+    """x (rows, in) weight (out, in)^T on the native kernels."""
+
+    def construct(self, x, weight):
+        return native.linear(x, weight)
+
+    def bprop(self, x, weight, out, gradient):
+        return native.gradient_of_input(gradient, weight), native.gradient_of_weight(gradient, x)
+
+
+class _LinearWithBias(nn.Cell):
+    """`_Linear` plus bias (out,)."""
+
+    def construct(self, x, weight, bias):
+        return native.linear(x, weight, bias)
+
+    def bprop(self, x, weight, bias, out, gradient):
+        of_x, of_weight = native.gradient_of_input(gradient, weight), native.gradient_of_weight(gradient, x)
+        return of_x, of_weight, native.gradient_of_bias(gradient)
 
 
 class _Gelu(nn.Cell):
@@ -130,6 +153,8 @@ class _Seed(nn.Cell):
 
 
 add_bias = _AddBias()
+native_linear = _Linear()
+native_linear_with_bias = _LinearWithBias()
 gelu = _Gelu()
 normalise = _Normalise()
 attention = _Attention()

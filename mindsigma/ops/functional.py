@@ -10,8 +10,16 @@ from mindspore import Tensor, mint, ops
 from mindspore import dtype as mstype
 
 from mindsigma.ops import ascend
-from mindsigma.ops.derivatives import add_bias, gelu, normalise, row_mean, spread_column
-from mindsigma.ops.kernels import MATH, for_ascend, is_native
+from mindsigma.ops.derivatives import (
+    add_bias,
+    gelu,
+    native_linear,
+    native_linear_with_bias,
+    normalise,
+    row_mean,
+    spread_column,
+)
+from mindsigma.ops.kernels import TRAINING, for_ascend, has_written_gradients, is_native
 from mindsigma.ops.low_rank import add_changes
 from mindsigma.ops.native import operations as native
 
@@ -28,7 +36,7 @@ def linear(x, weight, bias=None, kernels=None):
         weight: (out, in) or any shape that flattens to it; or (weight, changes) with the low-rank changes of
             ops/low_rank.py.
         bias: (out,) or None.
-        kernels: MATH for the gradient of the bias that is fast on a CPU.
+        kernels: MATH for the gradient of the bias that is fast on a CPU, TRAINING for all three.
     """
     changes = ()
     if isinstance(weight, tuple):
@@ -36,11 +44,14 @@ def linear(x, weight, bias=None, kernels=None):
     shape = x.shape
     weight = weight.reshape(weight.shape[0], -1)
     x = x.reshape(-1, shape[-1])
+    if kernels == TRAINING and len(changes) == 0 and native.takes(x) and native.takes(weight):
+        y = native_linear(x, weight) if bias is None else native_linear_with_bias(x, weight, bias)
+        return y.reshape(shape[:-1] + (weight.shape[0],))
     y = _matmul_transposed(x, weight)
     if len(changes) > 0:
         y = add_changes(y, x, weight, changes)
     if bias is not None:
-        y = add_bias(y, bias) if kernels == MATH else ops.bias_add(y, bias)
+        y = add_bias(y, bias) if has_written_gradients(kernels) else ops.bias_add(y, bias)
     return y.reshape(shape[:-1] + (weight.shape[0],))
 
 

@@ -10,6 +10,7 @@ MATH = "math"  # compositions that every backend runs
 FUSED = "fused"  # Ascend kernels: FlashAttentionScore, LayerNormExt, RmsNorm, GeLU, Addcmul, Dense
 STAND_IN = "stand-in"  # the graph of FUSED with the documented semantics of its kernels in portable operations
 NATIVE = "native"  # C++ kernels for the CPU (ops/native), in fp32; mathematics for other dtypes
+TRAINING = "native-training"  # what has a gradient in place of NATIVE: linear maps on its kernels, the rest mathematics
 
 KERNELS = (MATH, FUSED, STAND_IN, NATIVE)
 
@@ -42,7 +43,14 @@ def has_flash_attention(kernels, dtype):
 
 def differentiable(value):
     """`value`, unless it names kernels that have no gradient: then those that take their place."""
-    return MATH if value == NATIVE else value
+    if value == NATIVE:
+        return TRAINING if native.load() else MATH
+    return value
+
+
+def has_written_gradients(kernels):
+    """Whether gradients are composed for a CPU (ops/derivatives.py)."""
+    return kernels in (MATH, TRAINING)
 
 
 def is_native(x, kernels):

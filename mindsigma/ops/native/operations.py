@@ -1,6 +1,6 @@
 """The kernels of the native library as MindSpore operations: fp32, for PyNative and for graphs.
 
-The first tensor of each operation is an int32 plan that chooses a variant. The plan also stands in the place of the
+The first tensor of most operations is an int32 plan that chooses a variant. The plan also stands in the place of the
 optional tensors that are absent.
 """
 
@@ -15,11 +15,13 @@ BIAS, MODULATION, NORM_WEIGHT, FACTOR, GATE, RESIDUAL, GELU = 1, 2, 4, 8, 16, 32
 
 # Made by `load`, as they need the library.
 _linear = _attention = _attention_of_qkv = _blocks = _group_norm = _convolution = _enlarged_convolution = None
+_of_input = _of_weight = _of_bias = None
 
 
 def load():
     """Make the operations. Returns whether there is a library."""
     global _linear, _attention, _attention_of_qkv, _blocks, _group_norm, _convolution, _enlarged_convolution
+    global _of_input, _of_weight, _of_bias
     path = library()
     if path is None:
         return False
@@ -33,11 +35,18 @@ def load():
         _enlarged_convolution = _operation(
             path, "convolution", lambda plan, x, w, *rest: [x[0], w[0], 2 * x[2], 2 * x[3]]
         )
+        _of_input = _gradient(path, "linear_gradient_of_input", lambda dy, weight: [dy[0], weight[1]])
+        _of_weight = _gradient(path, "linear_gradient_of_weight", lambda dy, x: [dy[1], x[1]])
+        _of_bias = _gradient(path, "linear_gradient_of_bias", lambda dy: [dy[1]])
     return True
 
 
 def _operation(path, symbol, shape):
     return ops.Custom(f"{path}:{symbol}", shape, lambda plan, x, *rest: x, "aot")
+
+
+def _gradient(path, symbol, shape):
+    return ops.Custom(f"{path}:{symbol}", shape, lambda dy, *rest: dy, "aot")
 
 
 def takes(x):
@@ -87,6 +96,21 @@ def linear(
         plan if norm_weight is None else norm_weight, plan if factor is None else factor,
         plan if residual is None else residual,
     )  # fmt: skip
+
+
+def gradient_of_input(gradient, weight):
+    """Gradient (rows, in) of a linear map's input from that of its output (rows, out); weight (out, in)."""
+    return _of_input(gradient, weight)
+
+
+def gradient_of_weight(gradient, x):
+    """Gradient (out, in) of a linear map's weight from that of its output (rows, out) and its input x (rows, in)."""
+    return _of_weight(gradient, x)
+
+
+def gradient_of_bias(gradient):
+    """Gradient (out,) of a linear map's bias from that of its output (rows, out)."""
+    return _of_bias(gradient)
 
 
 def attention(q, k, v, num_heads, scale, masked=False, bias=None):

@@ -6,6 +6,7 @@
 
 #include "attention.h"
 #include "blocks.h"
+#include "gradients.h"
 #include "images.h"
 #include "linear.h"
 
@@ -77,6 +78,27 @@ int linear(int count, void** tensors, int* ranks, int64_t** shapes, const char**
     }
     if (given & 32) l.residual = a.floats(7);
     apply(l);
+  });
+}
+
+int linear_gradient_of_input(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};  // dy, weight
+    gradient_of_input(a.floats(0), a.floats(1), a.result(), a.size(0, 0), a.size(1, 1), a.size(0, 1));
+  });
+}
+
+int linear_gradient_of_weight(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};  // dy, x
+    gradient_of_weight(a.floats(0), a.floats(1), a.result(), a.size(0, 0), a.size(1, 1), a.size(0, 1));
+  });
+}
+
+int linear_gradient_of_bias(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};  // dy
+    gradient_of_bias(a.floats(0), a.result(), a.size(0, 0), a.size(0, 1));
   });
 }
 

@@ -110,7 +110,11 @@ void block(const Linear& l, const float* x, long x_row, long begin, long end, lo
     const long count = std::min(depth, l.in - k);
     for (long p = 0; p < panels; p++) {
       const long column = (first_panel + p) * NR;
-      pack_rows(l.weight + column * l.in + k, l.in, std::min<long>(NR, l.out - column), count, packed + p * NR * depth);
+      const long width = std::min<long>(NR, l.out - column);
+      if (l.turned)
+        pack_columns(l.weight + k * l.out + column, l.out, width, count, packed + p * NR * depth);
+      else
+        pack_rows(l.weight + column * l.in + k, l.in, width, count, packed + p * NR * depth);
     }
     for (long row = begin; row < end; row += MR) {
       const long height = std::min<long>(MR, end - row);

@@ -3,9 +3,10 @@
 
 struct Linear {
   const float* x;  // (rows, in)
-  const float* weight;  // (out, in)
+  const float* weight;  // (out, in); or (in, out), if `turned`
   float* y;  // (rows, out)
   long rows, in, out;
+  bool turned = false;
   long rows_of_image;  // rows that share one row of shift, scale and gate
   // Before: nothing; or LayerNorm, times scale, plus shift; or x / rms(x) times norm_weight.
   const float* shift = nullptr;  // a row for each image, `step` apart; 0: one for all

@@ -38,3 +38,17 @@ static inline void pack_rows(const float* w, long stride, long rows, long depth,
       for (int i = 0; i < VL; i++) panel[p * NR + first + i] = i < count ? from[i * stride + p] : 0.0f;
   }
 }
+
+// A panel (depth, NR): `width` <= NR columns of w, whose rows are `stride` apart, with zeros after them.
+static inline void pack_columns(const float* w, long stride, long width, long depth, float* panel) {
+  for (long p = 0; p < depth; p++) {
+    const float* from = w + p * stride;
+    float* to = panel + p * NR;
+    if (width == NR) {
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; j++) store(to + j * VL, load(from + j * VL));
+    } else {
+      for (long j = 0; j < NR; j++) to[j] = j < width ? from[j] : 0.0f;
+    }
+  }
+}
