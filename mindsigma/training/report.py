@@ -41,6 +41,9 @@ class Report:
         from tqdm import tqdm
 
         self.folder, self.start, self.total = Path(folder), start, total
+        for leftover in self.folder.glob(".*.part"):  # of a run that was killed: the folder is this run's alone
+            if leftover.is_file():
+                leftover.unlink(missing_ok=True)
         # A run that starts anew measures step 0 again, too.
         self.lines = [line for line in read_log(self.folder / LOG) if line["step"] <= start] if start else []
         with replacing(self.folder / LOG) as file:

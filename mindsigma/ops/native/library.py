@@ -14,7 +14,7 @@ SWITCH = "MINDSIGMA_NATIVE"  # 0: do without
 CACHE = "MINDSIGMA_CACHE"  # folder of the compiled library, by default ~/.cache/mindsigma
 WHITE_LIST = "MS_CUSTOM_AOT_WHITE_LIST"  # MindSpore loads no library from outside it
 SOURCE = Path(__file__).parent / "source"
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-pthread")
+FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-pthread", "-Wl,-z,nodelete")
 SECONDS = 300  # a compilation takes about ten
 
 
