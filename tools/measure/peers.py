@@ -82,8 +82,8 @@ def training_step(folder, python, repeats):
         raise MindSigmaError(f"compare_training.py: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
     report = json.loads(Path(out).read_text(encoding="utf-8"))
     results = []
-    for name, peak in zip(("here", "torch"), report["peak_gb"]):
-        seconds = [line["seconds"] for line in report[name]]
+    for name in ("here", "torch"):
+        seconds, peak = [line["seconds"] for line in report[name]["lines"]], report[name]["peak_gb"]
         counted = seconds[2:]
         results.append(
             {
@@ -93,5 +93,5 @@ def training_step(folder, python, repeats):
                 "peak_bytes": int(peak * 1e9),
             }
         )
-    worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(report["here"], report["torch"]))
+    worst = max(abs(a["loss"] - b["loss"]) for a, b in zip(report["here"]["lines"], report["torch"]["lines"]))
     return *results, {"loss_difference": worst}
