@@ -254,7 +254,10 @@ def test_tool_writes_graph_and_reports_and_compares(export, tmp_path, capsys, mi
     stored = {proto.name.partition(":")[2]: proto for proto in model.graph.parameter}
     for name, parameter in mini.dit.parameters_and_names():
         if name in stored:
-            assert stored[name].raw_data == parameter.asnumpy().astype(np.float16).tobytes()
+            value = np.frombuffer(stored[name].raw_data, np.float16)
+            if value.size != parameter.size:  # heads of 72 as 80
+                value = value.reshape(2 * 4, 80, -1)[:, :72]
+            assert value.tobytes() == parameter.asnumpy().astype(np.float16).tobytes()
     assert "y_embedder.y_proj.fc1.weight" in stored
     assert "MatMul" in (tmp_path / "caption.txt").read_text()
 
@@ -262,11 +265,12 @@ def test_tool_writes_graph_and_reports_and_compares(export, tmp_path, capsys, mi
     assert capsys.readouterr().out.endswith("no differences\n")
     report = read_report(full)
     assert json.loads(as_json(report)) == report
+    count = report["nodes"]["MatMul"]
     report["nodes"]["MatMul"] -= 1
     fewer = tmp_path / "fewer.json"
     fewer.write_text(as_json(report))
     assert export(*CAPTION, "--diff", fewer) == 1
-    assert "MatMul: 9 -> 10 (+1)" in capsys.readouterr().out
+    assert f"MatMul: {count - 1} -> {count} (+1)" in capsys.readouterr().out
     report["nodes"]["MatMul"] += 2
     fewer.write_text(as_json(report))
     assert export(*CAPTION, "--diff", fewer) == 0  # a node less fails no review

@@ -184,12 +184,16 @@ def test_step_exports_as_one_graph(compressed, tmp_path):
         parameter.set_data(Tensor(np.zeros(parameter.shape, np.float16)))
     parallel = ParallelSampling("sequence", Ranks(3, 8))
     step = PartStep(dit, True, parallel.part(config, True, 64, 64), parallel.collectives.gather)
-    arrays = [np.zeros((1, 4, 128, 128)), np.zeros((2, 1, 4, 128, 128)), np.zeros(7), np.zeros(())]
+    dit.align_heads()
+    arrays = [np.zeros((1, 4, 128, 128)), np.zeros((2, 1, 4, 128, 128)), np.zeros(6), np.zeros(())]
     inputs = [Tensor(array.astype(np.float32)) for array in arrays]
-    keys = tuple((Tensor(np.zeros((2, 16, 2, 80), np.float16)),) * 2 for _ in range(2))
+    keys = tuple((Tensor(np.zeros((2, 16, 2 * 80), np.float16)),) * 2 for _ in range(2))
+    rows, position = (Tensor(np.zeros(shape, np.float16)) for shape in ((1, 14, 144), (1, 8 * 64, 144)))
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
-        ms.export(step, *inputs, ms.mutable(keys), file_name=str(tmp_path / "step"), file_format="MINDIR")
+        ms.export(
+            step, *inputs, ms.mutable(keys), rows, position, file_name=str(tmp_path / "step"), file_format="MINDIR"
+        )
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
     model = mind_ir_pb2.ModelProto()
@@ -201,7 +205,7 @@ def test_step_exports_as_one_graph(compressed, tmp_path):
                 shape = next(attribute for attribute in node.attribute if attribute.name == "shape")
                 gathers.append(tuple(shape.tensors[0].dims))
     tokens = 8 * 64 // (4 if compressed else 1)
-    assert sorted(gathers) == sorted([(8, 2, tokens, 2 * 144)] * 2 + [(8, 2, 4, 16, 128)])
+    assert sorted(gathers) == sorted([(8, 2, tokens, 2 * 160)] * 2 + [(8, 2, 4, 16, 128)])
 
 
 def test_alone_a_collective_gives_its_input():

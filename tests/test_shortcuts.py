@@ -170,7 +170,11 @@ def test_what_was_kept_at_the_same_timestep_is_exact(mini, keep, take, limit):
     assert 1e-5 < error < limit
 
 
-SMALL = [Shortcuts((0.0, 0.5)), Shortcuts((0.0, 0.7), text_reuse=0.5), Shortcuts((0.2, 0.7), block_reuse=2)]
+SMALL = [
+    pytest.param(Shortcuts((0.0, 0.5)), marks=pytest.mark.slow),
+    pytest.param(Shortcuts((0.0, 0.7), text_reuse=0.5), marks=pytest.mark.slow),
+    Shortcuts((0.2, 0.7), block_reuse=2),
+]
 
 
 @pytest.mark.parametrize("shortcuts", SMALL)
