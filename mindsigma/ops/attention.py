@@ -9,8 +9,8 @@ one and the key holds 0 (kept) or `MASKED` (dropped). Ascend's blocks put that c
 from mindspore import ops
 
 from mindsigma.ops.ascend import HEAD_MULTIPLE, flash_attention
-from mindsigma.ops.derivatives import attention
-from mindsigma.ops.kernels import has_flash_attention, is_native
+from mindsigma.ops.derivatives import attention, native_attention
+from mindsigma.ops.kernels import has_flash_attention, is_learning_natively, is_native
 from mindsigma.ops.native import operations as native
 
 # Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
@@ -43,7 +43,7 @@ def prepare_keys(k, v, mask, num_heads, kernels):
         last column of k is 0 (kept) or `MASKED`.
     """
     batch, length, channels = k.shape
-    if is_native(k, kernels):
+    if is_native(k, kernels) or is_learning_natively(k, kernels):
         if mask is None:
             return k, v
         return ops.concat((k, ((1.0 - mask.astype(k.dtype)) * MASKED).reshape(batch, length, 1)), -1), v
@@ -64,6 +64,8 @@ def attend(q, k, v, num_heads, kernels):
     head_dim = channels // num_heads
     if is_native(q, kernels):
         return native.attention(q, k, v, num_heads, head_dim**-0.5, k.shape[-1] > channels)
+    if is_learning_natively(q, kernels):
+        return native_attention(q, k, v, num_heads, head_dim**-0.5, k.shape[-1] > channels)
     if len(k.shape) == 3:
         return flash_attention(q, k, v, num_heads, head_dim**-0.5, kernels)
     q = q.reshape(batch, length, num_heads, head_dim) * head_dim**-0.5

@@ -67,6 +67,28 @@ class _LinearWithBias(nn.Cell):
         return of_x, of_weight, native.gradient_of_bias(gradient)
 
 
+class _ModulatedLinear(nn.Cell):
+    """Linear map of LayerNorm of x (N, T, in), modulated by rows (N or 1, 2, in), shift and scale."""
+
+    def construct(self, x, rows, eps, weight, bias):
+        return native.linear(x, weight, bias, rows=rows, shift_row=0, eps=eps)
+
+    def bprop(self, x, rows, eps, weight, bias, out, gradient):
+        of_x, of_rows, of_weight, of_bias = native.modulated_linear_gradient(gradient, x, rows, weight, eps)
+        return of_x, of_rows, 0.0, of_weight, of_bias
+
+
+class _NativeAttention(nn.Cell):
+    """Attention of q (N, S, C) over k (N, L, C, or a column more) and v (N, L, C), see native.attention."""
+
+    def construct(self, q, k, v, num_heads, scale, masked):
+        return native.attention(q, k, v, num_heads, scale, masked)
+
+    def bprop(self, q, k, v, num_heads, scale, masked, out, gradient):
+        of_q, of_k, of_v = native.attention_gradient(gradient, q, k, v, num_heads, scale, masked)
+        return of_q, of_k, of_v, 0, 0.0, False
+
+
 class _Gelu(nn.Cell):
     """GELU in the tanh approximation, as x * sigmoid: MindSpore's Tanh is only good to 1e-4 on a CPU."""
 
@@ -142,6 +164,17 @@ class _Attention(nn.Cell):
         return of_q[0] if len(of_q) == 1 else ops.concat(of_q, 2), of_k, of_v, 0
 
 
+class _TrainingBlock(nn.Cell):
+    """A block of a DiT on the native kernels, computed again in the backward pass; see native.training_block."""
+
+    def construct(self, x, modulation, caption, kept, table, heads, eps, weights):
+        return native.training_block(x, modulation, caption, kept, table, weights, heads, eps, False)
+
+    def bprop(self, x, modulation, caption, kept, table, heads, eps, weights, out, gradient):
+        found = native.training_block_gradient(gradient, None, x, modulation, caption, kept, table, weights, heads, eps)
+        return found[0], found[1], found[2], ops.zeros_like(kept), found[3], 0, 0.0, found[4:]
+
+
 class _Seed(nn.Cell):
     """A scalar of `out` whose gradient with respect to `out` is the tensor `gradient`."""
 
@@ -155,7 +188,10 @@ class _Seed(nn.Cell):
 add_bias = _AddBias()
 native_linear = _Linear()
 native_linear_with_bias = _LinearWithBias()
+native_modulated_linear = _ModulatedLinear()
+native_attention = _NativeAttention()
 gelu = _Gelu()
 normalise = _Normalise()
 attention = _Attention()
+training_block = _TrainingBlock()
 seed = _Seed()

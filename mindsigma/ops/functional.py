@@ -19,7 +19,7 @@ from mindsigma.ops.derivatives import (
     row_mean,
     spread_column,
 )
-from mindsigma.ops.kernels import TRAINING, for_ascend, has_written_gradients, is_native
+from mindsigma.ops.kernels import for_ascend, has_written_gradients, is_learning_natively, is_native
 from mindsigma.ops.low_rank import add_changes
 from mindsigma.ops.native import operations as native
 
@@ -44,7 +44,7 @@ def linear(x, weight, bias=None, kernels=None):
     shape = x.shape
     weight = weight.reshape(weight.shape[0], -1)
     x = x.reshape(-1, shape[-1])
-    if kernels == TRAINING and len(changes) == 0 and native.takes(x) and native.takes(weight):
+    if is_learning_natively(x, kernels) and len(changes) == 0 and native.takes(weight):
         y = native_linear(x, weight) if bias is None else native_linear_with_bias(x, weight, bias)
         return y.reshape(shape[:-1] + (weight.shape[0],))
     y = _matmul_transposed(x, weight)

@@ -3,7 +3,8 @@
 MindSpore's own tape keeps every intermediate result of every graph. Here a chain runs forward as in inference, and of
 each call only its inputs are kept. Backwards, one compiled function a kind of graph computes the gradients of the
 graph's inputs and weights from those inputs and the gradients of its outputs; what it needs of the forward pass it
-computes again. So the finer the graphs, the less is computed twice; the coarser, the less memory is held.
+computes again. So the finer the graphs, the less is computed twice; the coarser, the less memory is held. A graph that
+brings its own backward pass (`SharedGraph.keeping`) keeps what that needs.
 """
 
 from functools import cache
@@ -12,7 +13,7 @@ import mindspore as ms
 from mindspore import ops
 
 from mindsigma.ops.derivatives import seed
-from mindsigma.ops.shared_graph import recorded_by, signature, timed, with_layout
+from mindsigma.ops.shared_graph import compiled, recorded_by, signature, timed, with_layout
 
 
 def value_and_gradients(function, parameters, inputs):
@@ -42,26 +43,28 @@ class _Tape:
         self._calls = []
         self._dependent = set()  # ids of results, which the calls keep alive
 
-    def record(self, graph, inputs, result):
+    def record(self, graph, inputs, result, kept):
         """Note a call, if a gradient will pass through it."""
         tensors = graph.weights + graph.changes
         of_inputs = tuple(i for i, value in enumerate(inputs) if id(value) in self._dependent)
         of_weights = tuple(i for i, tensor in enumerate(tensors) if id(tensor) in self._wanted)
         if of_inputs or of_weights:
             results = result if isinstance(result, tuple) else (result,)
-            self._calls.append((graph, inputs, of_inputs, of_weights, results))
+            self._calls.append((graph, inputs, of_inputs, of_weights, results, kept))
             self._dependent.update(map(id, results))
 
     def gradients_of(self, value):
         """Gradients of a scalar result with respect to the Parameters; forgets the calls."""
         found = {id(value): ops.ones_like(value)}
         while self._calls:
-            graph, inputs, of_inputs, of_weights, results = self._calls.pop()
+            graph, inputs, of_inputs, of_weights, results, kept = self._calls.pop()
             given = tuple(i for i, result in enumerate(results) if id(result) in found)
             if given:
-                gradients = _backward(
-                    graph, inputs, of_inputs, of_weights, given, [found.pop(id(results[i])) for i in given]
-                )
+                gradients = [found.pop(id(results[i])) for i in given]
+                if kept is None:
+                    gradients = _backward(graph, inputs, of_inputs, of_weights, given, gradients)
+                else:
+                    gradients = _own_backward(graph, inputs, of_inputs, of_weights, gradients[0], kept)
                 tensors = graph.weights + graph.changes
                 keys = [id(inputs[i]) for i in of_inputs] + [id(tensors[i]) for i in of_weights]
                 for key, gradient in zip(keys, gradients):
@@ -71,6 +74,15 @@ class _Tape:
         if missing:
             raise RuntimeError(f"the result does not depend on {missing[0]} through shared graphs")
         return tuple(found[id(parameter)] for parameter in self._parameters)
+
+
+def _own_backward(graph, inputs, of_inputs, of_weights, gradient, kept):
+    """`_backward` by the graph's own function."""
+    backward = graph.keeping[1]
+    arguments = (gradient, kept, *inputs, *graph.differentiable_static, *graph.originals())
+    kind = (backward, graph.differentiable_static, graph.layout)
+    found = timed((kind, tuple(map(signature, arguments))), compiled(backward, graph.layout), arguments)
+    return [found[i] for i in of_inputs] + [found[len(inputs) + i] for i in of_weights]
 
 
 def _backward(graph, inputs, of_inputs, of_weights, given, gradients):

@@ -10,7 +10,7 @@ MATH = "math"  # compositions that every backend runs
 FUSED = "fused"  # Ascend kernels: FlashAttentionScore, LayerNormExt, RmsNorm, GeLU, Addcmul, Dense
 STAND_IN = "stand-in"  # the graph of FUSED with the documented semantics of its kernels in portable operations
 NATIVE = "native"  # C++ kernels for the CPU (ops/native), in fp32; mathematics for other dtypes
-TRAINING = "native-training"  # what has a gradient in place of NATIVE: linear maps on its kernels, the rest mathematics
+TRAINING = "native-training"  # what has a gradient in place of NATIVE: linear maps and attention on its kernels
 
 KERNELS = (MATH, FUSED, STAND_IN, NATIVE)
 
@@ -56,3 +56,8 @@ def has_written_gradients(kernels):
 def is_native(x, kernels):
     """Whether what `kernels` names computes with x on the native kernels."""
     return kernels == NATIVE and native.takes(x)
+
+
+def is_learning_natively(x, kernels):
+    """Whether the native kernels that have a gradient compute with x."""
+    return kernels == TRAINING and native.takes(x)

@@ -1,7 +1,8 @@
 """Linear maps together with the norm before or the pointwise work after them: one pass each on the native kernels."""
 
+from mindsigma.ops.derivatives import native_modulated_linear
 from mindsigma.ops.functional import gelu_tanh, layer_norm, linear, rms_norm, scale_and_shift, spread_rows
-from mindsigma.ops.kernels import is_native
+from mindsigma.ops.kernels import is_learning_natively, is_native
 from mindsigma.ops.native import operations as native
 
 
@@ -31,6 +32,8 @@ def modulated_linear(x, rows, shift_row, eps, kernels, weight, bias):
     """Linear map of `modulated_norm` of x (N, T, in)."""
     if _native(x, weight, kernels):
         return native.linear(x, weight, bias, rows=rows, shift_row=shift_row, eps=eps)
+    if is_learning_natively(x, kernels) and not isinstance(weight, tuple):
+        return native_modulated_linear(x, rows[:, shift_row : shift_row + 2], eps, weight, bias)
     return linear(modulated_norm(x, rows, shift_row, eps, kernels), weight, bias, kernels)
 
 

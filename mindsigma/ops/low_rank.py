@@ -1,8 +1,8 @@
 """Linear maps with low-rank changes beside them: LoRA, rsLoRA (arXiv 2312.03732) and DoRA (arXiv 2402.09353).
 
-A change B A is never added to its weight: in half precision W + B A is W again where its elements are small, whatever
-they sum to. What stands beside is computed in fp32 whatever the dtype of x and W. B starts at zero, so in fp16 the
-gradient that passes through it would underflow for the first steps, which are those that matter.
+A change B A is not added to its weight in half precision, where W + B A is W again if its elements are small, whatever
+they sum to; in fp32 `merged` may do so. What stands beside is computed in fp32 whatever the dtype of x and W. B starts
+at zero, so in fp16 the gradient that passes through it would underflow in the first steps, which are those that matter.
 """
 
 from mindspore import dtype as mstype
@@ -12,6 +12,7 @@ from mindsigma.ops.kernels import for_ascend
 
 _matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
+_transposed_matmul = ops.MatMul(transpose_a=True)
 
 
 def regroup(tensors, layout):
@@ -75,6 +76,56 @@ def _changed(y, x, weight, change):
     if not for_ascend(kernels):  # as in functional.py, no broadcast on a CPU
         factor = _matmul(ops.fill(mstype.float32, (y.shape[0], 1), 1.0), factor)
     return y * factor
+
+
+def merged(weight):
+    """fp32 weight (out, in) with the changes that `regroup` put beside it, if any, added to it."""
+    if not isinstance(weight, tuple):
+        return weight
+    weight, changes = weight
+    count, pieces = changes[0][4], ()
+    width = weight.shape[0] // count
+    for index in range(count):
+        piece = weight[index * width : (index + 1) * width] if count > 1 else weight
+        for change in changes:
+            if change[3] == index:
+                changed, factor = _changed_rows(piece, change)
+                piece = changed if factor is None else changed * factor
+        pieces += (piece,)
+    return pieces[0] if count == 1 else ops.concat(pieces, 0)
+
+
+def gradients_of_merged(weight, gradient):
+    """Gradients of A, B and, if there is one, magnitude of each change, in a row, from that of `merged`'s result."""
+    if not isinstance(weight, tuple):
+        return ()
+    weight, changes = weight
+    found = ()
+    for change in changes:
+        a, b, magnitude, index, count, scale, _ = change
+        width = weight.shape[0] // count
+        rows = weight[index * width : (index + 1) * width] if count > 1 else weight
+        slope = gradient[index * width : (index + 1) * width] if count > 1 else gradient
+        changed, factor = _changed_rows(rows, change)
+        of_magnitude = ()
+        if magnitude is not None:
+            of_magnitude = (_row_sums(slope * changed).reshape(-1) / row_norms(rows, a, b, scale),)
+            slope = slope * factor
+        slope = slope * scale
+        found += (_transposed_matmul(b, slope).reshape(a.shape), _matmul_transposed(slope, a.reshape(a.shape[0], -1)))
+        found += of_magnitude
+    return found
+
+
+def _changed_rows(rows, change):
+    """Rows (out, in) of a weight plus their low-rank change, and the factor of each as (out, in), or None for all 1."""
+    a, b, magnitude, _, _, scale, _ = change
+    a = a.reshape(a.shape[0], -1)
+    changed = rows + _matmul(b * scale, a)
+    if magnitude is None:
+        return changed, None
+    factor = (magnitude / row_norms(rows, a, b, scale)).reshape(-1, 1)
+    return changed, _matmul(factor, ops.fill(mstype.float32, (1, rows.shape[1]), 1.0))
 
 
 def row_norms(weight, a, b, scale):

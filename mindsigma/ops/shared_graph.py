@@ -49,7 +49,8 @@ def with_layout(function, layout):
 
 
 @cache
-def _compiled(function, layout):
+def compiled(function, layout):
+    """`with_layout` as one compiled graph."""
     return ms.jit(with_layout(function, layout))
 
 
@@ -71,10 +72,10 @@ def recorded_by(recorder):
         _recorders.pop()
 
 
-def timed(key, compiled, arguments):
+def timed(key, function, arguments):
     """Result of a compiled function; its first call with a `key`, which compiles it, counts in `compile_seconds`."""
     start = time.perf_counter()
-    result = compiled(*arguments)
+    result = function(*arguments)
     for value in result if isinstance(result, tuple) else (result,):
         # Wait for it. Calls that queue up make MindSpore's threads, which spin, compete for the cores: a training step
         # took half as long again.
@@ -93,11 +94,15 @@ class SharedGraph(nn.Cell):
         static: Python constants (numbers, strings, None) that select a variant; part of the compile key. In training
             and for gradients, kernels without a gradient among them are replaced (ops/kernels.py).
         compute_dtype: dtype that the weights are cast to for the computation, or None to use them as they are.
+        keeping: what a chain whose gradients are wanted calls instead (ops/gradients.py), or None: a pair of functions.
+            The first takes what `function` does and returns its result, a tensor, and another to keep; the second
+            returns the gradients of inputs, weights and changes, from `(gradient, kept, *inputs, *static, *weights)`.
     """
 
-    def __init__(self, function, weights=(), static=(), compute_dtype=None):
+    def __init__(self, function, weights=(), static=(), compute_dtype=None, keeping=None):
         super().__init__()
         self.function = function
+        self.keeping = keeping
         self.static = tuple(static)
         self.differentiable_static = tuple(map(differentiable, static))
         self.compute_dtype = compute_dtype
@@ -133,11 +138,13 @@ class SharedGraph(nn.Cell):
         self._refresh()
         # A gradient needs the whole chain in kernels that have one: keys of one kind do not fit queries of another.
         static = self.differentiable_static if _recorders else self.static
-        key = (self.function, static, self.layout, tuple(map(signature, inputs)), self._weight_signature)
-        compiled = _compiled(self.function, self.layout)
-        result = timed(key, compiled, (*inputs, *static, *self._aliases))
-        if _recorders:
-            _recorders[-1].record(self, inputs, result)
+        function = self.keeping[0] if _recorders and self.keeping else self.function
+        key = (function, static, self.layout, tuple(map(signature, inputs)), self._weight_signature)
+        result = timed(key, compiled(function, self.layout), (*inputs, *static, *self._aliases))
+        if not _recorders:
+            return result
+        result, kept = result if self.keeping else (result, None)
+        _recorders[-1].record(self, inputs, result, kept)
         return result
 
     def originals(self):

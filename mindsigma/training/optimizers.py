@@ -14,6 +14,7 @@ from mindspore import Tensor, ops
 from mindspore import dtype as mstype
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.native import in_place
 
 _adam = ops.Adam()
 _outer = ops.MatMul()
@@ -123,15 +124,20 @@ def _adamw(gradient, numbers, betas, eps, m, v):
 def adamw_in_place(numbers, betas, eps, weight_decay, parameters, gradients, m, v):
     """`update` of AdamW for lists of Parameters in place, from PyNative, where one kernel passes over memory once.
 
-    `numbers` as for `update`; the kernel's own corrections are left out, as they would lose fp32's last digits.
+    `numbers` as for `update`; the corrections go into the rate and into eps.
     """
     rate, correction_1, correction_2, clip = numbers.asnumpy().astype(np.float64)
     root = correction_2**0.5
-    factors = (0.0, 0.0, rate * root / correction_1, *betas, eps[0] * root)
-    factors = [Tensor(factor, mstype.float32) for factor in factors]
+    decay, rate, eps = 1.0 - rate * weight_decay, rate * root / correction_1, eps[0] * root
+    if in_place.available():
+        for tensors in zip(parameters, gradients, m, v):
+            in_place.update_adamw(*tensors, clip, decay, rate, *betas, eps)
+        return
+    # The operation's own corrections would lose fp32's last digits.
+    factors = [Tensor(factor, mstype.float32) for factor in (0.0, 0.0, rate, *betas, eps)]
     for parameter, gradient, first, second in zip(parameters, gradients, m, v):
         if weight_decay > 0:
-            ops.assign(parameter, parameter * float(1.0 - rate * weight_decay))
+            ops.assign(parameter, parameter * float(decay))
         _adam(parameter, first, second, *factors, gradient * float(clip))
 
 

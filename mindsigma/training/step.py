@@ -14,6 +14,7 @@ from mindsigma.diffusion.loss import diffusion_loss, noisy_latents
 from mindsigma.distributed import Collectives, Ranks, set_from_rank
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.gradients import value_and_gradients
+from mindsigma.ops.native import in_place
 from mindsigma.ops.shared_graph import SharedGraph
 from mindsigma.training.distributed import owners
 from mindsigma.training.optimizers import OptimizerConfig, adamw_in_place, state_shapes, static_arguments, update
@@ -388,13 +389,18 @@ class TrainingStep(nn.Cell):
                 new = [total for a, b in self.chunks for total in self.sum(b - a, *gradients[a:b], *new[a:b])]
             gradients = new
         gradients = self.collectives.mean(gradients)
-        squares = ops.concat([self.square_sums(*gradients[a:b]) for a, b in self.chunks])
+        squares = self._square_sums(gradients)
         values, norm, finite, controls = self.judge(squares, Tensor(self.controls), Tensor([rate], ms.float32))
         self.controls.set_data(controls)
         if float(finite.asnumpy()[0]) > 0.5:
             self._chain_update(list(gradients), values)
         mse, bound = (float(np.mean([pair[i].asnumpy() for pair in errors])) for i in (0, 1))
         return mse, bound, float(norm.asnumpy()[0]), bool(finite.asnumpy()[0] > 0.5)
+
+    def _square_sums(self, gradients):
+        if in_place.available():
+            return Tensor(np.array([in_place.sum_of_squares(gradient) for gradient in gradients], np.float32))
+        return ops.concat([self.square_sums(*gradients[a:b]) for a, b in self.chunks])
 
     def _chain_update(self, gradients, values):
         name, betas, eps, weight_decay, _ = self.constants
@@ -415,7 +421,10 @@ class TrainingStep(nn.Cell):
         if not self.collectives.alone and self.config.zero:
             for rank, (begin, end) in enumerate(self.shares):
                 set_from_rank(rank, self.parameters[begin:end], self.collectives)
-        if self.ema:
+        if self.ema and in_place.available():
+            for mean, parameter in zip(self.ema, self.parameters):
+                in_place.update_average(mean, parameter, self.config.ema_decay)
+        elif self.ema:
             for a, b in self.chunks:
                 both = [Tensor(variable) for variable in (*self.ema[a:b], *self.parameters[a:b])]
                 for mean, new in zip(self.ema[a:b], self.averages_of(b - a, self.config.ema_decay, *both)):

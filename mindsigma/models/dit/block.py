@@ -8,6 +8,7 @@ from mindspore.common.initializer import Constant
 from mindsigma.models.dit import ascend_block as ascend
 from mindsigma.models.dit.heads import head_width, narrow_columns, narrow_rows, widen_columns, widen_rows
 from mindsigma.models.dit.kv_compression import compress
+from mindsigma.models.dit.native_training import native_block, native_block_backward, native_block_keeping
 from mindsigma.models.layers import Affine, Norm, normal, parameter
 from mindsigma.ops.attention import attend, attend_qkv, prepare_keys
 from mindsigma.ops.functional import layer_norm
@@ -192,6 +193,11 @@ class CrossAttention(nn.Cell):
         self.kv_linear = Affine(channels, 2 * channels, dtype=dtype)
         self.proj = Affine(channels, channels, "zeros", dtype=dtype)
 
+    @property
+    def tensors(self):
+        """Weight and bias of queries, of keys and values, and of the projection."""
+        return self.q_linear.tensors + self.kv_linear.tensors + self.proj.tensors
+
 
 class MLP(nn.Cell):
     """Weights of the two-layer MLP."""
@@ -210,10 +216,11 @@ class MLP(nn.Cell):
 class DiTBlock(nn.Cell):
     """Block `layer` of a DiT.
 
-    Every way of computing it is a chain of shared graphs, compiled once for all blocks of a kind. In training these are
-    nine: what each takes is kept for the backward pass, which computes only what is cheap again. After `recompute` it
-    is one, of which nothing is kept but the block's inputs. Otherwise three, one a branch, and one on the native and on
-    Ascend's kernels.
+    Every way of computing it is a chain of shared graphs, compiled once for all blocks of a kind. In training it is one
+    on the native kernels, which keep what their backward pass needs; for what these do not take nine, and what each of
+    them takes is kept, so that the backward pass computes only what is cheap again. After `recompute` it is one, of
+    which nothing is kept but the block's inputs. Otherwise three, one a branch, and one on the native and on Ascend's
+    kernels.
     """
 
     def __init__(self, config, layer, execution):
@@ -226,7 +233,7 @@ class DiTBlock(nn.Cell):
         self.cross_attn = CrossAttention(channels, dtype)
         self.mlp = MLP(channels, int(channels * config.mlp_ratio), channels, dtype=dtype)
         self.heads, self.compressed = (heads, channels // heads), compression is not None
-        self.recomputed = False
+        self.recomputed, self.native = False, None
 
         table, attention = (self.scale_shift_table,), self.attn.tensors
         cross = self.cross_attn.q_linear.tensors + self.cross_attn.proj.tensors
@@ -256,6 +263,10 @@ class DiTBlock(nn.Cell):
         self.feed_forward = graph(mlp_branch, self.mlp.tensors, (kernels,))
         # Calls of native kernels cost more than the little that stays alive longer.
         self.one_graph = graph(block_of_rows, weights, static + (len(attention),)) if kernels == NATIVE else None
+        if kernels == NATIVE and execution.native and not config.qk_norm and not self.compressed:
+            tensors = attention + self.cross_attn.tensors + self.mlp.tensors
+            keeping = (native_block_keeping, native_block_backward)
+            self.native = graph(native_block, table + tensors, (heads, NORM_EPS), keeping)
         self.whole = graph(whole_block, table + weights, static + (len(attention),))
         self.parts = graph(modulation_parts, table, ())
         self.qkv = graph(modulated_linear, self.attn.qkv.tensors, (0, NORM_EPS, kernels))
@@ -271,13 +282,15 @@ class DiTBlock(nn.Cell):
         Args:
             rows: (N or 1, 6, C), this block's part of `DiT.modulations`; in training (N, 6 * C), the timestep's
                 modulation, to which the block adds its table itself.
-            k, v: caption keys and values from `caption_keys`.
+            k, v: of `keys_of`.
             gather: as in DiT.denoise; None where x is all of the image.
         """
         if not self.compressed:
             height, width = 0, 0  # the graph does not depend on the grid: do not compile one for each
         if gather is not None:
             return self._with_keys_from_elsewhere(x, rows, k, v, height, width, gather)
+        if self.learns_natively():
+            return self.native(x, rows, k, v)
         if self.training and (self.recomputed or self.is_ascend):
             return self.whole(x, rows, k, v, height, width)
         if self.training:
@@ -289,6 +302,14 @@ class DiTBlock(nn.Cell):
         x = self.self_attention(x, rows, height, width)
         x = self.cross_attention(x, k, v)
         return self.feed_forward(x, rows)
+
+    def learns_natively(self):
+        """Whether `construct` is one call of the native library, of the caption itself."""
+        return self.training and self.native is not None
+
+    def keys_of(self, caption, mask):
+        """What the block takes of the projected caption (N, L, C) and its mask (N, L) or None: a pair."""
+        return (caption, mask) if self.learns_natively() else self.caption_keys(caption, mask)
 
     def _with_keys_from_elsewhere(self, x, rows, k, v, height, width, gather):
         queries, keys, values = self.queries_keys_values(x, rows, height, width)
@@ -307,6 +328,8 @@ class DiTBlock(nn.Cell):
     def recompute(self):
         """From now on compute the block again in the backward pass of training, instead of keeping what it needs."""
         self.recomputed = True
+        if self.native is not None:
+            self.native.keeping = None
         if ms.get_context("mode") == ms.GRAPH_MODE:
             super().recompute()
 

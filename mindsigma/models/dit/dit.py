@@ -264,7 +264,7 @@ class DiT(nn.Cell):
         caption = self.project_caption(caption.astype(self.dtype))
         keys = ()
         for block in self.blocks:
-            keys += (block.caption_keys(caption, caption_mask),)
+            keys += (block.keys_of(caption, caption_mask),)
         return keys
 
     def modulations(self, timestep, image_size=None, aspect_ratio=None):

@@ -16,12 +16,15 @@ BIAS, MODULATION, NORM_WEIGHT, FACTOR, GATE, RESIDUAL, GELU = 1, 2, 4, 8, 16, 32
 # Made by `load`, as they need the library.
 _linear = _attention = _attention_of_qkv = _blocks = _group_norm = _convolution = _enlarged_convolution = None
 _of_input = _of_weight = _of_bias = None
+_training_block = _kept_training_block = _training_block_gradient = None
+_modulated_linear_gradient = _attention_gradient = None
 
 
 def load():
     """Make the operations. Returns whether there is a library."""
     global _linear, _attention, _attention_of_qkv, _blocks, _group_norm, _convolution, _enlarged_convolution
-    global _of_input, _of_weight, _of_bias
+    global _of_input, _of_weight, _of_bias, _training_block, _kept_training_block, _training_block_gradient
+    global _modulated_linear_gradient, _attention_gradient
     path = library()
     if path is None:
         return False
@@ -38,11 +41,36 @@ def load():
         _of_input = _gradient(path, "linear_gradient_of_input", lambda dy, weight: [dy[0], weight[1]])
         _of_weight = _gradient(path, "linear_gradient_of_weight", lambda dy, x: [dy[1], x[1]])
         _of_bias = _gradient(path, "linear_gradient_of_bias", lambda dy: [dy[1]])
+        _modulated_linear_gradient = ops.Custom(
+            f"{path}:modulated_linear_gradient", lambda eps, dy, x, rows, weight: (x, rows, weight, [weight[0]]),
+            lambda eps, dy, *rest: (dy,) * 4, "aot",
+        )  # fmt: skip
+        _attention_gradient = ops.Custom(
+            f"{path}:attention_gradient", lambda plan, dy, q, k, v: (q, k, v), lambda plan, dy, *rest: (dy,) * 3, "aot"
+        )
+        _training_block = _operation(path, "training_block", lambda plan, x, *rest: x)
+        _kept_training_block = ops.Custom(
+            f"{path}:training_block", _shapes_of_kept_block, lambda plan, x, *rest: (x, x), "aot"
+        )
+        _training_block_gradient = ops.Custom(
+            f"{path}:training_block_gradient", _shapes_of_block_gradient, lambda plan, dy, *rest: (dy,) * 18, "aot"
+        )
     return True
 
 
 def _operation(path, symbol, shape):
     return ops.Custom(f"{path}:{symbol}", shape, lambda plan, x, *rest: x, "aot")
+
+
+def _shapes_of_kept_block(plan, x, modulation, caption, *rest):
+    batch, tokens, channels = x
+    heads, hidden = plan[0], rest[-4][0]
+    kept = batch * tokens * (10 * channels + hidden + 2 * heads) + batch * caption[1] * 2 * channels
+    return x, [kept]  # as floats_to_keep of training_block.cpp counts
+
+
+def _shapes_of_block_gradient(plan, dy, kept, x, modulation, caption, kept_tokens, table, *weights):
+    return x, modulation, caption, table, *weights
 
 
 def _gradient(path, symbol, shape):
@@ -113,6 +141,17 @@ def gradient_of_bias(gradient):
     return _of_bias(gradient)
 
 
+def modulated_linear_gradient(gradient, x, rows, weight, eps):
+    """Gradients of x (N, T, in), rows (N or 1, 2, in), weight (out, in), bias (out,) of a `linear` of modulated x."""
+    return _modulated_linear_gradient(_plan(float(eps)), gradient, x, rows, weight)
+
+
+def attention_gradient(gradient, q, k, v, num_heads, scale, masked):
+    """Gradients of q, k and v, as `attention` takes them without a bias, from that of its result."""
+    plan = _plan(num_heads, float(scale), q.shape[-1], 0, 0, 0, int(masked), 0)
+    return _attention_gradient(plan, gradient, q, k, v)
+
+
 def attention(q, k, v, num_heads, scale, masked=False, bias=None):
     """Attention of q (N, S, C) over k and v (N, L, C): (N, S, C).
 
@@ -140,6 +179,31 @@ def blocks(x, rows, tensors, num_heads, eps):
             weight and bias of qkv, proj, q, the projection after it, fc1, fc2.
     """
     return _blocks(_plan(num_heads, float((x.shape[-1] // num_heads) ** -0.5), float(eps)), x, rows, *tensors)
+
+
+def training_block(x, modulation, caption, kept, table, weights, heads, eps, keep):
+    """A block of a DiT, of which there is a gradient: x (N, T, C) to (N, T, C); see models/dit/block.py.
+
+    Args:
+        modulation: (N, 6 * C), of the timestep; table: (6, C).
+        caption: (N, L, C); kept: (N, L), a token is dropped if below 0.
+        weights: weight and bias of qkv, proj, q, kv, the projection of cross-attention, fc1, fc2.
+        keep: also return a vector that spares `training_block_gradient` the work of the forward pass.
+    """
+    plan = _plan(*(float(eps),) * heads)  # shapes are computed from shapes: the number of heads is the plan's length
+    operation = _kept_training_block if keep else _training_block
+    return operation(plan, x, modulation, caption, kept, table, *weights)
+
+
+def training_block_gradient(gradient, saved, x, modulation, caption, kept, table, weights, heads, eps):
+    """Gradients of x, modulation, caption, table and the weights, from that of `training_block`'s result.
+
+    `saved`: what the block returned besides, or None to compute it again.
+    """
+    plan = _plan(*(float(eps),) * heads)
+    return _training_block_gradient(
+        plan, gradient, plan if saved is None else saved, x, modulation, caption, kept, table, *weights
+    )
 
 
 def group_norm(x, groups, weight, bias, eps, silu):

@@ -160,20 +160,26 @@ void answer(const Attention& a, long image, long head, const Packed& packed, lon
   for (int i = 0; i < height; i++) {
     float* to = a.out + (image * a.queries + row + i) * a.out_step + head * a.width;
     const float inverse = 1.0f / total[i];
+    if (a.logs) a.logs[(image * a.heads + head) * a.queries + row + i] = top[i] + std::log(total[i]);
     for (long j = 0; j < a.width; j++) to[j] = o[i * padded + j] * inverse;
   }
 }
 
 }  // namespace
 
-void attend(const Attention& a) {
-  std::vector<std::vector<int>> kept(a.batch);  // empty: all
+std::vector<std::vector<int>> kept_keys(const Attention& a) {
+  std::vector<std::vector<int>> kept(a.batch);
   if (a.kept)
     for (long image = 0; image < a.batch; image++) {
       for (long i = 0; i < a.keys; i++)
         if (a.kept[(image * a.keys + i) * a.kept_step] >= 0) kept[image].push_back(i);
       if (long(kept[image].size()) == a.keys) kept[image].clear();
     }
+  return kept;
+}
+
+void attend(const Attention& a) {
+  const std::vector<std::vector<int>> kept = kept_keys(a);
   const long blocks = (a.keys + KEYS - 1) / KEYS, value_panels = (a.width + NR - 1) / NR;
   const long of_keys = blocks * KEYS * a.width, of_values = blocks * KEYS * NR * value_panels;
   const long pairs = a.batch * a.heads;

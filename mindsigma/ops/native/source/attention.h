@@ -1,5 +1,6 @@
 // Attention of many heads, a block of keys at a time, so that no matrix of weights is kept.
 #pragma once
+#include <vector>
 
 struct Attention {
   const float* q;  // rows of `q_step`, a head after the other; so are k, v and out
@@ -13,6 +14,10 @@ struct Attention {
   long kept_step = 0;
   const float* bias = nullptr;  // (batch or 1, heads, queries, keys), added to the scaled products
   long bias_batch = 0;  // elements from one image's to the next one's, or 0
+  float* logs = nullptr;  // (batch, heads, queries): logarithms of the sums of the exponentials are written there
 };
 
 void attend(const Attention& attention);
+
+// The keys of each image that are kept; an empty list: all of them.
+std::vector<std::vector<int>> kept_keys(const Attention& attention);

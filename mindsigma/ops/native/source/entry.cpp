@@ -4,11 +4,13 @@
 #include <cstring>
 #include <vector>
 
-#include "attention.h"
+#include "attention_gradient.h"
 #include "blocks.h"
 #include "gradients.h"
 #include "images.h"
 #include "linear.h"
+#include "pool.h"
+#include "training_block.h"
 
 namespace {
 
@@ -26,13 +28,57 @@ struct Arguments {
   }
   const float* floats(int i) const { return static_cast<const float*>(tensors[i]); }
   const int32_t* numbers(int i) const { return static_cast<const int32_t*>(tensors[i]); }
-  float* result() const { return static_cast<float*>(tensors[count - 1]); }
+  float* floats_out(int i) const { return static_cast<float*>(tensors[i]); }
+  float* result() const { return floats_out(count - 1); }
 };
 
 float as_float(int32_t bits) {
   float value;
   memcpy(&value, &bits, 4);
   return value;
+}
+
+// Of q, k and v, tensors from `first` on; the plan tells heads, scale, channels, where each begins, and of a mask.
+Attention attention_of(const Arguments& a, int first) {
+  const int32_t* plan = a.numbers(0);
+  Attention t{};
+  t.heads = plan[0];
+  t.scale = as_float(plan[1]);
+  const long channels = plan[2];
+  t.width = channels / t.heads;
+  t.q = a.floats(first) + plan[3];
+  t.k = a.floats(first + 1) + plan[4];
+  t.v = a.floats(first + 2) + plan[5];
+  t.q_step = a.size(first, 2);
+  t.k_step = a.size(first + 1, 2);
+  t.v_step = a.size(first + 2, 2);
+  t.batch = a.size(first, 0);
+  t.queries = a.size(first, 1);
+  t.keys = a.size(first + 1, 1);
+  t.out_step = channels;
+  if (plan[6]) {  // the column after a key's channels tells whether it is kept
+    t.kept = t.k + channels;
+    t.kept_step = t.k_step;
+  }
+  return t;
+}
+
+constexpr int WEIGHTS_BEGIN = 5, MAPS = 7;
+
+TrainingBlock training_block_of(const Arguments& a, int first) {
+  TrainingBlock b{};
+  b.heads = a.size(0, 0);
+  b.eps = as_float(a.numbers(0)[0]);
+  b.batch = a.size(first, 0);
+  b.tokens = a.size(first, 1);
+  b.channels = a.size(first, 2);
+  b.keys = a.size(first + 2, 1);
+  int next = first;
+  for (const float** place : {&b.x, &b.modulation, &b.caption, &b.kept, &b.table}) *place = a.floats(next++);
+  b.hidden = a.size(first + WEIGHTS_BEGIN + 2 * (MAPS - 2), 0);
+  for (auto* pair : {&b.qkv, &b.proj, &b.q, &b.kv, &b.cross, &b.fc1, &b.fc2})
+    for (int i = 0; i < 2; i++) (*pair)[i] = a.floats(next++);
+  return b;
 }
 
 template <class F>
@@ -102,31 +148,41 @@ int linear_gradient_of_bias(int count, void** tensors, int* ranks, int64_t** sha
   });
 }
 
+// eps, dy, x, rows, weight; dx, drows, dweight, dbias
+int modulated_linear_gradient(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    const long in = a.size(4, 1), rows = a.elements(2) / in, images = a.size(3, 0);
+    Workspace workspace(2 * rows * in);
+    gradient_of_modulated({a.floats(1), a.floats(2), a.floats(3), a.floats(4), nullptr, a.floats_out(5), a.floats_out(6),
+                           a.floats_out(7), a.floats_out(8), in, a.size(4, 0), as_float(a.numbers(0)[0]),
+                           {images, rows / images, 2 * in}},
+                          workspace.floats);
+  });
+}
+
+// plan as of attention without a bias, dout, q, k, v; dq, dk, dv
+int attention_gradient(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    Attention t = attention_of(a, 2);
+    Workspace workspace(t.batch * t.queries * (t.heads + t.out_step));
+    t.logs = workspace.floats;
+    t.out = workspace.floats + t.batch * t.queries * t.heads;
+    attend(t);
+    float *dq = a.floats_out(5), *dk = a.floats_out(6), *dv = a.floats_out(7);
+    if (t.kept)  // its column has no gradient
+      for (long key = 0; key < t.batch * t.keys; key++) dk[key * t.k_step + t.out_step] = 0;
+    attend_backward({t, t.logs, a.floats(1), dq, dk, dv});
+  });
+}
+
 int attention(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
   return guarded([&] {
     Arguments a{count, tensors, ranks, shapes};
-    const int32_t* plan = a.numbers(0);
-    Attention t{};
-    t.heads = plan[0];
-    t.scale = as_float(plan[1]);
-    const long channels = plan[2];
-    t.width = channels / t.heads;
-    t.q = a.floats(1) + plan[3];
-    t.k = a.floats(2) + plan[4];
-    t.v = a.floats(3) + plan[5];
-    t.q_step = a.size(1, 2);
-    t.k_step = a.size(2, 2);
-    t.v_step = a.size(3, 2);
-    t.batch = a.size(1, 0);
-    t.queries = a.size(1, 1);
-    t.keys = a.size(2, 1);
+    Attention t = attention_of(a, 1);
     t.out = a.result();
-    t.out_step = channels;
-    if (plan[6]) {  // the column after a key's channels tells whether it is kept
-      t.kept = t.k + channels;
-      t.kept_step = t.k_step;
-    }
-    if (plan[7]) {
+    if (a.numbers(0)[7]) {
       t.bias = a.floats(4);
       t.bias_batch = a.size(4, 0) > 1 ? a.elements(4) / a.size(4, 0) : 0;
     }
@@ -158,6 +214,31 @@ int blocks(int count, void** tensors, int* ranks, int64_t** shapes, const char**
     b.blocks = all.data();
     b.count = all.size();
     run(b);
+  });
+}
+
+// plan, x, modulation, caption, kept, table, 14 weights; y and what is kept, unless there is just y
+int training_block(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    const TrainingBlock b = training_block_of(a, 1);
+    const int results = 1 + WEIGHTS_BEGIN + 2 * MAPS;
+    run_forward(b, a.floats_out(results), count > results + 1 ? a.floats_out(results + 1) : nullptr);
+  });
+}
+
+// plan, dy, what was kept, then as of training_block; its gradients, but for the plan's and the mask's. With nothing kept
+// the plan stands in its place.
+int training_block_gradient(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    const TrainingBlock b = training_block_of(a, 3);
+    int next = 3 + WEIGHTS_BEGIN + 2 * MAPS;
+    TrainingGradients g{};
+    for (float** place : {&g.x, &g.modulation, &g.caption, &g.table}) *place = a.floats_out(next++);
+    for (auto* pair : {&g.qkv, &g.proj, &g.q, &g.kv, &g.cross, &g.fc1, &g.fc2})
+      for (int i = 0; i < 2; i++) (*pair)[i] = a.floats_out(next++);
+    run_backward(b, a.floats(1), a.elements(2) == floats_to_keep(b) ? a.floats(2) : nullptr, g);
   });
 }
 

@@ -1,7 +1,10 @@
-// The products of a linear map's backward pass, as linear maps themselves.
+// The products of a linear map's backward pass are linear maps themselves; sums over rows run stripe by stripe.
 #include "gradients.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
+#include <memory>
 
 #include "linear.h"
 #include "pool.h"
@@ -11,6 +14,53 @@ namespace {
 
 constexpr long STRIPE = 64;  // rows or columns of a task
 constexpr long SUMMED = 128;  // rows that are summed one after the other before their sum joins the others
+
+V get(const float* p, long n) { return n == VL ? load(p) : load_part(p, n); }
+
+void put(float* p, V v, long n) {
+  if (n == VL)
+    store(p, v);
+  else
+    store_part(p, v, n);
+}
+
+// The first n elements of v, then zeros.
+V masked(V v, long n) {
+  for (long i = n; i < VL; i++) v[i] = 0;
+  return v;
+}
+
+// Sum of what f(i, n) gives for the n <= VL columns from i on.
+template <class F>
+float sum(long width, F f) {
+  V total = {};
+  for (long i = 0; i < width; i += VL) total += f(i, std::min<long>(VL, width - i));
+  return sum_of(total);
+}
+
+// Rows of sums over the rows of each image, to the places `to`: f(row, place, n, sums) adds to SUMS vectors what stands
+// at `place` of a matrix with `width` columns.
+template <int SUMS, class F>
+void sum_columns(Images images, long width, std::array<float*, SUMS> to, F f) {
+  const long stripes = (width + STRIPE - 1) / STRIPE;
+  parallel(images.count * stripes, [&](long task) {
+    const long image = task / stripes, begin = task % stripes * STRIPE, end = std::min(width, begin + STRIPE);
+    V sums[STRIPE / VL][SUMS] = {};
+    for (long first = 0; first < images.rows; first += SUMMED) {
+      V part[STRIPE / VL][SUMS] = {};
+      for (long i = first; i < std::min(images.rows, first + SUMMED); i++) {
+        const long row = image * images.rows + i;
+        for (long j = 0; begin + j * VL < end; j++)
+          f(row, row * width + begin + j * VL, std::min<long>(VL, end - begin - j * VL), part[j]);
+      }
+      for (long j = 0; begin + j * VL < end; j++)
+        for (int k = 0; k < SUMS; k++) sums[j][k] += part[j][k];
+    }
+    for (long j = 0; begin + j * VL < end; j++)
+      for (int k = 0; k < SUMS; k++)
+        put(to[k] + image * images.step + begin + j * VL, sums[j][k], std::min<long>(VL, end - begin - j * VL));
+  });
+}
 
 // to (columns, rows) = the transpose of x (rows, columns).
 void turn(const float* x, float* to, long rows, long columns) {
@@ -48,8 +98,11 @@ Linear product(const float* x, const float* weight, float* y, long rows, long in
 
 }  // namespace
 
-void gradient_of_input(const float* dy, const float* weight, float* dx, long rows, long in, long out) {
-  apply(product(dy, weight, dx, rows, out, in));
+void gradient_of_input(const float* dy, const float* weight, float* dx, long rows, long in, long out,
+                       const float* added) {
+  Linear l = product(dy, weight, dx, rows, out, in);
+  l.residual = added;
+  apply(l);
 }
 
 void gradient_of_weight(const float* dy, const float* x, float* dw, long rows, long in, long out) {
@@ -59,15 +112,68 @@ void gradient_of_weight(const float* dy, const float* x, float* dw, long rows, l
 }
 
 void gradient_of_bias(const float* dy, float* db, long rows, long out) {
-  parallel((out + STRIPE - 1) / STRIPE, [&](long task) {
-    const long begin = task * STRIPE, width = std::min(STRIPE, out - begin);
-    float sums[STRIPE] = {};
-    for (long first = 0; first < rows; first += SUMMED) {
-      float part[STRIPE] = {};
-      for (long row = first; row < std::min(rows, first + SUMMED); row++)
-        for (long i = 0; i < width; i++) part[i] += dy[row * out + begin + i];
-      for (long i = 0; i < width; i++) sums[i] += part[i];
-    }
-    std::copy(sums, sums + width, db + begin);
+  sum_columns<1>({1, rows, 0}, out, {db}, [&](long, long place, long n, V* sums) { sums[0] += get(dy + place, n); });
+}
+
+void gradient_of_gate(const float* dy, const float* x, const float* gate, float* dx, float* dgate, Images images,
+                      long width) {
+  sum_columns<1>(images, width, {dgate}, [&](long row, long place, long n, V* sums) {
+    const V slope = get(dy + place, n), factor = get(gate + row / images.rows * images.step + place % width, n);
+    sums[0] += slope * get(x + place, n);
+    put(dx + place, slope * factor, n);
   });
+}
+
+void gradient_of_norm(const float* dy, const float* x, const float* scale, float eps, const float* added, float* dx,
+                      float* dshift, float* dscale, Images images, long width) {
+  const long rows = images.count * images.rows;
+  const std::unique_ptr<float[]> moments(new float[2 * rows]);  // mean and inverse deviation
+  parallel((rows + 15) / 16, [&](long task) {
+    for (long row = task * 16; row < std::min(rows, task * 16 + 16); row++) {
+      const float *value = x + row * width, *slope = dy + row * width;
+      const float* factor = scale + row / images.rows * images.step;
+      const float mean = sum(width, [&](long i, long n) { return get(value + i, n); }) / width;
+      const float variance = sum(width, [&](long i, long n) {
+        const V centred = masked(get(value + i, n) - mean, n);
+        return centred * centred;
+      }) / width;
+      const float inverse = 1.0f / std::sqrt(variance + eps);
+      const float slopes = sum(width, [&](long i, long n) { return get(slope + i, n) * get(factor + i, n); }) / width;
+      const float product = sum(width, [&](long i, long n) {
+        return get(slope + i, n) * get(factor + i, n) * (get(value + i, n) - mean);
+      }) * inverse / width;
+      for (long i = 0; i < width; i += VL) {
+        const long n = std::min<long>(VL, width - i), place = row * width + i;
+        const V out = (get(value + i, n) - mean) * inverse;
+        const V gradient = (get(slope + i, n) * get(factor + i, n) - slopes - out * product) * inverse;
+        put(dx + place, added ? get(added + place, n) + gradient : gradient, n);
+      }
+      moments[2 * row] = mean;
+      moments[2 * row + 1] = inverse;
+    }
+  });
+  sum_columns<2>(images, width, {dshift, dscale}, [&](long row, long place, long n, V* sums) {
+    const V slope = get(dy + place, n);
+    sums[0] += slope;
+    sums[1] += slope * ((get(x + place, n) - moments[2 * row]) * moments[2 * row + 1]);
+  });
+}
+
+void gradient_of_modulated(const ModulatedGradient& g, float* spare) {
+  const long rows = g.images.count * g.images.rows;
+  float *normalised = spare, *between = spare + rows * g.in;
+  Linear l{};
+  l.x = g.x;
+  l.rows = rows;
+  l.in = g.in;
+  l.rows_of_image = g.images.rows;
+  l.step = g.images.step;
+  l.shift = g.rows;
+  l.scale = g.rows + g.in;
+  l.eps = g.eps;
+  normalise(l, normalised);
+  gradient_of_weight(g.dy, normalised, g.dweight, rows, g.in, g.out);
+  gradient_of_bias(g.dy, g.dbias, rows, g.out);
+  gradient_of_input(g.dy, g.weight, between, rows, g.in, g.out);
+  gradient_of_norm(between, g.x, l.scale, g.eps, g.added, g.dx, g.drows, g.drows + g.in, g.images, g.in);
 }

@@ -14,7 +14,7 @@ constexpr long ROWS = 768;       // of a block of x
 constexpr long CHUNK = 4096;     // rows that are normalised before they are multiplied
 constexpr long PANELS = 8;       // of a block of the weight
 
-void normalise(const Linear& l, long row, float* to) {
+void normalise_row(const Linear& l, long row, float* to) {
   const float* x = l.x + row * l.in;
   const long whole = l.in / VL * VL;
   float mean = 0;
@@ -79,7 +79,13 @@ void tile(const Linear& l, const float* a, long stride, const float* panel, long
       for (int j = 0; j < N; j++) {
         V v = acc[i][j];
         if (l.bias) v += get<N, WHOLE>(l.bias + column, j, width);
+        if (l.kept) put<N, WHOLE>(l.kept + place, j, width, v);
         if (l.gelu) v = gelu(v);
+        if (l.gelu_input) {
+          V value;
+          v *= gelu_slope(get<N, WHOLE>(l.gelu_input + place, j, width), value);
+          put<N, WHOLE>(l.gelu_output + place, j, width, value);
+        }
         if (l.factor) v *= get<N, WHOLE>(l.factor + place, j, width);
         if (l.gate) v *= get<N, WHOLE>(l.gate + (row + i) / l.rows_of_image * l.step + column, j, width);
         if (l.residual) v += get<N, WHOLE>(l.residual + place, j, width);
@@ -141,7 +147,17 @@ void block(const Linear& l, const float* x, long x_row, long begin, long end, lo
   }
 }
 
+// Rows [begin, end) of the input.
+void normalise_rows(const Linear& l, long begin, long end, float* to) {
+  parallel((end - begin + 15) / 16, [&](long task) {
+    const long first = begin + task * 16;
+    for (long row = first; row < std::min(end, first + 16); row++) normalise_row(l, row, to + (row - begin) * l.in);
+  });
+}
+
 }  // namespace
+
+void normalise(const Linear& l, float* to) { normalise_rows(l, 0, l.rows, to); }
 
 void apply(const Linear& l) {
   const bool norm = l.scale || l.norm_weight;
@@ -151,10 +167,7 @@ void apply(const Linear& l) {
     const float* x = l.x + start * l.in;
     if (norm) {
       float* normalised = scratch(0, rows * l.in);
-      parallel((rows + 15) / 16, [&](long task) {
-        for (long row = task * 16; row < std::min(rows, task * 16 + 16); row++)
-          normalise(l, start + row, normalised + row * l.in);
-      });
+      normalise_rows(l, start, stop, normalised);
       x = normalised;
     }
     const long most = std::clamp<long>(panels / (2 * threads), 1, PANELS);

@@ -15,7 +15,11 @@ struct Linear {
   float eps = 0;
   // After: plus bias, GELU, times factor, times gate, plus residual; each only if given.
   const float* bias = nullptr;  // (out,)
+  float* kept = nullptr;  // (rows, out): what it is before GELU, gate and residual is written there, too
   bool gelu = false;
+  // Times the derivative of GELU at gelu_input; GELU itself of that is written to gelu_output. Both (rows, out).
+  const float* gelu_input = nullptr;
+  float* gelu_output = nullptr;
   const float* factor = nullptr;  // (rows, out)
   const float* gate = nullptr;  // a row for each image, `step` apart; 0: one for all
   const float* residual = nullptr;  // (rows, out)
@@ -23,3 +27,6 @@ struct Linear {
 };
 
 void apply(const Linear& linear);
+
+// What the linear map is of: its input after the norm, (rows, in).
+void normalise(const Linear& linear, float* to);

@@ -4,6 +4,9 @@
 
 #include <sched.h>
 #include <unistd.h>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
 
 #include <atomic>
 #include <chrono>
@@ -23,6 +26,16 @@ int allowed_threads() {
   if (wanted > 0 && wanted < count) count = wanted;
   return count < 1 ? 1 : count;
 }
+
+// Numbers below the normal range are taken for 0 while the tasks run: what multiplies with them takes a hundred times as
+// long, and gradients hold many.
+struct WithoutTinyNumbers {
+#if defined(__SSE2__)
+  unsigned before = _mm_getcsr();
+  WithoutTinyNumbers() { _mm_setcsr(before | 0x8040); }
+  ~WithoutTinyNumbers() { _mm_setcsr(before); }
+#endif
+};
 
 struct Pool {
   int threads;
@@ -48,6 +61,7 @@ struct Pool {
   }
 
   void take() {
+    WithoutTinyNumbers mode;
     for (long task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) (*body)(task);
   }
 
@@ -102,7 +116,20 @@ struct Buffer {
   float* data = nullptr;
   long size = 0;
   ~Buffer() { free(data); }
+
+  float* hold(long floats) {
+    if (size < floats) {
+      free(data);
+      data = static_cast<float*>(aligned_alloc(64, (floats * 4 + 63) / 64 * 64));
+      size = data ? floats : 0;
+      if (!data) throw std::bad_alloc();
+    }
+    return data;
+  }
 };
+
+Buffer* workspace = new Buffer;  // never freed: a thread may still compute when the process ends
+std::mutex using_workspace;
 
 }  // namespace
 
@@ -111,6 +138,7 @@ int thread_count() { return the_pool().threads; }
 void parallel(long tasks, const std::function<void(long)>& f) {
   Pool& shared = the_pool();
   if (tasks <= 1 || shared.threads == 1) {
+    WithoutTinyNumbers mode;
     for (long task = 0; task < tasks; task++) f(task);
     return;
   }
@@ -119,12 +147,17 @@ void parallel(long tasks, const std::function<void(long)>& f) {
 
 float* scratch(int place, long floats) {
   static thread_local Buffer buffers[4];
-  Buffer& buffer = buffers[place];
-  if (buffer.size < floats) {
-    free(buffer.data);
-    buffer.data = static_cast<float*>(aligned_alloc(64, (floats * 4 + 63) / 64 * 64));
-    buffer.size = buffer.data ? floats : 0;
-    if (!buffer.data) throw std::bad_alloc();
-  }
-  return buffer.data;
+  return buffers[place].hold(floats);
 }
+
+Workspace::Workspace(long size) {
+  using_workspace.lock();
+  try {
+    floats = workspace->hold(size);
+  } catch (...) {
+    using_workspace.unlock();
+    throw;
+  }
+}
+
+Workspace::~Workspace() { using_workspace.unlock(); }

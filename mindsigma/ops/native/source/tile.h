@@ -18,6 +18,22 @@ static inline void multiply(const float* a, long stride, const float* b, long de
   }
 }
 
+// The same with a's transpose: acc[i][j] += a[p * stride + i] * b[p][j].
+template <int N>
+static inline void multiply_turned(const float* a, long stride, const float* b, long depth, V (&acc)[MR][N]) {
+  for (long p = 0; p < depth; p++) {
+    V row[N];
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) row[j] = load(b + p * NR + j * VL);
+#pragma GCC unroll 8
+    for (int i = 0; i < MR; i++) {
+      V x = spread(a[p * stride + i]);
+#pragma GCC unroll 8
+      for (int j = 0; j < N; j++) acc[i][j] += x * row[j];
+    }
+  }
+}
+
 // A panel (depth, NR): the transpose of `rows` <= NR rows of w, `stride` apart, with zeros after them.
 static inline void pack_rows(const float* w, long stride, long rows, long depth, float* panel) {
   for (int first = 0; first < NR; first += VL) {

@@ -98,6 +98,14 @@ static inline V gelu(V x) {
   return x / (1.0f + exponential(x * (-1.5957691216057308f - 0.071354816272400f * (x * x))));
 }
 
+// Derivative of `gelu` at x, and its value.
+static inline V gelu_slope(V x, V& value) {
+  const V square = x * x;
+  const V gate = 1.0f / (1.0f + exponential(x * (-1.5957691216057308f - 0.071354816272400f * square)));
+  value = x * gate;
+  return gate + value * (1.0f - gate) * (1.5957691216057308f + 3 * 0.071354816272400f * square);
+}
+
 template <int STEP>
 static inline void exchange(V& a, V& b) {
   VI first, second;

@@ -1,0 +1,56 @@
+// What an optimiser does to memory, called from Python without MindSpore: one pass, in place.
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "pool.h"
+
+namespace {
+
+constexpr long PIECE = 1 << 15;  // elements of a task
+
+template <class F>
+void pieces(long count, F f) {
+  parallel((count + PIECE - 1) / PIECE, [&](long task) { f(task, task * PIECE, std::min(count, (task + 1) * PIECE)); });
+}
+
+}  // namespace
+
+extern "C" {
+
+// AdamW: rate is divided by the correction of m and multiplied by the root of that of v, eps by that root.
+void update_adamw(float* parameter, const float* gradient, float* m, float* v, long count, float clip, float decay,
+                  float rate, float beta1, float beta2, float eps) {
+  pieces(count, [=](long, long begin, long end) {
+    for (long i = begin; i < end; i++) {
+      const float g = gradient[i] * clip;
+      m[i] = beta1 * m[i] + (1.0f - beta1) * g;
+      v[i] = beta2 * v[i] + (1.0f - beta2) * (g * g);
+      parameter[i] = parameter[i] * decay - rate * m[i] / (std::sqrt(v[i]) + eps);
+    }
+  });
+}
+
+// mean = decay * mean + (1 - decay) * value
+void update_average(float* mean, const float* value, long count, float decay) {
+  pieces(count, [=](long, long begin, long end) {
+    for (long i = begin; i < end; i++) mean[i] = mean[i] * decay + value[i] * (1.0f - decay);
+  });
+}
+
+double sum_of_squares(const float* x, long count) {
+  std::vector<double> sums((count + PIECE - 1) / PIECE);
+  pieces(count, [&](long task, long begin, long end) {
+    constexpr int LANES = 32;  // sums that do not wait for each other
+    double lanes[LANES] = {};
+    long i = begin;
+    for (; i + LANES <= end; i += LANES)
+      for (int j = 0; j < LANES; j++) lanes[j] += double(x[i + j]) * x[i + j];
+    for (; i < end; i++) lanes[0] += double(x[i]) * x[i];
+    for (int j = 0; j < LANES; j++) sums[task] += lanes[j];
+  });
+  double total = 0;
+  for (double sum : sums) total += sum;
+  return total;
+}
+}

@@ -1,0 +1,29 @@
+// A block of the DiT in training: models/dit/block.py's whole_block, and its backward pass.
+#pragma once
+
+struct TrainingBlock {
+  const float* x;           // (batch, tokens, channels)
+  const float* modulation;  // (batch, 6 * channels)
+  const float* caption;     // (batch, keys, channels)
+  const float* kept;        // (batch, keys): a token of the caption is dropped if below 0
+  const float* table;       // (6, channels)
+  // weight and bias of each linear map
+  const float *qkv[2], *proj[2], *q[2], *kv[2], *cross[2], *fc1[2], *fc2[2];
+  long batch, tokens, channels, heads, hidden, keys;
+  float eps;
+};
+
+// Gradients, each of the shape of what it belongs to.
+struct TrainingGradients {
+  float *x, *modulation, *caption, *table;
+  float *qkv[2], *proj[2], *q[2], *kv[2], *cross[2], *fc1[2], *fc2[2];
+};
+
+// Floats that `run_forward` keeps for `run_backward`.
+long floats_to_keep(const TrainingBlock& block);
+
+// The block's result y, (batch, tokens, channels).
+void run_forward(const TrainingBlock& block, float* y, float* kept);
+
+// Gradients from that of y; with kept == nullptr the block is computed again first.
+void run_backward(const TrainingBlock& block, const float* dy, const float* kept, const TrainingGradients& gradients);
