@@ -37,7 +37,7 @@ def tiny_dit(seed=5, **changes):
         "model_max_length": TOKENS,
         **changes,
     }
-    options = {name: config.pop(name) for name in ("dtype", "fp32_attention") if name in config}
+    options = {name: config.pop(name) for name in ("dtype", "fp32_attention", "kernels") if name in config}
     dit = DiT(DiTConfig(**config), parameter_dtype=ms.float32, **options)
     random = np.random.default_rng(seed)
     for parameter in dit.trainable_params():

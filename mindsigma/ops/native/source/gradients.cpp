@@ -106,9 +106,17 @@ void gradient_of_input(const float* dy, const float* weight, float* dx, long row
 }
 
 void gradient_of_weight(const float* dy, const float* x, float* dw, long rows, long in, long out) {
-  float* turned = scratch(2, rows * out);
-  turn(dy, turned, rows, out);
-  apply(product(turned, x, dw, out, rows, in));
+  // The narrower of the two factors is turned, and the result, if it comes out so.
+  if (out <= in) {
+    float* turned = scratch(2, rows * out);
+    turn(dy, turned, rows, out);
+    apply(product(turned, x, dw, out, rows, in));
+    return;
+  }
+  float *turned = scratch(2, rows * in + in * out), *result = turned + rows * in;
+  turn(x, turned, rows, in);
+  apply(product(turned, dy, result, in, rows, out));
+  turn(result, dw, in, out);
 }
 
 void gradient_of_bias(const float* dy, float* db, long rows, long out) {

@@ -3,6 +3,7 @@
 #include "pool.h"
 
 #include <sched.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #if defined(__SSE2__)
 #include <xmmintrin.h>
@@ -112,6 +113,8 @@ Pool& the_pool() {
   return *pool;
 }
 
+constexpr long HUGE_PAGE = 2 << 20;  // fewer of them are looked up where the system has them
+
 struct Buffer {
   float* data = nullptr;
   long size = 0;
@@ -120,9 +123,13 @@ struct Buffer {
   float* hold(long floats) {
     if (size < floats) {
       free(data);
-      data = static_cast<float*>(aligned_alloc(64, (floats * 4 + 63) / 64 * 64));
+      const size_t page = floats * 4 < HUGE_PAGE ? 64 : HUGE_PAGE, bytes = (floats * 4 + page - 1) / page * page;
+      data = static_cast<float*>(aligned_alloc(page, bytes));
       size = data ? floats : 0;
       if (!data) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+      if (page == HUGE_PAGE) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
     }
     return data;
   }
