@@ -16,7 +16,7 @@ from mindsigma.ops.attention import prepare_keys
 from mindsigma.ops.derivatives import seed
 from mindsigma.ops.gradients import value_and_gradients
 from mindsigma.ops.kernels import MATH, NATIVE, TRAINING, differentiable
-from mindsigma.ops.native import in_place
+from mindsigma.ops.native import direct
 from mindsigma.ops.native import operations as native
 from mindsigma.ops.shared_graph import SharedGraph
 
@@ -102,16 +102,16 @@ def test_updates_in_place_against_float64():
     size = 70001
     parameter, gradient, m, v = drawn(0, size), drawn(1, size), 0.1 * drawn(2, size), np.abs(drawn(3, size))
     tensors = [Tensor(array.copy()) for array in (parameter, gradient, m, v)]
-    in_place.update_adamw(*tensors, 0.5, 0.99, 1e-2, 0.9, 0.99, 1e-6)
+    direct.update_adamw(*tensors, 0.5, 0.99, 1e-2, 0.9, 0.99, 1e-6)
     p64, g64, m64, v64 = (array.astype(np.float64) for array in (parameter, 0.5 * gradient, m, v))
     m64, v64 = 0.9 * m64 + 0.1 * g64, 0.99 * v64 + 0.01 * g64 * g64
     p64 = 0.99 * p64 - 1e-2 * m64 / (np.sqrt(v64) + 1e-6)
     for tensor, exact in zip(tensors, (p64, gradient, m64, v64)):
         assert relative_error(tensor.asnumpy(), exact) < 5e-7
     mean = Tensor(m.copy())
-    in_place.update_average(mean, Tensor(gradient), 0.9)
+    direct.update_average(mean, Tensor(gradient), 0.9)
     assert relative_error(mean.asnumpy(), 0.9 * m.astype(np.float64) + 0.1 * gradient) < 1e-6
-    assert in_place.sum_of_squares(tensors[1]) == pytest.approx(np.square(gradient, dtype=np.float64).sum(), rel=1e-12)
+    assert direct.sum_of_squares(tensors[1]) == pytest.approx(np.square(gradient, dtype=np.float64).sum(), rel=1e-12)
 
 
 PRINTED = """

@@ -168,10 +168,10 @@ class _TrainingBlock(nn.Cell):
     """A block of a DiT on the native kernels, computed again in the backward pass; see native.training_block."""
 
     def construct(self, x, modulation, caption, kept, table, heads, eps, weights):
-        return native.training_block(x, modulation, caption, kept, table, weights, heads, eps, False)
+        return native.training_block(x, modulation, caption, kept, table, weights, heads, eps)
 
     def bprop(self, x, modulation, caption, kept, table, heads, eps, weights, out, gradient):
-        found = native.training_block_gradient(gradient, None, x, modulation, caption, kept, table, weights, heads, eps)
+        found = native.training_block_gradient(gradient, x, modulation, caption, kept, table, weights, heads, eps)
         return found[0], found[1], found[2], ops.zeros_like(kept), found[3], 0, 0.0, found[4:]
 
 

@@ -13,7 +13,7 @@ import mindspore as ms
 from mindspore import ops
 
 from mindsigma.ops.derivatives import seed
-from mindsigma.ops.shared_graph import compiled, recorded_by, signature, timed, with_layout
+from mindsigma.ops.shared_graph import recorded_by, signature, timed, with_layout
 
 
 def value_and_gradients(function, parameters, inputs):
@@ -78,11 +78,10 @@ class _Tape:
 
 def _own_backward(graph, inputs, of_inputs, of_weights, gradient, kept):
     """`_backward` by the graph's own function."""
-    backward = graph.keeping[1]
-    arguments = (gradient, kept, *inputs, *graph.differentiable_static, *graph.originals())
-    kind = (backward, graph.differentiable_static, graph.layout)
-    found = timed((kind, tuple(map(signature, arguments))), compiled(backward, graph.layout), arguments)
-    return [found[i] for i in of_inputs] + [found[len(inputs) + i] for i in of_weights]
+    arguments = (gradient, kept, *inputs, *graph.differentiable_static, *graph.merged_weights())
+    found = graph.keeping[1](*arguments)
+    of_tensors = found[len(inputs) :] + tuple(graph.gradients_of_changes(found[len(inputs) :]))
+    return [found[i] for i in of_inputs] + [of_tensors[i] for i in of_weights]
 
 
 def _backward(graph, inputs, of_inputs, of_weights, given, gradients):

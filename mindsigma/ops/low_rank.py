@@ -95,11 +95,31 @@ def merged(weight):
     return pieces[0] if count == 1 else ops.concat(pieces, 0)
 
 
-def gradients_of_merged(weight, gradient):
-    """Gradients of A, B and, if there is one, magnitude of each change, in a row, from that of `merged`'s result."""
-    if not isinstance(weight, tuple):
-        return ()
-    weight, changes = weight
+def merge(*weights):
+    """`merged` of each that has changes."""
+    result = ()
+    for weight in weights:
+        if isinstance(weight, tuple):
+            result += (merged(weight),)
+    return result
+
+
+def gradients_of_merge(*tensors):
+    """Gradients of A, B and, if there is one, magnitude of each change, in a row.
+
+    `tensors`: gradients of the results of `merge`, and its arguments.
+    """
+    adapted, found = (), ()
+    for tensor in tensors:
+        if isinstance(tensor, tuple):
+            adapted += (tensor,)
+    for i in range(len(adapted)):
+        found += _gradients_of_merged(adapted[i], tensors[i])
+    return found
+
+
+def _gradients_of_merged(adapted, gradient):
+    weight, changes = adapted
     found = ()
     for change in changes:
         a, b, magnitude, index, count, scale, _ = change

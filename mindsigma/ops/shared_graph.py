@@ -17,7 +17,7 @@ from mindspore import Tensor, nn
 from mindspore.common.api import _pynative_executor
 
 from mindsigma.ops.kernels import differentiable
-from mindsigma.ops.low_rank import regroup
+from mindsigma.ops.low_rank import gradients_of_merge, merge, regroup
 
 _first_calls = {}  # compile key: seconds of the call that compiled it
 
@@ -94,9 +94,10 @@ class SharedGraph(nn.Cell):
         static: Python constants (numbers, strings, None) that select a variant; part of the compile key. In training
             and for gradients, kernels without a gradient among them are replaced (ops/kernels.py).
         compute_dtype: dtype that the weights are cast to for the computation, or None to use them as they are.
-        keeping: what a chain whose gradients are wanted calls instead (ops/gradients.py), or None: a pair of functions.
-            The first takes what `function` does and returns its result, a tensor, and another to keep; the second
-            returns the gradients of inputs, weights and changes, from `(gradient, kept, *inputs, *static, *weights)`.
+        keeping: what a chain whose gradients are wanted calls instead (ops/gradients.py), or None: a pair of functions,
+            for PyNative. The first takes what `function` does and returns its result, a tensor, and what to keep; the
+            second returns the gradients of inputs and weights, from `(gradient, kept, *inputs, *static, *weights)`.
+            Changes of the weights are merged into them first.
     """
 
     def __init__(self, function, weights=(), static=(), compute_dtype=None, keeping=None):
@@ -138,14 +139,34 @@ class SharedGraph(nn.Cell):
         self._refresh()
         # A gradient needs the whole chain in kernels that have one: keys of one kind do not fit queries of another.
         static = self.differentiable_static if _recorders else self.static
-        function = self.keeping[0] if _recorders and self.keeping else self.function
-        key = (function, static, self.layout, tuple(map(signature, inputs)), self._weight_signature)
-        result = timed(key, compiled(function, self.layout), (*inputs, *static, *self._aliases))
-        if not _recorders:
-            return result
-        result, kept = result if self.keeping else (result, None)
-        _recorders[-1].record(self, inputs, result, kept)
+        kept = None
+        if _recorders and self.keeping:
+            result, kept = self.keeping[0](*inputs, *static, *self.merged_weights())
+        else:
+            key = (self.function, static, self.layout, tuple(map(signature, inputs)), self._weight_signature)
+            result = timed(key, compiled(self.function, self.layout), (*inputs, *static, *self._aliases))
+        if _recorders:
+            _recorders[-1].record(self, inputs, result, kept)
         return result
+
+    def merged_weights(self):
+        """The weights as tensors, with their changes merged into them."""
+        self._refresh()
+        weights = list(self._aliases[: len(self.weights)])
+        if self.layout is None:
+            return weights
+        merged = timed((merge, self.layout, self._weight_signature), compiled(merge, self.layout), self._aliases)
+        for i, weight in zip((i for i, changes in enumerate(self.layout) if changes), merged):
+            weights[i] = weight
+        return weights
+
+    def gradients_of_changes(self, gradients):
+        """Gradients of the changes, from those of `merged_weights`."""
+        if self.layout is None:
+            return ()
+        of_merged = [gradient for gradient, changes in zip(gradients, self.layout) if changes]
+        key = (gradients_of_merge, self.layout, self._weight_signature)
+        return timed(key, compiled(gradients_of_merge, self.layout), (*of_merged, *self.originals()))
 
     def originals(self):
         """Tensors that share the memory of the weights and of their changes, in the Parameters' dtypes."""

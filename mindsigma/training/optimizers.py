@@ -14,7 +14,7 @@ from mindspore import Tensor, ops
 from mindspore import dtype as mstype
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.ops.native import in_place
+from mindsigma.ops.native import direct
 
 _adam = ops.Adam()
 _outer = ops.MatMul()
@@ -129,9 +129,9 @@ def adamw_in_place(numbers, betas, eps, weight_decay, parameters, gradients, m, 
     rate, correction_1, correction_2, clip = numbers.asnumpy().astype(np.float64)
     root = correction_2**0.5
     decay, rate, eps = 1.0 - rate * weight_decay, rate * root / correction_1, eps[0] * root
-    if in_place.available():
+    if direct.available():
         for tensors in zip(parameters, gradients, m, v):
-            in_place.update_adamw(*tensors, clip, decay, rate, *betas, eps)
+            direct.update_adamw(*tensors, clip, decay, rate, *betas, eps)
         return
     # The operation's own corrections would lose fp32's last digits.
     factors = [Tensor(factor, mstype.float32) for factor in (0.0, 0.0, rate, *betas, eps)]

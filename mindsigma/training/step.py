@@ -14,7 +14,7 @@ from mindsigma.diffusion.loss import diffusion_loss, noisy_latents
 from mindsigma.distributed import Collectives, Ranks, set_from_rank
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.gradients import value_and_gradients
-from mindsigma.ops.native import in_place
+from mindsigma.ops.native import direct
 from mindsigma.ops.shared_graph import SharedGraph
 from mindsigma.training.distributed import owners
 from mindsigma.training.optimizers import OptimizerConfig, adamw_in_place, state_shapes, static_arguments, update
@@ -398,8 +398,8 @@ class TrainingStep(nn.Cell):
         return mse, bound, float(norm.asnumpy()[0]), bool(finite.asnumpy()[0] > 0.5)
 
     def _square_sums(self, gradients):
-        if in_place.available():
-            return Tensor(np.array([in_place.sum_of_squares(gradient) for gradient in gradients], np.float32))
+        if direct.available():
+            return Tensor(np.array([direct.sum_of_squares(gradient) for gradient in gradients], np.float32))
         return ops.concat([self.square_sums(*gradients[a:b]) for a, b in self.chunks])
 
     def _chain_update(self, gradients, values):
@@ -421,9 +421,9 @@ class TrainingStep(nn.Cell):
         if not self.collectives.alone and self.config.zero:
             for rank, (begin, end) in enumerate(self.shares):
                 set_from_rank(rank, self.parameters[begin:end], self.collectives)
-        if self.ema and in_place.available():
+        if self.ema and direct.available():
             for mean, parameter in zip(self.ema, self.parameters):
-                in_place.update_average(mean, parameter, self.config.ema_decay)
+                direct.update_average(mean, parameter, self.config.ema_decay)
         elif self.ema:
             for a, b in self.chunks:
                 both = [Tensor(variable) for variable in (*self.ema[a:b], *self.parameters[a:b])]

@@ -16,14 +16,14 @@ BIAS, MODULATION, NORM_WEIGHT, FACTOR, GATE, RESIDUAL, GELU = 1, 2, 4, 8, 16, 32
 # Made by `load`, as they need the library.
 _linear = _attention = _attention_of_qkv = _blocks = _group_norm = _convolution = _enlarged_convolution = None
 _of_input = _of_weight = _of_bias = None
-_training_block = _kept_training_block = _training_block_gradient = None
+_training_block = _training_block_gradient = None
 _modulated_linear_gradient = _attention_gradient = None
 
 
 def load():
     """Make the operations. Returns whether there is a library."""
     global _linear, _attention, _attention_of_qkv, _blocks, _group_norm, _convolution, _enlarged_convolution
-    global _of_input, _of_weight, _of_bias, _training_block, _kept_training_block, _training_block_gradient
+    global _of_input, _of_weight, _of_bias, _training_block, _training_block_gradient
     global _modulated_linear_gradient, _attention_gradient
     path = library()
     if path is None:
@@ -49,9 +49,6 @@ def load():
             f"{path}:attention_gradient", lambda plan, dy, q, k, v: (q, k, v), lambda plan, dy, *rest: (dy,) * 3, "aot"
         )
         _training_block = _operation(path, "training_block", lambda plan, x, *rest: x)
-        _kept_training_block = ops.Custom(
-            f"{path}:training_block", _shapes_of_kept_block, lambda plan, x, *rest: (x, x), "aot"
-        )
         _training_block_gradient = ops.Custom(
             f"{path}:training_block_gradient", _shapes_of_block_gradient, lambda plan, dy, *rest: (dy,) * 18, "aot"
         )
@@ -60,13 +57,6 @@ def load():
 
 def _operation(path, symbol, shape):
     return ops.Custom(f"{path}:{symbol}", shape, lambda plan, x, *rest: x, "aot")
-
-
-def _shapes_of_kept_block(plan, x, modulation, caption, *rest):
-    batch, tokens, channels = x
-    heads, hidden = plan[0], rest[-4][0]
-    kept = batch * tokens * (10 * channels + hidden + 2 * heads) + batch * caption[1] * 2 * channels
-    return x, [kept]  # as floats_to_keep of training_block.cpp counts
 
 
 def _shapes_of_block_gradient(plan, dy, kept, x, modulation, caption, kept_tokens, table, *weights):
@@ -181,29 +171,26 @@ def blocks(x, rows, tensors, num_heads, eps):
     return _blocks(_plan(num_heads, float((x.shape[-1] // num_heads) ** -0.5), float(eps)), x, rows, *tensors)
 
 
-def training_block(x, modulation, caption, kept, table, weights, heads, eps, keep):
+def training_block(x, modulation, caption, kept, table, weights, heads, eps):
     """A block of a DiT, of which there is a gradient: x (N, T, C) to (N, T, C); see models/dit/block.py.
 
     Args:
         modulation: (N, 6 * C), of the timestep; table: (6, C).
         caption: (N, L, C); kept: (N, L), a token is dropped if below 0.
         weights: weight and bias of qkv, proj, q, kv, the projection of cross-attention, fc1, fc2.
-        keep: also return a vector that spares `training_block_gradient` the work of the forward pass.
     """
-    plan = _plan(*(float(eps),) * heads)  # shapes are computed from shapes: the number of heads is the plan's length
-    operation = _kept_training_block if keep else _training_block
-    return operation(plan, x, modulation, caption, kept, table, *weights)
+    plan = _plan(*(float(eps),) * heads)  # its length is the number of heads
+    return _training_block(plan, x, modulation, caption, kept, table, *weights)
 
 
-def training_block_gradient(gradient, saved, x, modulation, caption, kept, table, weights, heads, eps):
+def training_block_gradient(gradient, x, modulation, caption, kept, table, weights, heads, eps):
     """Gradients of x, modulation, caption, table and the weights, from that of `training_block`'s result.
 
-    `saved`: what the block returned besides, or None to compute it again.
+    Computes the block again first; `direct.training_block_gradient` does not.
     """
     plan = _plan(*(float(eps),) * heads)
-    return _training_block_gradient(
-        plan, gradient, plan if saved is None else saved, x, modulation, caption, kept, table, *weights
-    )
+    # The plan also stands in the place of what the block saved.
+    return _training_block_gradient(plan, gradient, plan, x, modulation, caption, kept, table, *weights)
 
 
 def group_norm(x, groups, weight, bias, eps, silu):

@@ -227,6 +227,18 @@ int training_block(int count, void** tensors, int* ranks, int64_t** shapes, cons
   });
 }
 
+// Floats that training_block keeps.
+long floats_of_training_block(long heads, long batch, long tokens, long channels, long keys, long hidden) {
+  TrainingBlock b{};
+  b.heads = heads;
+  b.batch = batch;
+  b.tokens = tokens;
+  b.channels = channels;
+  b.keys = keys;
+  b.hidden = hidden;
+  return floats_to_keep(b);
+}
+
 // plan, dy, what was kept, then as of training_block; its gradients, but for the plan's and the mask's. With nothing kept
 // the plan stands in its place.
 int training_block_gradient(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
@@ -238,7 +250,7 @@ int training_block_gradient(int count, void** tensors, int* ranks, int64_t** sha
     for (float** place : {&g.x, &g.modulation, &g.caption, &g.table}) *place = a.floats_out(next++);
     for (auto* pair : {&g.qkv, &g.proj, &g.q, &g.kv, &g.cross, &g.fc1, &g.fc2})
       for (int i = 0; i < 2; i++) (*pair)[i] = a.floats_out(next++);
-    run_backward(b, a.floats(1), a.elements(2) == floats_to_keep(b) ? a.floats(2) : nullptr, g);
+    run_backward(b, a.floats(1), a.tensors[2] == a.tensors[0] ? nullptr : a.floats(2), g);
   });
 }
 

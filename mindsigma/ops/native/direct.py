@@ -1,0 +1,102 @@
+"""Calls of the native library past MindSpore, whose own cost some milliseconds: fp32 tensors, in the calling thread.
+
+A tensor's memory is asked for by `data_ptr`, which waits until it has been computed; what reads a tensor that is
+updated in place must have been waited for, too, as shared graphs do.
+"""
+
+import ctypes
+import functools
+
+import numpy as np
+from mindspore import Tensor
+
+from mindsigma.ops.native.library import library
+
+# What blocks saved and need no more, all of one size, for the next step: memory that is new to the process is slow.
+_unused = []
+
+_POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+
+
+@functools.cache
+def _functions():
+    path = library()
+    if path is None:
+        return None
+    functions = ctypes.CDLL(path)
+    functions.update_adamw.argtypes = [_POINTER] * 4 + [_COUNT] + [_FLOAT] * 6
+    functions.update_average.argtypes = [_POINTER] * 2 + [_COUNT, _FLOAT]
+    functions.sum_of_squares.argtypes = [_POINTER, _COUNT]
+    functions.update_adamw.restype = functions.update_average.restype = None
+    functions.sum_of_squares.restype = ctypes.c_double
+    functions.floats_of_training_block.argtypes = [_COUNT] * 6
+    functions.floats_of_training_block.restype = _COUNT
+    for name in ("training_block", "training_block_gradient"):
+        getattr(functions, name).argtypes = [ctypes.c_int] + [_POINTER] * 6
+    return functions
+
+
+def available():
+    """Whether there is a library."""
+    return _functions() is not None
+
+
+def update_adamw(parameter, gradient, m, v, clip, decay, rate, beta1, beta2, eps):
+    """AdamW of four tensors of one shape, the first, m and v in place.
+
+    Args:
+        clip: factor of the gradient; decay: of the parameter.
+        rate, eps: with the corrections of m and v for their start at zero.
+    """
+    pointers = (parameter.data_ptr(), gradient.data_ptr(), m.data_ptr(), v.data_ptr())
+    _functions().update_adamw(*pointers, parameter.size, clip, decay, rate, beta1, beta2, eps)
+
+
+def update_average(mean, value, decay):
+    """mean = decay * mean + (1 - decay) * value, in place."""
+    _functions().update_average(mean.data_ptr(), value.data_ptr(), mean.size, decay)
+
+
+def sum_of_squares(x):
+    """Sum of the squares of a tensor as a float, summed in float64."""
+    return _functions().sum_of_squares(x.data_ptr(), x.size)
+
+
+def training_block(x, modulation, caption, kept, table, weights, heads, eps):
+    """`operations.training_block` with a second result: an array for `training_block_gradient`.
+
+    kept: array (N, L); the other arguments are tensors.
+    """
+    inputs = (_plan(heads, eps), x, modulation, caption, kept, table, *weights)
+    floats = _functions().floats_of_training_block(heads, *x.shape, caption.shape[1], weights[-4].shape[0])
+    out = np.empty(x.shape, np.float32)
+    saved = _unused.pop() if _unused and _unused[-1].size == floats else np.empty(floats, np.float32)
+    _call("training_block", (*inputs, out, saved))
+    return Tensor.from_numpy(out), saved
+
+
+def training_block_gradient(gradient, saved, x, modulation, caption, kept, table, weights, heads, eps):
+    """`operations.training_block_gradient` with what `training_block` saved, here for the last time: a tuple of tensors."""
+    inputs = (_plan(heads, eps), gradient, saved, x, modulation, caption, kept, table, *weights)
+    results = [np.empty(like.shape, np.float32) for like in (x, modulation, caption, table, *weights)]
+    _call("training_block_gradient", (*inputs, *results))
+    if _unused and _unused[-1].size != saved.size:
+        _unused.clear()
+    _unused.append(saved)
+    return tuple(map(Tensor.from_numpy, results))
+
+
+def _plan(heads, eps):
+    return np.full(heads, eps, np.float32).view(np.int32)
+
+
+def _call(name, values):
+    """Call what MindSpore would call, with tensors and arrays."""
+    count = len(values)
+    pointers = [value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr() for value in values]
+    shapes = [(ctypes.c_int64 * value.ndim)(*value.shape) for value in values]
+    addresses = [ctypes.addressof(shape) for shape in shapes]
+    ranks = (ctypes.c_int * count)(*(value.ndim for value in values))
+    arguments = (_POINTER * count)(*pointers), ranks, (_POINTER * count)(*addresses)
+    if getattr(_functions(), name)(count, *arguments, None, None, None):
+        raise MemoryError(f"no memory for {name}")
