@@ -67,8 +67,8 @@ def case_inputs(height, width, config, images=2):
         captions.append((Tensor(states), Tensor(mask)))
     conditions = None
     if config.get("micro_condition"):
-        size = np.array([[height * 8.0, width * 8.0]] * images, np.float32)
-        conditions = Tensor(size), Tensor(np.full((images, 1), height / width, np.float32))
+        size = np.array([[height * 8.0, width * 8.0]], np.float32)
+        conditions = Tensor(size), Tensor(np.array([[height / width]], np.float32))
     return dit, (Tensor(latents), solver_table(STEPS), captions[0], 4.5, captions[1], conditions)
 
 

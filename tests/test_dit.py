@@ -194,13 +194,15 @@ def test_bad_configs_are_named(changes):
 
 def test_bad_calls_are_named():
     case = Case("ms_micro")
-    dit, (x, t, y, mask, _, _) = case.build(), case.inputs()
+    dit, (x, t, y, mask, size, ratio) = case.build(), case.inputs()
     with pytest.raises(MindSigmaError, match="image_size"):
         dit(x, t, y, mask)
     with pytest.raises(MindSigmaError, match="multiples of 2"):
         dit(x[:, :, :13], t, y, mask, x, x)
     with pytest.raises(MindSigmaError, match="timestep"):
         dit(x, t[:1], y, mask, x, x)
+    with pytest.raises(MindSigmaError, match="rows of shape"):  # of two images for one
+        dit.denoise(x[:1], dit.modulations(t[:1], size, ratio), dit.encode_caption(y, mask), dit.position(x.shape))
     with pytest.raises(MindSigmaError, match="caption of shape"):
         dit(x, t, y[:, :, :5], mask, x, x)
     with pytest.raises(MindSigmaError, match="caption_mask"):

@@ -135,6 +135,12 @@ def test_nodes_name_the_line_that_made_them():
     assert json.loads(json.dumps(report)) == report
 
 
+@pytest.mark.parametrize("name", SMALL)
+def test_every_movement_names_a_line(name):
+    for row in exported(name)["movements"]:
+        assert row["source"].startswith("mindsigma/"), row
+
+
 def array(*dims, dtype="fp16"):
     return Value("node", array=Array(dims, dtype), node=0)
 

@@ -45,8 +45,13 @@ def project_heads(x, weight, bias, heads, width, parts, widened, first, kernels)
     y = ascend.dense(x, weight, widen_rows(bias, number, head_dim, width, parts, widened, first), kernels)
     if parts == 1:
         return (y,)
-    sizes = (number * width,) * widened + (channels,) * (parts - widened)
-    return ops.split(y, sizes[0] if widened in (0, parts) else list(sizes), -1)
+    if widened in (0, parts):  # not ops.split, whose nodes in an exported graph name MindSpore's lines, not this one
+        return ops.Split(-1, parts)(y)
+    result, end = (), 0
+    for i in range(parts):
+        begin, end = end, end + (number * width if i < widened else channels)
+        result += (y[:, :, begin:end],)
+    return result
 
 
 def join_heads(x, weight, bias, heads, width, kernels):

@@ -144,6 +144,19 @@ def check_timestep(config, shape, batch, has_micro_condition):
 
 
 @ops.constexpr
+def check_rows(shape, batch):
+    """Raise MindSigmaError for rows of modulation that are neither one for each of the latents nor one for all.
+
+    The native kernels read as many as there are latents.
+    """
+    if shape[0] not in (1, batch):
+        raise MindSigmaError(
+            f"rows of shape {tuple(shape)} for {batch} latents: expected one for each, or one for all; "
+            "image_size and aspect_ratio are one for each timestep, or one for all"
+        )
+
+
+@ops.constexpr
 def check_caption(config, shape, mask):
     """Raise MindSigmaError for shapes of a caption and its mask that the model cannot take."""
     if len(shape) != 3 or shape[2] != config.caption_channels:
@@ -300,6 +313,7 @@ class DiT(nn.Cell):
             gather: function (k, v) of a layer's keys and values (N, K, C) of the band, compressed, to those of the
                 whole image; None if the latents are all of it.
         """
+        check_rows(rows.shape, latents.shape[0])
         if self.leading is None or self.leading.layout is not None or gather is not None:
             return self.run(latents, self.split_rows(rows), keys, position, gather)
         p, count = self.config.patch_size, self.leading_count

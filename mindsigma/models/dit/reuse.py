@@ -3,6 +3,7 @@
 from mindspore import nn
 
 from mindsigma.diffusion.shortcuts import KEEP_BLOCKS, KEEP_TEXT, TAKE_BLOCKS, TAKE_TEXT, repeated_blocks
+from mindsigma.models.dit.dit import check_rows
 
 
 class ReusingDiT(nn.Cell):
@@ -34,6 +35,7 @@ class ReusingDiT(nn.Cell):
         dit, depth = self.dit, self.dit.config.depth
         p = dit.config.patch_size
         height, width = latents.shape[2] // p, latents.shape[3] // p
+        check_rows(rows.shape, latents.shape[0])
         rows = dit.split_rows(rows)
         x = dit.embed_latents(latents.astype(dit.dtype), position)
         if self.kind == KEEP_TEXT:
