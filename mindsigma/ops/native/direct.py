@@ -76,7 +76,7 @@ def training_block(x, modulation, caption, kept, table, weights, heads, eps):
 
 
 def training_block_gradient(gradient, saved, x, modulation, caption, kept, table, weights, heads, eps):
-    """`operations.training_block_gradient` with what `training_block` saved, here for the last time: a tuple of tensors."""
+    """`operations.training_block_gradient` with what `training_block` saved, and takes back: a tuple of tensors."""
     inputs = (_plan(heads, eps), gradient, saved, x, modulation, caption, kept, table, *weights)
     results = [np.empty(like.shape, np.float32) for like in (x, modulation, caption, table, *weights)]
     _call("training_block_gradient", (*inputs, *results))
