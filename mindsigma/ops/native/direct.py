@@ -9,6 +9,7 @@ import functools
 
 import numpy as np
 from mindspore import Tensor
+from mindspore import dtype as mstype
 
 from mindsigma.ops.native.library import library
 
@@ -69,21 +70,30 @@ def training_block(x, modulation, caption, kept, table, weights, heads, eps):
     """
     inputs = (_plan(heads, eps), x, modulation, caption, kept, table, *weights)
     floats = _functions().floats_of_training_block(heads, *x.shape, caption.shape[1], weights[-4].shape[0])
-    out = np.empty(x.shape, np.float32)
+    out = _tensor(x.shape)
     saved = _unused.pop() if _unused and _unused[-1].size == floats else np.empty(floats, np.float32)
     _call("training_block", (*inputs, out, saved))
-    return Tensor.from_numpy(out), saved
+    return out, saved
 
 
 def training_block_gradient(gradient, saved, x, modulation, caption, kept, table, weights, heads, eps):
     """`operations.training_block_gradient` with what `training_block` saved, and takes back: a tuple of tensors."""
     inputs = (_plan(heads, eps), gradient, saved, x, modulation, caption, kept, table, *weights)
-    results = [np.empty(like.shape, np.float32) for like in (x, modulation, caption, table, *weights)]
+    results = tuple(_tensor(like.shape) for like in (x, modulation, caption, table, *weights))
     _call("training_block_gradient", (*inputs, *results))
     if _unused and _unused[-1].size != saved.size:
         _unused.clear()
     _unused.append(saved)
-    return tuple(map(Tensor.from_numpy, results))
+    return results
+
+
+def _tensor(shape):
+    """fp32 tensor of MindSpore's own memory, whatever is in it.
+
+    One that shares an array's memory would be given back by a thread of MindSpore's, which may wait for Python's lock
+    while `data_ptr` holds it and waits for that thread.
+    """
+    return Tensor(shape=shape, dtype=mstype.float32)
 
 
 def _plan(heads, eps):
