@@ -15,6 +15,7 @@ from mindsigma.ops.native.library import library
 
 # What blocks saved and need no more, all of one size, for the next step: memory that is new to the process is slow.
 _unused = []
+MOST_UNUSED = 512 << 20  # bytes
 
 _POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 
@@ -83,16 +84,13 @@ def training_block_gradient(gradient, saved, x, modulation, caption, kept, table
     _call("training_block_gradient", (*inputs, *results))
     if _unused and _unused[-1].size != saved.size:
         _unused.clear()
-    _unused.append(saved)
+    if (len(_unused) + 1) * saved.nbytes <= MOST_UNUSED:
+        _unused.append(saved)
     return results
 
 
 def _tensor(shape):
-    """fp32 tensor of MindSpore's own memory, whatever is in it.
-
-    One that shares an array's memory would be given back by a thread of MindSpore's, which may wait for Python's lock
-    while `data_ptr` holds it and waits for that thread.
-    """
+    """fp32 tensor of memory that MindSpore has at hand, whatever is in it."""
     return Tensor(shape=shape, dtype=mstype.float32)
 
 

@@ -1,5 +1,5 @@
-// Weights are computed again from the logarithms of their sums, a block of queries and keys at a time, so that no matrix
-// of them is kept (arXiv 2307.08691, section 3.1.2).
+// Weights are computed again from the logarithms of their sums, a block of queries and keys at a time, so that no
+// matrix of them is kept (arXiv 2307.08691, section 3.1.2).
 #include "attention_gradient.h"
 
 #include <algorithm>
@@ -38,10 +38,7 @@ template <int N, bool TURNED>
 void add(const float* a, long stride, const float* panel, long depth, float* to, long step) {
   V acc[MR][N];
   clear(acc);
-  if (TURNED)
-    multiply_turned<N>(a, stride, panel, depth, acc);
-  else
-    multiply<N>(a, stride, panel, depth, acc);
+  multiply<N, TURNED>(a, stride, panel, depth, acc);
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 8

@@ -154,9 +154,10 @@ int modulated_linear_gradient(int count, void** tensors, int* ranks, int64_t** s
     Arguments a{count, tensors, ranks, shapes};
     const long in = a.size(4, 1), rows = a.elements(2) / in, images = a.size(3, 0);
     Workspace workspace(2 * rows * in);
-    gradient_of_modulated({a.floats(1), a.floats(2), a.floats(3), a.floats(4), nullptr, a.floats_out(5), a.floats_out(6),
-                           a.floats_out(7), a.floats_out(8), in, a.size(4, 0), as_float(a.numbers(0)[0]),
-                           {images, rows / images, 2 * in}},
+    const Images of{images, rows / images, 2 * in};
+    gradient_of_modulated({a.floats(1), a.floats(2), a.floats(3), a.floats(4), nullptr, a.floats_out(5),
+                           a.floats_out(6), a.floats_out(7), a.floats_out(8), in, a.size(4, 0),
+                           as_float(a.numbers(0)[0]), of},
                           workspace.floats);
   });
 }
@@ -239,8 +240,8 @@ long floats_of_training_block(long heads, long batch, long tokens, long channels
   return floats_to_keep(b);
 }
 
-// plan, dy, what was kept, then as of training_block; its gradients, but for the plan's and the mask's. With nothing kept
-// the plan stands in its place.
+// plan, dy, what was kept, then as of training_block; its gradients, but for the plan's and the mask's. With nothing
+// kept the plan stands in its place.
 int training_block_gradient(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
   return guarded([&] {
     Arguments a{count, tensors, ranks, shapes};

@@ -105,6 +105,14 @@ void gradient_of_input(const float* dy, const float* weight, float* dx, long row
   apply(l);
 }
 
+void gradient_of_gelu_input(const float* dy, const float* weight, const float* h, float* dh, float* activated,
+                            long rows, long in, long out) {
+  Linear l = product(dy, weight, dh, rows, out, in);
+  l.gelu_input = h;
+  l.gelu_output = activated;
+  apply(l);
+}
+
 void gradient_of_weight(const float* dy, const float* x, float* dw, long rows, long in, long out) {
   // The narrower of the two factors is turned, and the result, if it comes out so.
   if (out <= in) {

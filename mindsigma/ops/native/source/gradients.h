@@ -13,6 +13,10 @@ struct Images {
 void gradient_of_input(const float* dy, const float* weight, float* dx, long rows, long in, long out,
                        const float* added = nullptr);
 
+// The same for the input gelu(h): its gradient with respect to h, (rows, in), and gelu(h) itself.
+void gradient_of_gelu_input(const float* dy, const float* weight, const float* h, float* dh, float* activated,
+                            long rows, long in, long out);
+
 // dy^T x: (out, in).
 void gradient_of_weight(const float* dy, const float* x, float* dw, long rows, long in, long out);
 
@@ -27,8 +31,8 @@ void gradient_of_gate(const float* dy, const float* x, const float* gate, float*
 void gradient_of_norm(const float* dy, const float* x, const float* scale, float eps, const float* added, float* dx,
                       float* dshift, float* dscale, Images images, long width);
 
-// Of y = (scale * LayerNorm(x) + shift) w^T + bias; weight (out, in), `rows` and `drows` a row of shifts and one of scales
-// after it for each image. dx is (rows, in), plus `added` of that shape, if given.
+// Of y = (scale * LayerNorm(x) + shift) w^T + bias; weight (out, in), `rows` and `drows` a row of shifts and one of
+// scales after it for each image. dx is (rows, in), plus `added` of that shape, if given.
 struct ModulatedGradient {
   const float *dy, *x, *rows, *weight, *added;
   float *dx, *drows, *dweight, *dbias;

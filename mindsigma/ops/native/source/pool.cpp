@@ -28,8 +28,8 @@ int allowed_threads() {
   return count < 1 ? 1 : count;
 }
 
-// Numbers below the normal range are taken for 0 while the tasks run: what multiplies with them takes a hundred times as
-// long, and gradients hold many.
+// Numbers below the normal range are taken for 0 while the tasks run: what multiplies with them takes a hundred times
+// as long, and gradients hold many.
 struct WithoutTinyNumbers {
 #if defined(__SSE2__)
   unsigned before = _mm_getcsr();

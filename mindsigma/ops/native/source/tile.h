@@ -2,8 +2,8 @@
 #pragma once
 #include "vector.h"
 
-// acc[i][j] += a[i * stride + p] * b[p][j] for p < depth; b is a panel (depth, NR).
-template <int N>
+// acc[i][j] += a[i * stride + p] * b[p][j] for p < depth; b is a panel (depth, NR). TURNED: a[p * stride + i] instead.
+template <int N, bool TURNED = false>
 static inline void multiply(const float* a, long stride, const float* b, long depth, V (&acc)[MR][N]) {
   for (long p = 0; p < depth; p++) {
     V row[N];
@@ -11,23 +11,7 @@ static inline void multiply(const float* a, long stride, const float* b, long de
     for (int j = 0; j < N; j++) row[j] = load(b + p * NR + j * VL);
 #pragma GCC unroll 8
     for (int i = 0; i < MR; i++) {
-      V x = spread(a[i * stride + p]);
-#pragma GCC unroll 8
-      for (int j = 0; j < N; j++) acc[i][j] += x * row[j];
-    }
-  }
-}
-
-// The same with a's transpose: acc[i][j] += a[p * stride + i] * b[p][j].
-template <int N>
-static inline void multiply_turned(const float* a, long stride, const float* b, long depth, V (&acc)[MR][N]) {
-  for (long p = 0; p < depth; p++) {
-    V row[N];
-#pragma GCC unroll 8
-    for (int j = 0; j < N; j++) row[j] = load(b + p * NR + j * VL);
-#pragma GCC unroll 8
-    for (int i = 0; i < MR; i++) {
-      V x = spread(a[p * stride + i]);
+      V x = spread(TURNED ? a[p * stride + i] : a[i * stride + p]);
 #pragma GCC unroll 8
       for (int j = 0; j < N; j++) acc[i][j] += x * row[j];
     }

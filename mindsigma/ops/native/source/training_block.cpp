@@ -22,8 +22,8 @@ struct Memory {
   }
 };
 
-// What the forward pass gives, in the order of its computation: `projected` and `fed` are before their gates, `h` before
-// GELU.
+// What the forward pass gives, in the order of its computation: `projected` and `fed` are before their gates, `h`
+// before GELU.
 struct Kept {
   float *qkv, *attended, *logs, *projected, *x1, *kv, *q, *crossed, *cross_logs, *x2, *h, *fed;
 
@@ -50,7 +50,8 @@ struct Runner {
   long rows = b.batch * b.tokens, c = b.channels;
   Images images{b.batch, b.tokens, ROWS * b.channels};
 
-  Runner(const TrainingBlock& block, float* memory, float* modulation) : b(block), kept(block, memory), modulation(modulation) {
+  Runner(const TrainingBlock& block, float* memory, float* modulation)
+      : b(block), kept(block, memory), modulation(modulation) {
     for (long image = 0; image < b.batch; image++)
       for (long i = 0; i < ROWS * c; i++)
         modulation[image * ROWS * c + i] = b.table[i] + b.modulation[image * ROWS * c + i] +
@@ -163,10 +164,7 @@ struct Runner {
     float* drows = g.modulation;
 
     gradient_of_gate(dy, kept.fed, modulation + MLP_GATE * c, du, drows + MLP_GATE * c, images, c);
-    Linear l = turned(du, b.fc2[0], c, b.hidden, dh);
-    l.gelu_input = kept.h;
-    l.gelu_output = activated;
-    apply(l);
+    gradient_of_gelu_input(du, b.fc2[0], kept.h, dh, activated, rows, b.hidden, c);
     of_weights(du, activated, rows, b.hidden, c, g.fc2);
     through_modulated(dh, kept.x2, MLP_SHIFT, b.fc1[0], b.hidden, g.fc1, dy, dx2, drows, spare);
 
@@ -185,19 +183,6 @@ struct Runner {
     through_modulated(dqkv, b.x, SHIFT, b.qkv[0], 3 * c, g.qkv, dx1, g.x, drows, spare);
 
     gradient_of_bias(drows, g.table, b.batch, ROWS * c);  // a sum over the images
-  }
-
-  // y (rows, out) = x (rows, in) times weight (in, out)
-  Linear turned(const float* x, const float* weight, long in, long out, float* y) const {
-    Linear l{};
-    l.x = x;
-    l.weight = weight;
-    l.turned = true;
-    l.y = y;
-    l.rows = l.rows_of_image = rows;
-    l.in = in;
-    l.out = out;
-    return l;
   }
 };
 
