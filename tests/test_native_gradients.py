@@ -111,6 +111,8 @@ def test_updates_in_place_against_float64():
     mean = Tensor(m.copy())
     direct.update_average(mean, Tensor(gradient), 0.9)
     assert relative_error(mean.asnumpy(), 0.9 * m.astype(np.float64) + 0.1 * gradient) < 1e-6
+    direct.add_to(mean, Tensor(gradient))
+    assert relative_error(mean.asnumpy(), 0.9 * m.astype(np.float64) + 1.1 * gradient) < 1e-6
     assert direct.sum_of_squares(tensors[1]) == pytest.approx(np.square(gradient, dtype=np.float64).sum(), rel=1e-12)
 
 

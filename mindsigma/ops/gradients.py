@@ -10,9 +10,11 @@ brings its own backward pass (`SharedGraph.keeping`) keeps what that needs.
 from functools import cache
 
 import mindspore as ms
+from mindspore import dtype as mstype
 from mindspore import ops
 
 from mindsigma.ops.derivatives import seed
+from mindsigma.ops.native import direct
 from mindsigma.ops.shared_graph import recorded_by, signature, timed, with_layout
 
 
@@ -55,7 +57,7 @@ class _Tape:
 
     def gradients_of(self, value):
         """Gradients of a scalar result with respect to the Parameters; forgets the calls."""
-        found = {id(value): ops.ones_like(value)}
+        found, sums = {id(value): ops.ones_like(value)}, set()
         while self._calls:
             graph, inputs, of_inputs, of_weights, results, kept = self._calls.pop()
             given = tuple(i for i, result in enumerate(results) if id(result) in found)
@@ -68,7 +70,14 @@ class _Tape:
                 tensors = graph.weights + graph.changes
                 keys = [id(inputs[i]) for i in of_inputs] + [id(tensors[i]) for i in of_weights]
                 for key, gradient in zip(keys, gradients):
-                    found[key] = found[key] + gradient if key in found else gradient
+                    if key not in found:
+                        found[key] = gradient
+                        sums.discard(key)
+                    elif key in sums and gradient.dtype == mstype.float32 and direct.available():
+                        direct.add_to(found[key], gradient)
+                    else:
+                        found[key] = found[key] + gradient
+                        sums.add(key)  # a tensor that nobody else has
             graph.forget_weights()  # which an optimiser is about to replace
         missing = [parameter.name for parameter in self._parameters if id(parameter) not in found]
         if missing:

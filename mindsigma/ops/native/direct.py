@@ -28,8 +28,9 @@ def _functions():
     functions = ctypes.CDLL(path)
     functions.update_adamw.argtypes = [_POINTER] * 4 + [_COUNT] + [_FLOAT] * 6
     functions.update_average.argtypes = [_POINTER] * 2 + [_COUNT, _FLOAT]
+    functions.add_to.argtypes = [_POINTER] * 2 + [_COUNT]
     functions.sum_of_squares.argtypes = [_POINTER, _COUNT]
-    functions.update_adamw.restype = functions.update_average.restype = None
+    functions.update_adamw.restype = functions.update_average.restype = functions.add_to.restype = None
     functions.sum_of_squares.restype = ctypes.c_double
     functions.floats_of_training_block.argtypes = [_COUNT] * 6
     functions.floats_of_training_block.restype = _COUNT
@@ -57,6 +58,11 @@ def update_adamw(parameter, gradient, m, v, clip, decay, rate, beta1, beta2, eps
 def update_average(mean, value, decay):
     """mean = decay * mean + (1 - decay) * value, in place."""
     _functions().update_average(mean.data_ptr(), value.data_ptr(), mean.size, decay)
+
+
+def add_to(total, x):
+    """total += x, in place."""
+    _functions().add_to(total.data_ptr(), x.data_ptr(), total.size)
 
 
 def sum_of_squares(x):

@@ -38,6 +38,13 @@ void update_average(float* mean, const float* value, long count, float decay) {
   });
 }
 
+// total += x
+void add_to(float* total, const float* x, long count) {
+  pieces(count, [=](long, long begin, long end) {
+    for (long i = begin; i < end; i++) total[i] += x[i];
+  });
+}
+
 double sum_of_squares(const float* x, long count) {
   std::vector<double> sums((count + PIECE - 1) / PIECE);
   pieces(count, [&](long task, long begin, long end) {
