@@ -49,8 +49,7 @@ def with_layout(function, layout):
 
 
 @cache
-def compiled(function, layout):
-    """`with_layout` as one compiled graph."""
+def _compiled(function, layout):
     return ms.jit(with_layout(function, layout))
 
 
@@ -144,7 +143,7 @@ class SharedGraph(nn.Cell):
             result, kept = self.keeping[0](*inputs, *static, *self.merged_weights())
         else:
             key = (self.function, static, self.layout, tuple(map(signature, inputs)), self._weight_signature)
-            result = timed(key, compiled(self.function, self.layout), (*inputs, *static, *self._aliases))
+            result = timed(key, _compiled(self.function, self.layout), (*inputs, *static, *self._aliases))
         if _recorders:
             _recorders[-1].record(self, inputs, result, kept)
         return result
@@ -155,7 +154,7 @@ class SharedGraph(nn.Cell):
         weights = list(self._aliases[: len(self.weights)])
         if self.layout is None:
             return weights
-        merged = timed((merge, self.layout, self._weight_signature), compiled(merge, self.layout), self._aliases)
+        merged = timed((merge, self.layout, self._weight_signature), _compiled(merge, self.layout), self._aliases)
         for i, weight in zip((i for i, changes in enumerate(self.layout) if changes), merged):
             weights[i] = weight
         return weights
@@ -166,7 +165,7 @@ class SharedGraph(nn.Cell):
             return ()
         of_merged = [gradient for gradient, changes in zip(gradients, self.layout) if changes]
         key = (gradients_of_merge, self.layout, self._weight_signature)
-        return timed(key, compiled(gradients_of_merge, self.layout), (*of_merged, *self.originals()))
+        return timed(key, _compiled(gradients_of_merge, self.layout), (*of_merged, *self.originals()))
 
     def originals(self):
         """Tensors that share the memory of the weights and of their changes, in the Parameters' dtypes."""

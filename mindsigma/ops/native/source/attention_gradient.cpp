@@ -96,20 +96,15 @@ struct Head {
            QUERIES * (2 * a.width + 2 * NR * panels + 2 * KEYS + padded);
   }
 
-  void place(float* memory) {
-    auto take = [&](long floats) {
-      float* start = memory;
-      memory += floats;
-      return start;
-    };
-    keys = take(rows * width), values = take(rows * width), panelled = take(rows * NR * panels);
-    dk = take(rows * padded), dv = take(rows * padded);
-    q = take(QUERIES * width), dout = take(QUERIES * width);
-    q_panels = take(QUERIES * NR * panels), dout_panels = take(QUERIES * NR * panels);
-    weights = take(QUERIES * KEYS), slopes = take(QUERIES * KEYS), dq = take(QUERIES * padded);
+  void place(Memory memory) {
+    keys = memory.take(rows * width), values = memory.take(rows * width), panelled = memory.take(rows * NR * panels);
+    dk = memory.take(rows * padded), dv = memory.take(rows * padded);
+    q = memory.take(QUERIES * width), dout = memory.take(QUERIES * width);
+    q_panels = memory.take(QUERIES * NR * panels), dout_panels = memory.take(QUERIES * NR * panels);
+    weights = memory.take(QUERIES * KEYS), slopes = memory.take(QUERIES * KEYS), dq = memory.take(QUERIES * padded);
   }
 
-  // `count` rows of x, as panels (size, NR) side by side.
+  // `rows` rows of x, as panels (size, NR) side by side.
   void columns(const float* x, long step, long rows, float* to, long size) const {
     for (long p = 0; p < panels; p++)
       pack_columns(x + p * NR, step, std::min<long>(NR, width - p * NR), rows, to + p * size * NR);
@@ -208,7 +203,7 @@ void attend_backward(const AttentionGradient& g) {
   parallel(g.forward.batch * g.forward.heads, [&](long pair) {
     const long image = pair / g.forward.heads;
     Head head{g, g.forward, image, pair % g.forward.heads, kept[image]};
-    head.place(scratch(0, floats));
+    head.place({scratch(0, floats)});
     head.run();
   });
 }

@@ -17,3 +17,13 @@ struct Workspace {
   ~Workspace();
   float* floats;
 };
+
+// Consecutive parts of one piece of memory.
+struct Memory {
+  float* next;
+  float* take(long floats) {
+    float* start = next;
+    next += floats;
+    return start;
+  }
+};

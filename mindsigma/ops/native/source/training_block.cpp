@@ -12,16 +12,6 @@ namespace {
 
 enum { SHIFT = 0, SCALE, GATE, MLP_SHIFT, MLP_SCALE, MLP_GATE, ROWS };
 
-// Consecutive parts of one piece of memory.
-struct Memory {
-  float* next;
-  float* take(long floats) {
-    float* start = next;
-    next += floats;
-    return start;
-  }
-};
-
 // What the forward pass gives, in the order of its computation: `projected` and `fed` are before their gates, `h`
 // before GELU.
 struct Kept {
