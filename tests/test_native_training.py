@@ -22,28 +22,42 @@ def drawn(number, *shape):
     return np.random.default_rng(number).standard_normal(shape).astype(np.float32)
 
 
-def mathematics(x, modulation, caption, mask, heads, table, *weights):
+def mathematics(x, modulation, caption, mask, height, width, heads, eps, qk_norm, sampling, factor, table, *weights):
     """What `native_block` computes, by the compositions of block.py."""
-    k, v = caption_keys(caption, mask, heads, MATH, *weights[6:8])
-    attention, rest = weights[:6], weights[8:]
-    return whole_block(x, modulation, k, v, 0, 0, heads, MATH, False, None, 1, False, 4, table, *attention, *rest)
+    last = len(weights) - 4
+    cross = last - 6
+    k, v = caption_keys(caption, mask, heads, MATH, *weights[cross + 2 : cross + 4])
+    rest = weights[cross : cross + 2] + weights[cross + 4 :]
+    return whole_block(
+        x, modulation, k, v, height, width, heads, MATH, qk_norm, sampling, factor, False, cross, table,
+        *weights[:cross], *rest,
+    )  # fmt: skip
 
 
-def results(function, static, keeping, images, tokens, channels, heads, length, mask):
+def weights_of(channels, qk_norm=False, sampling=None, factor=1):
+    """Parameters of a block, in the order of `native_block`."""
+    affine = lambda out, inputs: [(out * channels, inputs * channels), (out * channels,)]  # noqa: E731
+    norm = [(channels,), (channels,)]
+    shapes = [(6, channels), *affine(3, 1), *affine(1, 1), *(2 * norm if qk_norm else ())]
+    if sampling == "conv":
+        shapes += [(channels, 1, factor, factor), (channels,), *norm]
+    for out, inputs in ((1, 1), (2, 1), (1, 1), (4, 1), (1, 4)):
+        shapes += affine(out, inputs)
+    return [Parameter(Tensor(drawn(i, *shape) * shape[-1] ** -0.5), name=f"w{i}") for i, shape in enumerate(shapes)]
+
+
+def results(function, keeping, images, tokens, channels, heads, length, mask, kind=(False, None, 1), grid=(0, 0)):
     """Output of a block as one shared graph, and the gradients of its inputs and weights."""
-    shapes = [(6, channels)]
-    for out, inputs in ((3, 1), (1, 1), (1, 1), (2, 1), (1, 1), (4, 1), (1, 4)):
-        shapes += [(out * channels, inputs * channels), (out * channels,)]
-    weights = [Parameter(Tensor(drawn(i, *shape) * shape[-1] ** -0.5), name=f"w{i}") for i, shape in enumerate(shapes)]
+    weights = weights_of(channels, *kind)
     shapes = (images, tokens, channels), (images, 6 * channels), (images, length, channels)
     inputs = [Parameter(Tensor(0.5 * drawn(30 + i, *shape)), name=f"x{i}") for i, shape in enumerate(shapes)]
-    block, last = SharedGraph(function, weights, static, None, keeping), SharedGraph(seed)
+    block, last = SharedGraph(function, weights, (heads, EPS, *kind), None, keeping), SharedGraph(seed)
     gradient = Tensor(drawn(40, images, tokens, channels))
     copies = [SharedGraph(same, [value]) for value in inputs]  # so that they depend on Parameters
 
     def scalar():
         x, modulation, caption = (copy() for copy in copies)
-        out = block(x, modulation, caption, None if mask is None else Tensor(mask))
+        out = block(x, modulation, caption, None if mask is None else Tensor(mask), *grid)
         return last(out, gradient), out
 
     (_, out), found = value_and_gradients(scalar, inputs + weights, ())
@@ -55,6 +69,16 @@ def same(x):
     return x * 1.0
 
 
+def compare(found, expected):
+    scale = max(np.linalg.norm(value) for value in expected[1:])
+    for value, exact in zip(found, expected, strict=True):
+        # Gradients that are 0 but for rounding, as that of the bias of keys, have no digits of their own.
+        assert np.linalg.norm(value - exact) < 5e-6 * max(np.linalg.norm(exact), 1e-2 * scale)
+
+
+KEEPING = (native_block_keeping, native_block_backward)
+
+
 # One of everything; sizes that fill no tile; many keys; no mask.
 @pytest.mark.parametrize("size", [(1, 1, 4, 1, 1), (2, 70, 60, 3, 9), (1, 401, 96, 2, 130), (3, 64, 144, 2, 24)])
 @pytest.mark.parametrize("keeps", [True, False])
@@ -64,19 +88,34 @@ def test_a_block_against_the_mathematics(size, keeps):
     if length > 1:
         mask = np.ones((images, length), np.int32)
         mask[0, length // 2 :] = 0
-    keeping = (native_block_keeping, native_block_backward) if keeps else None
-    found = results(native_block, (heads, EPS), keeping, *size, mask)
-    expected = results(mathematics, (heads,), None, *size, mask)
-    scale = max(np.linalg.norm(value) for value in expected[1:])
-    for value, exact in zip(found, expected):
-        # Gradients that are 0 but for rounding, as that of the bias of keys, have no digits of their own.
-        assert np.linalg.norm(value - exact) < 5e-6 * max(np.linalg.norm(exact), 1e-2 * scale)
+    found = results(native_block, KEEPING if keeps else None, *size, mask)
+    compare(found, results(mathematics, None, *size, mask))
+
+
+# Grids of whole cells, and with rows and columns over; every way to make fewer keys and values.
+@pytest.mark.parametrize(
+    "qk_norm,sampling,factor,grid",
+    [
+        (True, None, 1, (5, 7)),
+        (False, "conv", 2, (8, 6)),
+        (True, "conv", 3, (7, 11)),
+        (False, "pool", 2, (5, 9)),
+        (True, "uniform", 2, (6, 5)),
+        (False, "ave", 3, (9, 6)),
+        (False, "uniform_every", 4, (5, 5)),
+    ],
+)
+@pytest.mark.parametrize("keeps", [True, False])
+def test_norms_and_fewer_keys_against_the_mathematics(qk_norm, sampling, factor, grid, keeps):
+    size, kind = (2, grid[0] * grid[1], 72, 3, 9), (qk_norm, sampling, factor)
+    found = results(native_block, KEEPING if keeps else None, *size, None, kind, grid)
+    compare(found, results(mathematics, None, *size, None, kind, grid))
 
 
 def network_results(kernels, recompute):
     """Output of a network whose second block is compressed, and the gradients of its weights."""
     dit, random = tiny_dit(kernels=kernels, kv_compression="conv:2:1-1"), np.random.default_rng(0)
-    assert [block.learns_natively() for block in dit.blocks] == [kernels == NATIVE, False]
+    assert [block.learns_natively() for block in dit.blocks] == [kernels == NATIVE] * 2
     if recompute:
         for block in dit.blocks:
             block.recompute()

@@ -167,12 +167,12 @@ class _Attention(nn.Cell):
 class _TrainingBlock(nn.Cell):
     """A block of a DiT on the native kernels, computed again in the backward pass; see native.training_block."""
 
-    def construct(self, x, modulation, caption, kept, table, heads, eps, weights):
-        return native.training_block(x, modulation, caption, kept, table, weights, heads, eps)
+    def construct(self, x, modulation, caption, kept, table, plan, weights):
+        return native.training_block(x, modulation, caption, kept, table, plan, weights)
 
-    def bprop(self, x, modulation, caption, kept, table, heads, eps, weights, out, gradient):
-        found = native.training_block_gradient(gradient, x, modulation, caption, kept, table, weights, heads, eps)
-        return found[0], found[1], found[2], ops.zeros_like(kept), found[3], 0, 0.0, found[4:]
+    def bprop(self, x, modulation, caption, kept, table, plan, weights, out, gradient):
+        found = native.training_block_gradient(gradient, x, modulation, caption, kept, table, plan, weights)
+        return found[0], found[1], found[2], ops.zeros_like(kept), found[3], ops.zeros_like(plan), found[4:]
 
 
 class _Seed(nn.Cell):

@@ -263,10 +263,10 @@ class DiTBlock(nn.Cell):
         self.feed_forward = graph(mlp_branch, self.mlp.tensors, (kernels,))
         # Calls of native kernels cost more than the little that stays alive longer.
         self.one_graph = graph(block_of_rows, weights, static + (len(attention),)) if kernels == NATIVE else None
-        if kernels == NATIVE and execution.native and not config.qk_norm and not self.compressed:
+        if kernels == NATIVE and execution.native:
             tensors = attention + self.cross_attn.tensors + self.mlp.tensors
             keeping = (native_block_keeping, native_block_backward)
-            self.native = graph(native_block, table + tensors, (heads, NORM_EPS), keeping)
+            self.native = graph(native_block, table + tensors, (heads, NORM_EPS, *kind), keeping)
         self.whole = graph(whole_block, table + weights, static + (len(attention),))
         self.parts = graph(modulation_parts, table, ())
         self.qkv = graph(modulated_linear, self.attn.qkv.tensors, (0, NORM_EPS, kernels))
@@ -290,7 +290,7 @@ class DiTBlock(nn.Cell):
         if gather is not None:
             return self._with_keys_from_elsewhere(x, rows, k, v, height, width, gather)
         if self.learns_natively():
-            return self.native(x, rows, k, v)
+            return self.native(x, rows, k, v, height, width)
         if self.training and (self.recomputed or self.is_ascend):
             return self.whole(x, rows, k, v, height, width)
         if self.training:

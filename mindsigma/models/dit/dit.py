@@ -11,10 +11,10 @@ from mindsigma.models.dit import ascend_block as ascend
 from mindsigma.models.dit.block import MLP, NORM_EPS, UNIT, DiTBlock
 from mindsigma.models.dit.embeddings import ScalarEmbedder, embed_scalars, position_tensor
 from mindsigma.models.dit.execution import Execution
-from mindsigma.models.dit.native_blocks import leading_blocks
+from mindsigma.models.dit.native_blocks import NativeBlocks
 from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
 from mindsigma.ops.functional import linear, silu
-from mindsigma.ops.kernels import for_ascend, resolve_kernels
+from mindsigma.ops.kernels import NATIVE, for_ascend, resolve_kernels
 from mindsigma.ops.linear_chains import linear_gelu, modulated_linear, plain_linear
 
 FINAL_UNIT = np.array([0, 1], np.float32).reshape(1, 2, 1)
@@ -238,7 +238,8 @@ class DiT(nn.Cell):
         self.split_rows = graph(split_rows, (), (config.depth,))
         self.final_rows = graph(final_rows, (table,), ())
         self.predict = graph(predict, final.linear.tensors, (0, p, self.kernels))
-        self.leading, self.leading_count = leading_blocks(self.blocks, config, execution)
+        one_call = self.kernels == NATIVE and execution.native
+        self.native_blocks = NativeBlocks(self, 0, config.depth) if one_call else None
         self.predict_of_all = graph(predict, final.linear.tensors, (6 * config.depth, p, self.kernels))
         self.project_caption = graph(project_caption, self.y_embedder.y_proj.tensors, (self.kernels,))
         self.aligns_heads, self.aligned = execution.ascend_block, False
@@ -314,20 +315,17 @@ class DiT(nn.Cell):
                 whole image; None if the latents are all of it.
         """
         check_rows(rows.shape, latents.shape[0])
-        if self.leading is None or self.leading.layout is not None or gather is not None:
+        if gather is not None or not self.takes_one_call():
             return self.run(latents, self.split_rows(rows), keys, position, gather)
-        p, count = self.config.patch_size, self.leading_count
+        p = self.config.patch_size
         height, width = latents.shape[2] // p, latents.shape[3] // p
         x = self.embed_latents(latents.astype(self.dtype), position)
-        tensors = ()
-        for pair in keys[:count]:
-            tensors += (pair[0], pair[1])
-        x = self.leading(x, rows, *tensors)
-        if count < self.config.depth:
-            parts = self.split_rows(rows)
-            for i in range(count, self.config.depth):
-                x = self.blocks[i](x, parts[i], keys[i][0], keys[i][1], height, width)
+        x = self.native_blocks(x, rows, keys, height, width)
         return self.predict_of_all(x, rows, height, width)
+
+    def takes_one_call(self):
+        """Whether all blocks are one call of the native library outside training."""
+        return self.native_blocks is not None and self.native_blocks.graph.layout is None
 
     def run(self, latents, rows, keys, position, gather=None):
         """The network itself; rows: for each block what it takes, and those of the final layer."""

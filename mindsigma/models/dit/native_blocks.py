@@ -1,33 +1,61 @@
-"""The blocks of a DiT that one call of the native library computes: those without compression and q/k norms."""
+"""Blocks of a DiT that one call of the native library computes."""
+
+from mindspore import nn
 
 from mindsigma.models.dit.block import NORM_EPS
-from mindsigma.ops.kernels import NATIVE
 from mindsigma.ops.native import operations as native
 from mindsigma.ops.shared_graph import SharedGraph
 
-WEIGHTS = 12  # of a block, and two tensors of the caption
 
+def native_blocks(x, rows, height, width, text, count, *rest):
+    """x (N, T, C), on a grid of height x width, through `count` blocks; rows as of dit.all_rows.
 
-def native_blocks(x, rows, *rest):
-    """x (N, T, C) through blocks; rows as of dit.all_rows.
-
-    `rest`: keys and values of the caption for each block, number of heads, then the blocks' weights.
+    `text`: see native.blocks. `rest`: keys and values of the caption for each block, with "take" what cross-attention
+    adds in each, index of the first block, number of heads, whether there are
+    q/k norms, sampling and factor of compression, then for each block whether it has compression, and its number of
+    weights, and the weights themselves.
     """
-    count = (len(rest) - 1) // (WEIGHTS + 2)
-    heads, weights, tensors = rest[2 * count], rest[2 * count + 1 :], ()
+    end = 3 * count if text == "take" else 2 * count
+    first, heads, qk_norm, sampling, factor, compressed, lengths = rest[end : end + 7]
+    weights, tensors = rest[end + 7 :], ()
     for i in range(count):
-        tensors += rest[2 * i : 2 * i + 2] + weights[WEIGHTS * i : WEIGHTS * i + WEIGHTS]
-    return native.blocks(x, rows, tensors, heads, NORM_EPS)
+        tensors += rest[2 * i : 2 * i + 2]
+        if text == "take":
+            tensors += (rest[2 * count + i],)
+        tensors += weights[: lengths[i]]
+        weights = weights[lengths[i] :]
+    rows = rows[:, 6 * first :] if first > 0 else rows
+    return native.blocks(x, rows, tensors, heads, NORM_EPS, qk_norm, sampling, factor, height, width, compressed, text)
 
 
-def leading_blocks(blocks, config, execution):
-    """SharedGraph of `native_blocks` for the first blocks of a network, and their number; (None, 0) without any."""
-    if execution.kernels != NATIVE or not execution.native or config.qk_norm:
-        return None, 0
-    count, weights = 0, ()
-    while count < len(blocks) and not blocks[count].compressed:
-        block = blocks[count]
-        weights += block.attn.tensors + block.cross_attn.q_linear.tensors + block.cross_attn.proj.tensors
-        weights += block.mlp.tensors
-        count += 1
-    return (SharedGraph(native_blocks, weights, (config.num_heads,)), count) if count > 0 else (None, 0)
+class NativeBlocks(nn.Cell):
+    """Blocks first ... last - 1 of a DiT in one call, outside training and without low-rank changes."""
+
+    def __init__(self, dit, first, last):
+        super().__init__()
+        config, blocks = dit.config, list(dit.blocks)[first:last]
+        compression = config.kv_compression
+        compressed = tuple(block.compressed for block in blocks)
+        self.compressed = any(compressed)
+        sampling, factor = (compression.sampling, compression.factor) if self.compressed else (None, 1)
+        weights = [block.one_graph.weights for block in blocks]
+        lengths = tuple(len(tensors) for tensors in weights)
+        static = (first, config.num_heads, config.qk_norm, sampling, factor, compressed, lengths)
+        self.first, self.last = first, last
+        self.graph = SharedGraph(native_blocks, sum(weights, ()), static)
+
+    def construct(self, x, rows, keys, height, width, text="", changes=()):
+        """Tokens x (N, height * width, C) through the blocks.
+
+        Args:
+            rows, keys: of all blocks, see DiT.denoise.
+            text: "keep" for a further result, a tuple of what cross-attention adds in each block (N, T, C); "take" to
+                add such `changes` instead.
+        """
+        if not self.compressed:
+            height, width = 0, 0  # the graph does not depend on the grid: do not compile one for each
+        tensors = ()
+        for pair in keys[self.first : self.last]:
+            tensors += (pair[0], pair[1])
+        result = self.graph(x, rows, height, width, text, self.last - self.first, *tensors, *changes)
+        return (result[0], result[1:]) if text == "keep" else result

@@ -4,6 +4,7 @@ from mindspore import nn
 
 from mindsigma.diffusion.shortcuts import KEEP_BLOCKS, KEEP_TEXT, TAKE_BLOCKS, TAKE_TEXT, repeated_blocks
 from mindsigma.models.dit.dit import check_rows
+from mindsigma.models.dit.native_blocks import NativeBlocks
 
 
 class ReusingDiT(nn.Cell):
@@ -18,9 +19,12 @@ class ReusingDiT(nn.Cell):
         super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
         self.dit = dit
         self.kind = kind
-        self.first, self.last = 0, 0
+        self.ranges, self.native = (), None
         if kind in (KEEP_BLOCKS, TAKE_BLOCKS):
-            self.first, self.last = repeated_blocks(dit.config.depth)
+            first, last = repeated_blocks(dit.config.depth)
+            self.ranges = ((0, first), (first, last), (last, dit.config.depth))
+            if dit.native_blocks is not None:
+                self.native = nn.CellList([NativeBlocks(dit, *some) for some in self.ranges])
 
     def construct(self, latents, rows, keys, position, kept=None):
         """Predict noise and variance as `DiT.denoise` does.
@@ -32,32 +36,46 @@ class ReusingDiT(nn.Cell):
             the prediction (N, out_channels, h, w), and a tuple: of (N, T, C) for each block, what cross-attention adds
             to the tokens; or of one, what the middle blocks add.
         """
-        dit, depth = self.dit, self.dit.config.depth
-        p = dit.config.patch_size
-        height, width = latents.shape[2] // p, latents.shape[3] // p
+        dit = self.dit
+        height, width = latents.shape[2] // dit.config.patch_size, latents.shape[3] // dit.config.patch_size
         check_rows(rows.shape, latents.shape[0])
-        rows = dit.split_rows(rows)
         x = dit.embed_latents(latents.astype(dit.dtype), position)
-        if self.kind == KEEP_TEXT:
-            kept = ()
-            for i, block in enumerate(dit.blocks):
-                x, change = block.keep_text(x, rows[i], keys[i][0], keys[i][1], height, width)
-                kept += (change,)
-        elif self.kind == TAKE_TEXT:
+        if self.kind in (KEEP_TEXT, TAKE_TEXT):
+            x, kept = self._reusing_text(x, rows, keys, height, width, kept)
+        else:
+            x = self._through(0, x, rows, keys, height, width)
+            start = x
+            x = x + kept[0] if self.kind == TAKE_BLOCKS else self._through(1, x, rows, keys, height, width)
+            if self.kind == KEEP_BLOCKS:
+                kept = (x - start,)
+            x = self._through(2, x, rows, keys, height, width)
+        return dit.predict_of_all(x, rows, height, width), kept
+
+    def _reusing_text(self, x, rows, keys, height, width, kept):
+        dit = self.dit
+        if dit.takes_one_call():
+            if self.kind == TAKE_TEXT:
+                return dit.native_blocks(x, rows, keys, height, width, "take", kept), kept
+            return dit.native_blocks(x, rows, keys, height, width, "keep")
+        rows = dit.split_rows(rows)
+        if self.kind == TAKE_TEXT:
             for i, block in enumerate(dit.blocks):
                 x = block.take_text(x, rows[i], kept[i], height, width)
-        else:
-            start = x
-            for i, block in enumerate(dit.blocks):
-                if i == self.first:
-                    start = x
-                    if self.kind == TAKE_BLOCKS:
-                        x = x + kept[0]
-                if i == self.last and self.kind == KEEP_BLOCKS:
-                    kept = (x - start,)
-                if self.kind == KEEP_BLOCKS or i < self.first or i >= self.last:
-                    x = block(x, rows[i], keys[i][0], keys[i][1], height, width)
-        return dit.predict(x, rows[depth], height, width), kept
+            return x, kept
+        kept = ()
+        for i, block in enumerate(dit.blocks):
+            x, change = block.keep_text(x, rows[i], keys[i][0], keys[i][1], height, width)
+            kept += (change,)
+        return x, kept
+
+    def _through(self, part, x, rows, keys, height, width):
+        """Tokens x (N, T, C) through the blocks before those that are repeated (0), through these (1), or after (2)."""
+        if self.native is not None and self.dit.takes_one_call():
+            return self.native[part](x, rows, keys, height, width)
+        rows = self.dit.split_rows(rows)
+        for i in range(self.ranges[part][0], self.ranges[part][1]):
+            x = self.dit.blocks[i](x, rows[i], keys[i][0], keys[i][1], height, width)
+        return x
 
 
 def conditional_half(kept, halves):

@@ -12,6 +12,7 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from mindsigma.ops.native.library import library
+from mindsigma.ops.native.operations import bits
 
 # What blocks saved and need no more, all of one size, for the next step: memory that is new to the process is slow.
 _unused = []
@@ -70,22 +71,22 @@ def sum_of_squares(x):
     return _functions().sum_of_squares(x.data_ptr(), x.size)
 
 
-def training_block(x, modulation, caption, kept, table, weights, heads, eps):
+def training_block(x, modulation, caption, kept, table, numbers, weights):
     """`operations.training_block` with a second result: an array for `training_block_gradient`.
 
     kept: array (N, L); the other arguments are tensors.
     """
-    inputs = (_plan(heads, eps), x, modulation, caption, kept, table, *weights)
-    floats = _functions().floats_of_training_block(heads, *x.shape, caption.shape[1], weights[-4].shape[0])
+    inputs = (bits(*numbers), x, modulation, caption, kept, table, *weights)
+    floats = _functions().floats_of_training_block(numbers[0], *x.shape, caption.shape[1], weights[-4].shape[0])
     out = _tensor(x.shape)
     saved = _unused.pop() if _unused and _unused[-1].size == floats else np.empty(floats, np.float32)
     _call("training_block", (*inputs, out, saved))
     return out, saved
 
 
-def training_block_gradient(gradient, saved, x, modulation, caption, kept, table, weights, heads, eps):
+def training_block_gradient(gradient, saved, x, modulation, caption, kept, table, numbers, weights):
     """`operations.training_block_gradient` with what `training_block` saved, and takes back: a tuple of tensors."""
-    inputs = (_plan(heads, eps), gradient, saved, x, modulation, caption, kept, table, *weights)
+    inputs = (bits(*numbers), gradient, saved, x, modulation, caption, kept, table, *weights)
     results = tuple(_tensor(like.shape) for like in (x, modulation, caption, table, *weights))
     _call("training_block_gradient", (*inputs, *results))
     if _unused and _unused[-1].size != saved.size:
@@ -98,10 +99,6 @@ def training_block_gradient(gradient, saved, x, modulation, caption, kept, table
 def _tensor(shape):
     """fp32 tensor of memory that MindSpore has at hand, whatever is in it."""
     return Tensor(shape=shape, dtype=mstype.float32)
-
-
-def _plan(heads, eps):
-    return np.full(heads, eps, np.float32).view(np.int32)
 
 
 def _call(name, values):

@@ -17,14 +17,14 @@ BIAS, MODULATION, NORM_WEIGHT, FACTOR, GATE, RESIDUAL, GELU = 1, 2, 4, 8, 16, 32
 _linear = _attention = _attention_of_qkv = _blocks = _group_norm = _convolution = _enlarged_convolution = None
 _of_input = _of_weight = _of_bias = None
 _training_block = _training_block_gradient = None
-_modulated_linear_gradient = _attention_gradient = None
+_modulated_linear_gradient = _attention_gradient = _keeping_blocks = None
 
 
 def load():
     """Make the operations. Returns whether there is a library."""
     global _linear, _attention, _attention_of_qkv, _blocks, _group_norm, _convolution, _enlarged_convolution
     global _of_input, _of_weight, _of_bias, _training_block, _training_block_gradient
-    global _modulated_linear_gradient, _attention_gradient
+    global _modulated_linear_gradient, _attention_gradient, _keeping_blocks
     path = library()
     if path is None:
         return False
@@ -33,6 +33,9 @@ def load():
         _attention = _operation(path, "attention", lambda plan, q, *rest: q)
         _attention_of_qkv = _operation(path, "attention", lambda plan, q, *rest: list(q[:-1]) + [q[-1] // 3])
         _blocks = _operation(path, "blocks", lambda plan, x, *rest: x)
+        _keeping_blocks = ops.Custom(
+            f"{path}:blocks", lambda plan, x, *rest: (x, [plan[0] - OF_ALL, *x]), lambda plan, x, *rest: (x, x), "aot"
+        )
         _group_norm = _operation(path, "group_normalisation", lambda plan, x, *rest: x)
         _convolution = _operation(path, "convolution", lambda plan, x, w, *rest: [x[0], w[0], x[2], x[3]])
         _enlarged_convolution = _operation(
@@ -50,7 +53,7 @@ def load():
         )
         _training_block = _operation(path, "training_block", lambda plan, x, *rest: x)
         _training_block_gradient = ops.Custom(
-            f"{path}:training_block_gradient", _shapes_of_block_gradient, lambda plan, dy, *rest: (dy,) * 18, "aot"
+            f"{path}:training_block_gradient", _shapes_of_block_gradient, _dtypes_of_block_gradient, "aot"
         )
     return True
 
@@ -63,6 +66,10 @@ def _shapes_of_block_gradient(plan, dy, kept, x, modulation, caption, kept_token
     return x, modulation, caption, table, *weights
 
 
+def _dtypes_of_block_gradient(plan, dy, kept, x, modulation, caption, kept_tokens, table, *weights):
+    return (dy,) * (4 + len(weights))
+
+
 def _gradient(path, symbol, shape):
     return ops.Custom(f"{path}:{symbol}", shape, lambda dy, *rest: dy, "aot")
 
@@ -72,10 +79,15 @@ def takes(x):
     return x.dtype == mstype.float32
 
 
+def bits(*numbers):
+    """int32 array of whole numbers, and of floats by their bits."""
+    return np.array([np.float32(n).view(np.int32) if isinstance(n, float) else n for n in numbers], np.int32)
+
+
 @ops.constexpr
 def _plan(*numbers):
-    """int32 tensor of whole numbers, and of floats by their bits."""
-    return Tensor(np.array([np.float32(n).view(np.int32) if isinstance(n, float) else n for n in numbers], np.int32))
+    """`bits` as a tensor."""
+    return Tensor(bits(*numbers))
 
 
 def linear(
@@ -160,35 +172,71 @@ def attention_of_qkv(qkv, num_heads, scale):
     return _attention_of_qkv(plan, qkv, qkv, qkv, plan)
 
 
-def blocks(x, rows, tensors, num_heads, eps):
-    """Blocks of a DiT one after the other: tokens x (N, T, C) to (N, T, C).
+REDUCTIONS = {None: 0, "conv": 1, "pool": 2, "ave": 3, "uniform": 3, "uniform_every": 3}  # of kv_compression.py
+
+OF_ALL = 9  # numbers of `block_plan` before those of each block
+TEXT = {"": 0, "keep": 1, "take": 2}
+
+
+@ops.constexpr
+def block_plan(tokens, heads, eps, qk_norm, sampling, factor, height, width, compressed, text=""):
+    """Numbers that tell what blocks of a DiT are.
 
     Args:
-        rows: (N or 1, R, C): six for each block from the first on, see models/dit/block.py.
-        tensors: for each block keys and values of the caption, (N, L, C or, with a mask, C + 1) and (N, L, C), and
-            weight and bias of qkv, proj, q, the projection after it, fc1, fc2.
+        text: "keep" or "take" the changes by cross-attention, or "".
+        tokens: of an image, on a grid of height x width, which may be 0 without compression.
+        sampling, factor: as of kv_compression.py; qk_norm: whether there are q/k norms.
+        compressed: for each block, whether it has compression.
     """
-    return _blocks(_plan(num_heads, float((x.shape[-1] // num_heads) ** -0.5), float(eps)), x, rows, *tensors)
+    down = factor
+    if sampling == "uniform_every":
+        height, width, down = 1, tokens, 1
+    numbers = (heads, float(eps), int(qk_norm), REDUCTIONS[sampling], height, width, down, factor, TEXT[text])
+    return numbers + tuple(int(flag) for flag in compressed)
 
 
-def training_block(x, modulation, caption, kept, table, weights, heads, eps):
+def blocks(x, rows, tensors, heads, eps, qk_norm, sampling, factor, height, width, compressed, text=""):
+    """Blocks of a DiT one after the other: tokens x (N, T, C) to (N, T, C); other arguments as of `block_plan`.
+
+    Args:
+        rows: (N or 1, R, C): six for each block, see models/dit/block.py.
+        tensors: for each block keys and values of the caption, (N, L, C or, with a mask, C + 1) and (N, L, C), with
+            text "take" what cross-attention is to add (N, T, C), then weight and bias of qkv, proj, q/k norms,
+            compression and its norm, q, the projection after it, fc1, fc2.
+
+    Returns:
+        the tokens; with text "keep" a tuple of them and of what cross-attention added in each block (N, T, C).
+    """
+    numbers = block_plan(x.shape[1], heads, eps, qk_norm, sampling, factor, height, width, compressed, text)
+    if text == "keep":
+        y, changes = _keeping_blocks(_plan(*numbers), x, rows, *tensors)
+        return (y,) + tuple(changes[i] for i in range(len(compressed)))
+    return _blocks(_plan(*numbers), x, rows, *tensors)
+
+
+def block_plan_tensor(*arguments):
+    """`block_plan` as a tensor, which graphs keep as a constant."""
+    return _plan(*block_plan(*arguments))
+
+
+def training_block(x, modulation, caption, kept, table, plan, weights):
     """A block of a DiT, of which there is a gradient: x (N, T, C) to (N, T, C); see models/dit/block.py.
 
     Args:
         modulation: (N, 6 * C), of the timestep; table: (6, C).
         caption: (N, L, C); kept: (N, L), a token is dropped if below 0.
-        weights: weight and bias of qkv, proj, q, kv, the projection of cross-attention, fc1, fc2.
+        plan: of `block_plan_tensor`.
+        weights: weight and bias of qkv, proj, q/k norms, compression and its norm, q, kv, the projection of
+            cross-attention, fc1, fc2.
     """
-    plan = _plan(*(float(eps),) * heads)  # its length is the number of heads
     return _training_block(plan, x, modulation, caption, kept, table, *weights)
 
 
-def training_block_gradient(gradient, x, modulation, caption, kept, table, weights, heads, eps):
+def training_block_gradient(gradient, x, modulation, caption, kept, table, plan, weights):
     """Gradients of x, modulation, caption, table and the weights, from that of `training_block`'s result.
 
     Computes the block again first; `direct.training_block_gradient` does not.
     """
-    plan = _plan(*(float(eps),) * heads)
     # The plan also stands in the place of what the block saved.
     return _training_block_gradient(plan, gradient, plan, x, modulation, caption, kept, table, *weights)
 

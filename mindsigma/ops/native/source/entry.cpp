@@ -1,42 +1,12 @@
-// The functions that MindSpore calls: int f(count, tensors, ranks, shapes, dtypes, stream, extra), 0 if all went well.
-// The tensors are those of mindsigma/ops/native/operations.py, which documents them, and the result.
-#include <cstdint>
-#include <cstring>
-#include <vector>
-
+// The functions that MindSpore calls, but for those of whole blocks.
+#include "arguments.h"
 #include "attention_gradient.h"
-#include "blocks.h"
 #include "gradients.h"
 #include "images.h"
 #include "linear.h"
 #include "pool.h"
-#include "training_block.h"
 
 namespace {
-
-struct Arguments {
-  int count;
-  void** tensors;
-  int* ranks;
-  int64_t** shapes;
-
-  long size(int i, int axis) const { return shapes[i][axis < 0 ? ranks[i] + axis : axis]; }
-  long elements(int i) const {
-    long product = 1;
-    for (int axis = 0; axis < ranks[i]; axis++) product *= shapes[i][axis];
-    return product;
-  }
-  const float* floats(int i) const { return static_cast<const float*>(tensors[i]); }
-  const int32_t* numbers(int i) const { return static_cast<const int32_t*>(tensors[i]); }
-  float* floats_out(int i) const { return static_cast<float*>(tensors[i]); }
-  float* result() const { return floats_out(count - 1); }
-};
-
-float as_float(int32_t bits) {
-  float value;
-  memcpy(&value, &bits, 4);
-  return value;
-}
 
 // Of q, k and v, tensors from `first` on; the plan tells heads, scale, channels, where each begins, and of a mask.
 Attention attention_of(const Arguments& a, int first) {
@@ -61,34 +31,6 @@ Attention attention_of(const Arguments& a, int first) {
     t.kept_step = t.k_step;
   }
   return t;
-}
-
-constexpr int WEIGHTS_BEGIN = 5, MAPS = 7;
-
-TrainingBlock training_block_of(const Arguments& a, int first) {
-  TrainingBlock b{};
-  b.heads = a.size(0, 0);
-  b.eps = as_float(a.numbers(0)[0]);
-  b.batch = a.size(first, 0);
-  b.tokens = a.size(first, 1);
-  b.channels = a.size(first, 2);
-  b.keys = a.size(first + 2, 1);
-  int next = first;
-  for (const float** place : {&b.x, &b.modulation, &b.caption, &b.kept, &b.table}) *place = a.floats(next++);
-  b.hidden = a.size(first + WEIGHTS_BEGIN + 2 * (MAPS - 2), 0);
-  for (auto* pair : {&b.qkv, &b.proj, &b.q, &b.kv, &b.cross, &b.fc1, &b.fc2})
-    for (int i = 0; i < 2; i++) (*pair)[i] = a.floats(next++);
-  return b;
-}
-
-template <class F>
-int guarded(F f) {
-  try {
-    f();
-    return 0;
-  } catch (...) {
-    return 1;
-  }
 }
 
 }  // namespace
@@ -188,70 +130,6 @@ int attention(int count, void** tensors, int* ranks, int64_t** shapes, const cha
       t.bias_batch = a.size(4, 0) > 1 ? a.elements(4) / a.size(4, 0) : 0;
     }
     attend(t);
-  });
-}
-
-int blocks(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
-    const int32_t* plan = a.numbers(0);
-    Blocks b{};
-    b.heads = plan[0];
-    b.scale = as_float(plan[1]);
-    b.eps = as_float(plan[2]);
-    b.x = a.floats(1);
-    b.rows = a.floats(2);
-    b.y = a.result();
-    b.batch = a.size(1, 0);
-    b.tokens = a.size(1, 1);
-    b.channels = a.size(1, 2);
-    b.rows_step = a.size(2, 0) > 1 ? a.size(2, 1) * a.size(2, 2) : 0;
-    b.keys = a.size(3, 1);
-    b.masked = a.size(3, 2) > b.channels;
-    constexpr int TENSORS = sizeof(Block) / sizeof(float*);
-    std::vector<Block> all((count - 4) / TENSORS);
-    memcpy(all.data(), tensors + 3, all.size() * sizeof(Block));
-    b.hidden = a.size(3 + TENSORS - 4, 0);
-    b.blocks = all.data();
-    b.count = all.size();
-    run(b);
-  });
-}
-
-// plan, x, modulation, caption, kept, table, 14 weights; y and what is kept, unless there is just y
-int training_block(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
-    const TrainingBlock b = training_block_of(a, 1);
-    const int results = 1 + WEIGHTS_BEGIN + 2 * MAPS;
-    run_forward(b, a.floats_out(results), count > results + 1 ? a.floats_out(results + 1) : nullptr);
-  });
-}
-
-// Floats that training_block keeps.
-long floats_of_training_block(long heads, long batch, long tokens, long channels, long keys, long hidden) {
-  TrainingBlock b{};
-  b.heads = heads;
-  b.batch = batch;
-  b.tokens = tokens;
-  b.channels = channels;
-  b.keys = keys;
-  b.hidden = hidden;
-  return floats_to_keep(b);
-}
-
-// plan, dy, what was kept, then as of training_block; its gradients, but for the plan's and the mask's. With nothing
-// kept the plan stands in its place.
-int training_block_gradient(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
-    const TrainingBlock b = training_block_of(a, 3);
-    int next = 3 + WEIGHTS_BEGIN + 2 * MAPS;
-    TrainingGradients g{};
-    for (float** place : {&g.x, &g.modulation, &g.caption, &g.table}) *place = a.floats_out(next++);
-    for (auto* pair : {&g.qkv, &g.proj, &g.q, &g.kv, &g.cross, &g.fc1, &g.fc2})
-      for (int i = 0; i < 2; i++) (*pair)[i] = a.floats_out(next++);
-    run_backward(b, a.floats(1), a.tensors[2] == a.tensors[0] ? nullptr : a.floats(2), g);
   });
 }
 

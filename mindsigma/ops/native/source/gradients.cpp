@@ -15,15 +15,6 @@ namespace {
 constexpr long STRIPE = 64;  // rows or columns of a task
 constexpr long SUMMED = 128;  // rows that are summed one after the other before their sum joins the others
 
-V get(const float* p, long n) { return n == VL ? load(p) : load_part(p, n); }
-
-void put(float* p, V v, long n) {
-  if (n == VL)
-    store(p, v);
-  else
-    store_part(p, v, n);
-}
-
 // The first n elements of v, then zeros.
 V masked(V v, long n) {
   for (long i = n; i < VL; i++) v[i] = 0;

@@ -1,26 +1,26 @@
 // A block of the DiT in training: models/dit/block.py's whole_block, and its backward pass.
 #pragma once
+#include "division.h"
 
 struct TrainingBlock {
+  BlockSizes sizes;
+  DivisionPlan division;
   const float* x;           // (batch, tokens, channels)
   const float* modulation;  // (batch, 6 * channels)
   const float* caption;     // (batch, keys, channels)
   const float* kept;        // (batch, keys): a token of the caption is dropped if below 0
   const float* table;       // (6, channels)
-  // weight and bias of each linear map
-  const float *qkv[2], *proj[2], *q[2], *kv[2], *cross[2], *fc1[2], *fc2[2];
-  long batch, tokens, channels, heads, hidden, keys;
-  float eps;
+  Parts<const float> parts;
 };
 
 // Gradients, each of the shape of what it belongs to.
 struct TrainingGradients {
   float *x, *modulation, *caption, *table;
-  float *qkv[2], *proj[2], *q[2], *kv[2], *cross[2], *fc1[2], *fc2[2];
+  Parts<float> parts;
 };
 
 // Floats that `run_forward` keeps for `run_backward`.
-long floats_to_keep(const TrainingBlock& block);
+long floats_to_keep(const BlockSizes& sizes);
 
 // The block's result y, (batch, tokens, channels).
 void run_forward(const TrainingBlock& block, float* y, float* kept);

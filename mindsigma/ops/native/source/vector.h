@@ -39,6 +39,16 @@ static inline V load_part(const float* p, long n) {
 
 static inline void store_part(float* p, V v, long n) { memcpy(p, &v, n * sizeof(float)); }
 
+// The same for n <= VL, most often VL.
+static inline V get(const float* p, long n) { return n == VL ? load(p) : load_part(p, n); }
+
+static inline void put(float* p, V v, long n) {
+  if (n == VL)
+    store(p, v);
+  else
+    store_part(p, v, n);
+}
+
 static inline V spread(float x) { return x - V{}; }
 
 static inline V larger(V a, V b) { return a > b ? a : b; }
