@@ -171,14 +171,14 @@ void apply(const Linear& l) {
       x = normalised;
     }
     const long most = std::clamp<long>(panels / (2 * threads), 1, PANELS);
-    const long across = (panels + most - 1) / most;
-    long down = (rows + ROWS - 1) / ROWS;
+    long across = (panels + most - 1) / most, down = (rows + ROWS - 1) / ROWS;
     if (across * down < threads) down = std::min((rows + 63) / 64, (threads + across - 1) / across);
+    while (across < panels && across * down % threads) across++;  // so that no thread waits for the last task
     const long height = ((rows + down - 1) / down + MR - 1) / MR * MR;
     parallel(across * down, [&](long task) {
       const long begin = start + task % down * height, end = std::min(stop, begin + height);
-      const long first = task / down * most;
-      if (begin < end) block(l, x, start, begin, end, first, std::min(most, panels - first));
+      const long first = panels * (task / down) / across, next = panels * (task / down + 1) / across;
+      if (begin < end) block(l, x, start, begin, end, first, next - first);
     });
   }
 }
