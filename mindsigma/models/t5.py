@@ -124,7 +124,8 @@ class _Layer(nn.Cell):
         weights.append(self.layer[0].layer_norm.weight)
         weights += [feed_forward.wi_0.weight, feed_forward.wi_1.weight, feed_forward.wo.weight]
         weights.append(self.layer[1].layer_norm.weight)
-        self.run = SharedGraph(encoder_layer, weights, (config.layer_norm_epsilon, config.num_heads, kernels))
+        static = (config.layer_norm_epsilon, config.num_heads, kernels)
+        self.run = SharedGraph(encoder_layer, weights, static, of_operations=True)
 
     def construct(self, x, bias):
         return self.run(x, bias)

@@ -42,7 +42,7 @@ class StreamedT5Encoder:
         eps, kernels = encoder.last_norm.static
         heads, relative = config.num_heads, config.relative_attention_num_buckets
         self._bias = SharedGraph(attention_bias, static=(relative, config.relative_attention_max_distance, heads))
-        self._layer = SharedGraph(streamed_layer, static=(eps, heads, kernels))
+        self._layer = SharedGraph(streamed_layer, static=(eps, heads, kernels), of_operations=True)
         self._norm = SharedGraph(streamed_norm, static=(eps, kernels))
 
     def __call__(self, token_ids, mask):

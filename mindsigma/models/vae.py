@@ -77,7 +77,7 @@ class Conv(Holder):
         holder = Affine(in_channels, out_channels, init, shape, dtype=dtype)
         self.weight, self.bias = holder.weight, holder.bias
         static = (kernel, stride, padding) if static is None else static
-        self.run = SharedGraph(function, self.tensors, static)
+        self.run = SharedGraph(function, self.tensors, static, of_operations=True)
 
     def construct(self, x):
         return self.run(x)
@@ -93,8 +93,10 @@ class ResnetBlock(nn.Cell):
         self.norm2 = Norm(out_channels, dtype=dtype)
         self.conv2 = Conv(out_channels, out_channels, dtype=dtype)
         static = (groups, kernels)
-        self.first = SharedGraph(norm_silu_conv, self.norm1.tensors + self.conv1.tensors, static)
-        self.second = SharedGraph(norm_silu_conv_add, self.norm2.tensors + self.conv2.tensors, static)
+        self.first = SharedGraph(norm_silu_conv, self.norm1.tensors + self.conv1.tensors, static, of_operations=True)
+        self.second = SharedGraph(
+            norm_silu_conv_add, self.norm2.tensors + self.conv2.tensors, static, of_operations=True
+        )
         self.conv_shortcut = None
         if in_channels != out_channels:
             self.conv_shortcut = Conv(in_channels, out_channels, kernel=1, dtype=dtype)
@@ -192,7 +194,7 @@ class Encoder(nn.Cell):
         self.conv_norm_out = Norm(widths[-1], dtype=dtype)
         self.conv_out = Conv(widths[-1], 2 * config.latent_channels, dtype=dtype)
         weights = self.conv_norm_out.tensors + self.conv_out.tensors
-        self.last = SharedGraph(norm_silu_conv, weights, (config.norm_num_groups, kernels))
+        self.last = SharedGraph(norm_silu_conv, weights, (config.norm_num_groups, kernels), of_operations=True)
 
     def construct(self, x):
         x = self.conv_in(x)
@@ -218,7 +220,7 @@ class Decoder(nn.Cell):
         self.conv_norm_out = Norm(widths[-1], dtype=dtype)
         self.conv_out = Conv(widths[-1], config.out_channels, dtype=dtype)
         weights = self.conv_norm_out.tensors + self.conv_out.tensors
-        self.last = SharedGraph(norm_silu_conv, weights, (config.norm_num_groups, kernels))
+        self.last = SharedGraph(norm_silu_conv, weights, (config.norm_num_groups, kernels), of_operations=True)
 
     def construct(self, z):
         x = self.mid_block(self.conv_in(z))

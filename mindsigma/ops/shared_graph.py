@@ -16,8 +16,9 @@ import mindspore as ms
 from mindspore import Tensor, nn
 from mindspore.common.api import _pynative_executor
 
-from mindsigma.ops.kernels import differentiable
+from mindsigma.ops.kernels import NATIVE, differentiable
 from mindsigma.ops.low_rank import gradients_of_merge, merge, regroup
+from mindsigma.ops.native import operations as native
 
 _first_calls = {}  # compile key: seconds of the call that compiled it
 
@@ -74,13 +75,20 @@ def recorded_by(recorder):
 def timed(key, function, arguments):
     """Result of a compiled function; its first call with a `key`, which compiles it, counts in `compile_seconds`."""
     start = time.perf_counter()
-    result = function(*arguments)
+    result = wait_for(function(*arguments))
+    _first_calls.setdefault(key, time.perf_counter() - start)
+    return result
+
+
+def wait_for(result):
+    """A tensor or a tuple, once it has been computed.
+
+    Calls that queue up make MindSpore's threads, which spin, compete for the cores: a training step took half as long
+    again.
+    """
     for value in result if isinstance(result, tuple) else (result,):
-        # Wait for it. Calls that queue up make MindSpore's threads, which spin, compete for the cores: a training step
-        # took half as long again.
         if isinstance(value, Tensor):
             value.data_ptr()
-    _first_calls.setdefault(key, time.perf_counter() - start)
     return result
 
 
@@ -97,11 +105,14 @@ class SharedGraph(nn.Cell):
             for PyNative. The first takes what `function` does and returns its result, a tensor, and what to keep; the
             second returns the gradients of inputs and weights, from `(gradient, kept, *inputs, *static, *weights)`.
             Changes of the weights are merged into them first.
+        of_operations: the function is little else than operations of ops/native where the static arguments name these
+            kernels and all tensors are fp32: then PyNative calls it as it is, uncompiled.
     """
 
-    def __init__(self, function, weights=(), static=(), compute_dtype=None, keeping=None):
+    def __init__(self, function, weights=(), static=(), compute_dtype=None, keeping=None, of_operations=False):
         super().__init__()
         self.function = function
+        self.of_operations = of_operations and NATIVE in static
         self.keeping = keeping
         self.static = tuple(static)
         self.differentiable_static = tuple(map(differentiable, static))
@@ -141,12 +152,18 @@ class SharedGraph(nn.Cell):
         kept = None
         if _recorders and self.keeping:
             result, kept = self.keeping[0](*inputs, *static, *self.merged_weights())
+        elif not _recorders and self._is_of_operations(inputs):
+            result = wait_for(self.function(*inputs, *static, *self._aliases))
         else:
             key = (self.function, static, self.layout, tuple(map(signature, inputs)), self._weight_signature)
             result = timed(key, _compiled(self.function, self.layout), (*inputs, *static, *self._aliases))
         if _recorders:
             _recorders[-1].record(self, inputs, result, kept)
         return result
+
+    def _is_of_operations(self, inputs):
+        tensors = [value for value in inputs + self._aliases if isinstance(value, Tensor)]
+        return self.of_operations and self.layout is None and all(map(native.takes, tensors))
 
     def merged_weights(self):
         """The weights as tensors, with their changes merged into them."""

@@ -207,12 +207,11 @@ def denoising_steps(
         keys = graphs.caption_keys(*caption)
     yield keys
 
-    # What depends on the timestep or the size alone is made outside the step's graph, on Ascend before the first step.
-    timesteps = np.array([entry.timestep for entry in table], np.float32)
-    one_graph = ms.get_context("mode") == ms.GRAPH_MODE
-    all_rows = graphs.modulations(Tensor(timesteps), *(conditions or ())) if one_graph else None
+    # What depends on the timestep or the size alone is made before the first step.
+    timesteps = Tensor(np.array([entry.timestep for entry in table], np.float32))
+    all_rows = graphs.modulations(timesteps, *(conditions or ()))
     position = step.position(latents.shape)
-    mutable = ms.mutable if one_graph else lambda value: value
+    mutable = ms.mutable if ms.get_context("mode") == ms.GRAPH_MODE else lambda value: value
     keys = mutable(keys)  # inputs of the graph, not constants of it
     conditional = None if all(how.guided == guided for how in plan) else mutable(conditional_keys(keys, halves))
     scale = Tensor(guidance_scale, ms.float32)
@@ -222,9 +221,7 @@ def denoising_steps(
         weights = entry.weights + (0.0,) * (MAX_ORDER - len(entry.weights))
         numbers = Tensor(np.array([entry.alpha, entry.sigma, entry.keep, *weights], np.float32))
         step = graphs.step(how.guided, latents.shape, halves, how.kind)
-        one = slice(i, i + 1)
-        rows = all_rows[one] if one_graph else graphs.modulations(Tensor(timesteps[one]), *(conditions or ()))
-        inputs = numbers, scale, keys if how.guided == guided else conditional, rows, position
+        inputs = numbers, scale, keys if how.guided == guided else conditional, all_rows[i : i + 1], position
         if how.kind == PLAIN:
             latents, history = step(latents, history, *inputs)
         else:

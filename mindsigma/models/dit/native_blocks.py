@@ -3,6 +3,7 @@
 from mindspore import nn
 
 from mindsigma.models.dit.block import NORM_EPS
+from mindsigma.ops.kernels import NATIVE
 from mindsigma.ops.native import operations as native
 from mindsigma.ops.shared_graph import SharedGraph
 
@@ -13,11 +14,11 @@ def native_blocks(x, rows, height, width, text, count, *rest):
     `text`: see native.blocks. `rest`: keys and values of the caption for each block, with "take" what cross-attention
     adds in each, index of the first block, number of heads, whether there are
     q/k norms, sampling and factor of compression, then for each block whether it has compression, and its number of
-    weights, and the weights themselves.
+    weights, the name of the kernels, and the weights themselves.
     """
     end = 3 * count if text == "take" else 2 * count
     first, heads, qk_norm, sampling, factor, compressed, lengths = rest[end : end + 7]
-    weights, tensors = rest[end + 7 :], ()
+    weights, tensors = rest[end + 8 :], ()
     for i in range(count):
         tensors += rest[2 * i : 2 * i + 2]
         if text == "take":
@@ -40,9 +41,9 @@ class NativeBlocks(nn.Cell):
         sampling, factor = (compression.sampling, compression.factor) if self.compressed else (None, 1)
         weights = [block.one_graph.weights for block in blocks]
         lengths = tuple(len(tensors) for tensors in weights)
-        static = (first, config.num_heads, config.qk_norm, sampling, factor, compressed, lengths)
+        static = (first, config.num_heads, config.qk_norm, sampling, factor, compressed, lengths, NATIVE)
         self.first, self.last = first, last
-        self.graph = SharedGraph(native_blocks, sum(weights, ()), static)
+        self.graph = SharedGraph(native_blocks, sum(weights, ()), static, of_operations=True)
 
     def construct(self, x, rows, keys, height, width, text="", changes=()):
         """Tokens x (N, height * width, C) through the blocks.

@@ -12,7 +12,6 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 
 from mindsigma.ops.native.library import library
-from mindsigma.ops.native.operations import bits
 
 # What blocks saved and need no more, all of one size, for the next step: memory that is new to the process is slow.
 _unused = []
@@ -35,9 +34,12 @@ def _functions():
     functions.sum_of_squares.restype = ctypes.c_double
     functions.floats_of_training_block.argtypes = [_COUNT] * 6
     functions.floats_of_training_block.restype = _COUNT
-    for name in ("training_block", "training_block_gradient"):
-        getattr(functions, name).argtypes = [ctypes.c_int] + [_POINTER] * 6
     return functions
+
+
+def bits(*numbers):
+    """int32 array of whole numbers, and of floats by their bits."""
+    return np.array([np.float32(n).view(np.int32) if isinstance(n, float) else n for n in numbers], np.int32)
 
 
 def available():
@@ -78,17 +80,17 @@ def training_block(x, modulation, caption, kept, table, numbers, weights):
     """
     inputs = (bits(*numbers), x, modulation, caption, kept, table, *weights)
     floats = _functions().floats_of_training_block(numbers[0], *x.shape, caption.shape[1], weights[-4].shape[0])
-    out = _tensor(x.shape)
+    out = tensor(x.shape)
     saved = _unused.pop() if _unused and _unused[-1].size == floats else np.empty(floats, np.float32)
-    _call("training_block", (*inputs, out, saved))
+    call("training_block", (*inputs, out, saved))
     return out, saved
 
 
 def training_block_gradient(gradient, saved, x, modulation, caption, kept, table, numbers, weights):
     """`operations.training_block_gradient` with what `training_block` saved, and takes back: a tuple of tensors."""
     inputs = (bits(*numbers), gradient, saved, x, modulation, caption, kept, table, *weights)
-    results = tuple(_tensor(like.shape) for like in (x, modulation, caption, table, *weights))
-    _call("training_block_gradient", (*inputs, *results))
+    results = tuple(tensor(like.shape) for like in (x, modulation, caption, table, *weights))
+    call("training_block_gradient", (*inputs, *results))
     if _unused and _unused[-1].size != saved.size:
         _unused.clear()
     if (len(_unused) + 1) * saved.nbytes <= MOST_UNUSED:
@@ -96,18 +98,26 @@ def training_block_gradient(gradient, saved, x, modulation, caption, kept, table
     return results
 
 
-def _tensor(shape):
+def tensor(shape):
     """fp32 tensor of memory that MindSpore has at hand, whatever is in it."""
     return Tensor(shape=shape, dtype=mstype.float32)
 
 
-def _call(name, values):
-    """Call what MindSpore would call, with tensors and arrays."""
+def call(name, values):
+    """Call a function as MindSpore does, with tensors and arrays, the last of them for the results."""
     count = len(values)
+    values = [value if isinstance(value, np.ndarray) else value.contiguous() for value in values]
     pointers = [value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr() for value in values]
     shapes = [(ctypes.c_int64 * value.ndim)(*value.shape) for value in values]
     addresses = [ctypes.addressof(shape) for shape in shapes]
     ranks = (ctypes.c_int * count)(*(value.ndim for value in values))
     arguments = (_POINTER * count)(*pointers), ranks, (_POINTER * count)(*addresses)
-    if getattr(_functions(), name)(count, *arguments, None, None, None):
+    if _entry(name)(count, *arguments, None, None, None):
         raise MemoryError(f"no memory for {name}")
+
+
+@functools.cache
+def _entry(name):
+    function = getattr(_functions(), name)
+    function.argtypes = [ctypes.c_int] + [_POINTER] * 6
+    return function

@@ -4,10 +4,11 @@ The first tensor of most operations is an int32 plan that chooses a variant. The
 optional tensors that are absent.
 """
 
-import numpy as np
 from mindspore import Tensor, ops
 from mindspore import dtype as mstype
+from mindspore.common.api import _pynative_executor
 
+from mindsigma.ops.native import direct
 from mindsigma.ops.native.library import library
 
 # Bits of a linear map's plan: which of the optional tensors are there, and GELU.
@@ -20,58 +21,67 @@ _training_block = _training_block_gradient = None
 _modulated_linear_gradient = _attention_gradient = _keeping_blocks = None
 
 
+class _Operation(ops.Custom):
+    """A function of the library. Called outside a graph it computes in the calling thread, past MindSpore: the thread
+    would otherwise wait for MindSpore's by asking again and again, on a core that the kernels need.
+
+    Args:
+        symbol: its name.
+        shapes: from the shapes of the inputs to that of the result, or a tuple of them.
+        results: number of results from the number of inputs, or None for one.
+    """
+
+    def __init__(self, symbol, shapes, results=None):
+        def dtypes(*inputs):
+            of_one = inputs[-1 if len(inputs) == 1 else 1]  # the first may be a plan
+            return of_one if results is None else (of_one,) * results(len(inputs))
+
+        super().__init__(f"{library()}:{symbol}", shapes, dtypes, "aot")
+        self.symbol, self.shapes = symbol, shapes
+
+    def __call__(self, *inputs):
+        if _pynative_executor.requires_grad():
+            return super().__call__(*inputs)
+        shapes = self.shapes(*(list(value.shape) for value in inputs))
+        if not isinstance(shapes, tuple):
+            out = direct.tensor(shapes)
+            direct.call(self.symbol, (*inputs, out))
+            return out
+        outs = tuple(direct.tensor(shape) for shape in shapes)
+        direct.call(self.symbol, (*inputs, *outs))
+        return outs
+
+
 def load():
     """Make the operations. Returns whether there is a library."""
-    global _linear, _attention, _attention_of_qkv, _blocks, _group_norm, _convolution, _enlarged_convolution
-    global _of_input, _of_weight, _of_bias, _training_block, _training_block_gradient
-    global _modulated_linear_gradient, _attention_gradient, _keeping_blocks
-    path = library()
-    if path is None:
+    global _linear, _attention, _attention_of_qkv, _blocks, _keeping_blocks, _group_norm, _convolution
+    global _enlarged_convolution, _of_input, _of_weight, _of_bias, _training_block, _training_block_gradient
+    global _modulated_linear_gradient, _attention_gradient
+    if library() is None:
         return False
     if _linear is None:
-        _linear = _operation(path, "linear", lambda plan, x, weight, *rest: list(x[:-1]) + [weight[0]])
-        _attention = _operation(path, "attention", lambda plan, q, *rest: q)
-        _attention_of_qkv = _operation(path, "attention", lambda plan, q, *rest: list(q[:-1]) + [q[-1] // 3])
-        _blocks = _operation(path, "blocks", lambda plan, x, *rest: x)
-        _keeping_blocks = ops.Custom(
-            f"{path}:blocks", lambda plan, x, *rest: (x, [plan[0] - OF_ALL, *x]), lambda plan, x, *rest: (x, x), "aot"
+        _linear = _Operation("linear", lambda plan, x, weight, *rest: x[:-1] + [weight[0]])
+        _attention = _Operation("attention", lambda plan, q, *rest: q)
+        _attention_of_qkv = _Operation("attention", lambda plan, q, *rest: q[:-1] + [q[-1] // 3])
+        _blocks = _Operation("blocks", lambda plan, x, *rest: x)
+        _keeping_blocks = _Operation("blocks", lambda plan, x, *rest: (x, [plan[0] - OF_ALL, *x]), lambda n: 2)
+        _group_norm = _Operation("group_normalisation", lambda plan, x, *rest: x)
+        _convolution = _Operation("convolution", lambda plan, x, w, *rest: [x[0], w[0], x[2], x[3]])
+        _enlarged_convolution = _Operation("convolution", lambda plan, x, w, *rest: [x[0], w[0], 2 * x[2], 2 * x[3]])
+        _of_input = _Operation("linear_gradient_of_input", lambda dy, weight: [dy[0], weight[1]])
+        _of_weight = _Operation("linear_gradient_of_weight", lambda dy, x: [dy[1], x[1]])
+        _of_bias = _Operation("linear_gradient_of_bias", lambda dy: [dy[1]])
+        _modulated_linear_gradient = _Operation(
+            "modulated_linear_gradient", lambda eps, dy, x, rows, weight: (x, rows, weight, [weight[0]]), lambda n: 4
         )
-        _group_norm = _operation(path, "group_normalisation", lambda plan, x, *rest: x)
-        _convolution = _operation(path, "convolution", lambda plan, x, w, *rest: [x[0], w[0], x[2], x[3]])
-        _enlarged_convolution = _operation(
-            path, "convolution", lambda plan, x, w, *rest: [x[0], w[0], 2 * x[2], 2 * x[3]]
-        )
-        _of_input = _gradient(path, "linear_gradient_of_input", lambda dy, weight: [dy[0], weight[1]])
-        _of_weight = _gradient(path, "linear_gradient_of_weight", lambda dy, x: [dy[1], x[1]])
-        _of_bias = _gradient(path, "linear_gradient_of_bias", lambda dy: [dy[1]])
-        _modulated_linear_gradient = ops.Custom(
-            f"{path}:modulated_linear_gradient", lambda eps, dy, x, rows, weight: (x, rows, weight, [weight[0]]),
-            lambda eps, dy, *rest: (dy,) * 4, "aot",
-        )  # fmt: skip
-        _attention_gradient = ops.Custom(
-            f"{path}:attention_gradient", lambda plan, dy, q, k, v: (q, k, v), lambda plan, dy, *rest: (dy,) * 3, "aot"
-        )
-        _training_block = _operation(path, "training_block", lambda plan, x, *rest: x)
-        _training_block_gradient = ops.Custom(
-            f"{path}:training_block_gradient", _shapes_of_block_gradient, _dtypes_of_block_gradient, "aot"
-        )
+        _attention_gradient = _Operation("attention_gradient", lambda plan, dy, q, k, v: (q, k, v), lambda n: 3)
+        _training_block = _Operation("training_block", lambda plan, x, *rest: x)
+        _training_block_gradient = _Operation("training_block_gradient", _shapes_of_block_gradient, lambda n: n - 4)
     return True
-
-
-def _operation(path, symbol, shape):
-    return ops.Custom(f"{path}:{symbol}", shape, lambda plan, x, *rest: x, "aot")
 
 
 def _shapes_of_block_gradient(plan, dy, kept, x, modulation, caption, kept_tokens, table, *weights):
     return x, modulation, caption, table, *weights
-
-
-def _dtypes_of_block_gradient(plan, dy, kept, x, modulation, caption, kept_tokens, table, *weights):
-    return (dy,) * (4 + len(weights))
-
-
-def _gradient(path, symbol, shape):
-    return ops.Custom(f"{path}:{symbol}", shape, lambda dy, *rest: dy, "aot")
 
 
 def takes(x):
@@ -79,15 +89,10 @@ def takes(x):
     return x.dtype == mstype.float32
 
 
-def bits(*numbers):
-    """int32 array of whole numbers, and of floats by their bits."""
-    return np.array([np.float32(n).view(np.int32) if isinstance(n, float) else n for n in numbers], np.int32)
-
-
 @ops.constexpr
 def _plan(*numbers):
-    """`bits` as a tensor."""
-    return Tensor(bits(*numbers))
+    """`direct.bits` as a tensor."""
+    return Tensor(direct.bits(*numbers))
 
 
 def linear(
