@@ -60,11 +60,16 @@ def denoising(model, pixels, dtype, tokens):
     caption = Tensor(rng.standard_normal((1, tokens, dit.config.caption_channels), np.float32))
     mask = Tensor(np.ones((1, tokens), np.int32))
     latents = Tensor(rng.standard_normal((1, channels, side, side), np.float32))
-    graphs, entry = DenoisingGraphs(dit), solver_table(20, 2, "diffusers")[0]
-    # A table without end: the caption's graph runs once, and then step after step.
-    trajectory = denoising_steps(graphs, latents, [entry] * 1_000_000, (caption, mask), 4.5, (caption, mask))
-    next(trajectory)
-    return lambda: next(trajectory).latents.asnumpy()
+    graphs, table = DenoisingGraphs(dit), solver_table(20, 2, "diffusers")
+
+    def steps():
+        while True:
+            trajectory = denoising_steps(graphs, latents, table, (caption, mask), 4.5, (caption, mask))
+            next(trajectory)
+            yield from trajectory
+
+    without_end = steps()
+    return lambda: next(without_end).latents.asnumpy()
 
 
 def training(model, pixels, dtype, tokens, batch=1):

@@ -46,9 +46,9 @@ def embed_conditions(timestep, image_size, aspect_ratio, dtype, weight, bias, *e
 
 @ops.constexpr
 def unit_of_all(depth, channels, dtype):
-    """(1, 6 * depth + 2, C): what is added to the rows of `all_rows`, so that scales are 1 + scale."""
+    """((6 * depth + 2) * C,): what is added to the rows of `all_rows`, so that scales are 1 + scale."""
     unit = np.concatenate([np.tile(UNIT, (1, depth, 1)), FINAL_UNIT], 1)
-    return Tensor(np.tile(unit, (1, 1, channels)), dtype)
+    return Tensor(np.tile(unit, (1, 1, channels)).reshape(-1), dtype)
 
 
 @ops.constexpr
@@ -66,10 +66,11 @@ def all_rows(timestep, image_size, aspect_ratio, dtype, depth, weight, bias, *re
     steps, channels = t.shape
     blocks = ops.tile(modulation.reshape(steps, 6, channels), (1, depth, 1))
     final = ops.tile(t.reshape(steps, 1, channels), (1, 2, 1))
-    tables = ops.concat(rest[: depth + 1], 0).reshape(1, 6 * depth + 2, channels)
-    # A broadcasting addition of the CPU backend would keep 16 bytes for each element of its result.
-    rows = ops.tile(tables, (steps, 1, 1)) + ops.concat((blocks, final), 1)
-    return rows + ops.tile(unit_of_all(depth, channels, rows.dtype), (steps, 1, 1))
+    rows = ops.concat((blocks, final), 1).reshape(steps, -1)
+    # Additions that broadcast would keep 16 bytes for each element of their result on a CPU.
+    rows = ops.bias_add(rows, ops.concat(rest[: depth + 1], 0).reshape(-1))
+    rows = ops.bias_add(rows, unit_of_all(depth, channels, rows.dtype))
+    return rows.reshape(steps, 6 * depth + 2, channels)
 
 
 def split_rows(rows, depth):
