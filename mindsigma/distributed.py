@@ -68,14 +68,11 @@ class Collectives:
         """Tuple of the tensors' means over the processes; float tensors of any shape."""
         if self.alone:
             return tensors
+        share = 1.0 / self.ranks.count
         result = ()
         for tensor in tensors:
-            result += (self.mean_of(tensor),)
+            result += (self._sum(tensor) * share,)
         return result
-
-    def mean_of(self, tensor):
-        """`mean` of one tensor. From PyNative it returns before the processes have met."""
-        return tensor if self.alone else self._sum(tensor) * (1.0 / self.ranks.count)
 
     def total(self, values):
         """Sums over the processes of a few Python numbers, as a list of floats. Outside graphs; also a barrier."""

@@ -18,7 +18,7 @@ from mindsigma.ops.native import direct
 from mindsigma.ops.shared_graph import recorded_by, signature, timed, with_layout
 
 
-def value_and_gradients(function, parameters, inputs, finish=None):
+def value_and_gradients(function, parameters, inputs):
     """Result of `function(*inputs)`, and the gradients of its first value with respect to Parameters, in PyNative.
 
     Args:
@@ -26,13 +26,11 @@ def value_and_gradients(function, parameters, inputs, finish=None):
             that depends on them, it computes in shared graphs: other operations are taken for constants.
         parameters: list of Parameter.
         inputs: tensors.
-        finish: function of a gradient whose result takes its place, or None. It is called as soon as the gradient is
-            complete, so that what it begins runs beside the rest of the backward pass.
 
     Returns:
         the result of the function, and a tuple of gradients in the order of the parameters.
     """
-    tape = _Tape(parameters, finish or (lambda gradient: gradient))
+    tape = _Tape(parameters)
     with recorded_by(tape):
         result = function(*inputs)
     return result, tape.gradients_of(result[0])
@@ -41,9 +39,9 @@ def value_and_gradients(function, parameters, inputs, finish=None):
 class _Tape:
     """Calls of shared graphs whose results depend on Parameters."""
 
-    def __init__(self, parameters, finish):
-        self._parameters, self._finish = parameters, finish
-        self._uses = {id(parameter): 0 for parameter in parameters}  # by calls whose gradients are to come
+    def __init__(self, parameters):
+        self._parameters = parameters
+        self._wanted = {id(parameter) for parameter in parameters}
         self._calls = []
         self._dependent = set()  # ids of results, which the calls keep alive
 
@@ -51,10 +49,8 @@ class _Tape:
         """Note a call, if a gradient will pass through it."""
         tensors = graph.weights + graph.changes
         of_inputs = tuple(i for i, value in enumerate(inputs) if id(value) in self._dependent)
-        of_weights = tuple(i for i, tensor in enumerate(tensors) if id(tensor) in self._uses)
+        of_weights = tuple(i for i, tensor in enumerate(tensors) if id(tensor) in self._wanted)
         if of_inputs or of_weights:
-            for i in of_weights:
-                self._uses[id(tensors[i])] += 1
             results = result if isinstance(result, tuple) else (result,)
             self._calls.append((graph, inputs, of_inputs, of_weights, results, kept))
             self._dependent.update(map(id, results))
@@ -64,7 +60,6 @@ class _Tape:
         found, sums = {id(value): ops.ones_like(value)}, set()
         while self._calls:
             graph, inputs, of_inputs, of_weights, results, kept = self._calls.pop()
-            tensors = graph.weights + graph.changes
             given = tuple(i for i, result in enumerate(results) if id(result) in found)
             if given:
                 gradients = [found.pop(id(results[i])) for i in given]
@@ -72,6 +67,7 @@ class _Tape:
                     gradients = _backward(graph, inputs, of_inputs, of_weights, given, gradients)
                 else:
                     gradients = _own_backward(graph, inputs, of_inputs, of_weights, gradients[0], kept)
+                tensors = graph.weights + graph.changes
                 keys = [id(inputs[i]) for i in of_inputs] + [id(tensors[i]) for i in of_weights]
                 for key, gradient in zip(keys, gradients):
                     if key not in found:
@@ -82,10 +78,6 @@ class _Tape:
                     else:
                         found[key] = found[key] + gradient
                         sums.add(key)  # a tensor that nobody else has
-            for key in [id(tensors[i]) for i in of_weights]:
-                self._uses[key] -= 1
-                if self._uses[key] == 0 and key in found:
-                    found[key] = self._finish(found[key])
             graph.forget_weights()  # which an optimiser is about to replace
         missing = [parameter.name for parameter in self._parameters if id(parameter) not in found]
         if missing:

@@ -381,16 +381,14 @@ class TrainingStep(nn.Cell):
         """
         scale = Tensor(self.controls.asnumpy()[SCALE : SCALE + 1])
         gradients, errors = None, []
-        average = self.collectives.mean_of if len(micro_batches) == 1 else None  # beside the backward pass
         for inputs in micro_batches:
             inputs = inputs[:6] + (scale,) + inputs[6:]
-            (_, mse, bound), new = value_and_gradients(self.loss, self.parameters, inputs, average)
+            (_, mse, bound), new = value_and_gradients(self.loss, self.parameters, inputs)
             errors.append((mse, bound))
             if gradients is not None:
                 new = [total for a, b in self.chunks for total in self.sum(b - a, *gradients[a:b], *new[a:b])]
             gradients = new
-        if average is None:
-            gradients = self.collectives.mean(gradients)
+        gradients = self.collectives.mean(gradients)
         squares = self._square_sums(gradients)
         values, norm, finite, controls = self.judge(squares, Tensor(self.controls), Tensor([rate], ms.float32))
         self.controls.set_data(controls)
