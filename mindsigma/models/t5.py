@@ -154,6 +154,8 @@ class T5Encoder(nn.Cell):
         kernels = resolve_kernels(kernels)
         self.shared = Affine(0, 0, normal(1.0), (config.vocab_size, config.d_model), has_bias=False, dtype=dtype)
         self.encoder = _Stack(config, dtype, kernels)
+        static = (config.relative_attention_num_buckets, config.relative_attention_max_distance, config.num_heads)
+        self.bias = SharedGraph(attention_bias, static=static)
         self.last_norm = SharedGraph(
             rms_norm, self.encoder.final_layer_norm.tensors, (config.layer_norm_epsilon, kernels)
         )
@@ -168,8 +170,7 @@ class T5Encoder(nn.Cell):
         x = ops.gather(self.shared.weight, token_ids.reshape(-1), 0)
         x = x.reshape(token_ids.shape + (config.d_model,)).astype(ms.float32)
         table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        buckets, distance = config.relative_attention_num_buckets, config.relative_attention_max_distance
-        bias = attention_bias(table, mask, buckets, distance, config.num_heads)
+        bias = self.bias(table, mask)
         for block in self.encoder.block:
             x = block(x, bias)
         return self.last_norm(x)

@@ -8,7 +8,7 @@ from mindspore import Tensor
 from mindspore import dtype as mstype
 from mindspore.nn.utils import no_init_parameters
 
-from mindsigma.models.t5 import T5Encoder, attention_bias, encoder_layer
+from mindsigma.models.t5 import T5Encoder, encoder_layer
 from mindsigma.ops.functional import rms_norm
 from mindsigma.ops.shared_graph import SharedGraph
 
@@ -40,9 +40,8 @@ class StreamedT5Encoder:
             [(names[id(weight)], weight.dtype) for weight in layer.run.weights] for layer in encoder.encoder.block
         ]
         eps, kernels = encoder.last_norm.static
-        heads, relative = config.num_heads, config.relative_attention_num_buckets
-        self._bias = SharedGraph(attention_bias, static=(relative, config.relative_attention_max_distance, heads))
-        self._layer = SharedGraph(streamed_layer, static=(eps, heads, kernels), of_operations=True)
+        self._bias = encoder.bias
+        self._layer = SharedGraph(streamed_layer, static=(eps, config.num_heads, kernels), of_operations=True)
         self._norm = SharedGraph(streamed_norm, static=(eps, kernels))
 
     def __call__(self, token_ids, mask):
