@@ -78,9 +78,9 @@ def recorded_by(recorder):
 def timed(key, function, arguments):
     """Result of a compiled function; its first call with a `key`, which compiles it, counts in `compile_seconds`.
 
-    Waits for the result: calls that queue up make MindSpore's threads, which spin, compete for the cores, and a training
-    step took half as long again. Waiting spins, too, and a thread that is descheduled for it comes back milliseconds
-    later; so most of the time that the shortest call took is slept.
+    Waits for the result: calls that queue up make MindSpore's threads, which spin, compete for the cores, and a
+    training step took half as long again. Waiting spins, too, and a thread that is descheduled for it comes back
+    milliseconds later; so most of the time that the shortest call took is slept.
     """
     start = time.perf_counter()
     result = function(*arguments)

@@ -22,8 +22,8 @@ _modulated_linear_gradient = _attention_gradient = _keeping_blocks = None
 
 
 class _Operation(ops.Custom):
-    """A function of the library. Called outside a graph it computes at once in the calling thread, past MindSpore: there
-    is nothing to compile, and what lies between two calls is freed as Python lets go of it.
+    """A function of the library. Called outside a graph it computes at once in the calling thread, past MindSpore:
+    there is nothing to compile, and what lies between two calls is freed as Python lets go of it.
 
     Args:
         symbol: its name.
