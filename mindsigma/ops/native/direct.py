@@ -9,7 +9,6 @@ import functools
 
 import numpy as np
 from mindspore import Tensor
-from mindspore import dtype as mstype
 
 from mindsigma.ops.native.library import library
 
@@ -99,8 +98,8 @@ def training_block_gradient(gradient, saved, x, modulation, caption, kept, table
 
 
 def tensor(shape):
-    """fp32 tensor of memory that MindSpore has at hand, whatever is in it."""
-    return Tensor(shape=shape, dtype=mstype.float32)
+    """fp32 tensor, whatever is in it. (MindSpore would fill it with zeros, in memory that is new to the process.)"""
+    return Tensor.from_numpy(np.empty(shape, np.float32))
 
 
 def call(name, values):
