@@ -270,6 +270,32 @@ def test_another_compiler_makes_another_library(fresh, monkeypatch):
 
 
 @needs_library
+def test_graphs_of_operations_are_called_as_they_are():
+    """Uncompiled, with the bits of the compiled graph; half precision is compiled."""
+    from mindsigma.models.vae import norm_silu_conv_add
+    from mindsigma.ops.shared_graph import SharedGraph, compiled_graphs
+
+    shapes = ((8,), (8,), (5, 8, 3, 3), (5,))
+    weights = [ms.Parameter(Tensor(drawn(i, *shape)), name=f"w{i}") for i, shape in enumerate(shapes)]
+    x, residual = Tensor(drawn(7, 2, 8, 9, 20)), Tensor(drawn(8, 2, 5, 9, 20))
+    found = {}
+    for direct in (True, False):
+        graph = SharedGraph(norm_silu_conv_add, weights, (4, NATIVE), of_operations=direct)
+        before = compiled_graphs()
+        found[direct] = graph(x, residual).asnumpy()
+        assert compiled_graphs() - before == (0 if direct else 1)
+    assert (found[True] == found[False]).all()
+    columns = x.transpose(0, 1, 3, 2).transpose(0, 1, 3, 2)[:, :, :, ::1]  # views of the same values
+    assert (SharedGraph(norm_silu_conv_add, weights, (4, NATIVE), of_operations=True)(columns, residual).asnumpy()
+            == found[True]).all()  # fmt: skip
+    halves = [ms.Parameter(weight.astype(ms.float16), name=weight.name) for weight in weights]
+    graph = SharedGraph(norm_silu_conv_add, halves, (4, NATIVE), of_operations=True)
+    before = compiled_graphs()
+    half = graph(x.astype(ms.float16), residual.astype(ms.float16)).asnumpy()
+    assert compiled_graphs() == before + 1 and relative_error(half, found[True]) < 0.01
+
+
+@needs_library
 def test_in_training_what_has_a_gradient_is_computed():
     """A block on the native kernels has the gradients of the same block on the mathematics."""
     from mindsigma.ops.gradients import value_and_gradients

@@ -12,9 +12,9 @@ def native_blocks(x, rows, height, width, text, count, *rest):
     """x (N, T, C), on a grid of height x width, through `count` blocks; rows as of dit.all_rows.
 
     `text`: see native.blocks. `rest`: keys and values of the caption for each block, with "take" what cross-attention
-    adds in each, index of the first block, number of heads, whether there are
-    q/k norms, sampling and factor of compression, then for each block whether it has compression, and its number of
-    weights, the name of the kernels, and the weights themselves.
+    adds in each; index of the first block, number of heads, whether there are q/k norms, sampling and factor of
+    compression, for each block whether it has compression, and its number of weights, the name of the kernels; then
+    the weights.
     """
     end = 3 * count if text == "take" else 2 * count
     first, heads, qk_norm, sampling, factor, compressed, lengths = rest[end : end + 7]

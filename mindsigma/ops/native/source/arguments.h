@@ -1,5 +1,5 @@
-// What MindSpore hands over: int f(count, tensors, ranks, shapes, dtypes, stream, extra), 0 if all went well. The tensors
-// are those of mindsigma/ops/native/operations.py, which documents them, and the results.
+// What MindSpore hands over: int f(count, tensors, ranks, shapes, dtypes, stream, extra), 0 if all went well.
+// The tensors are those of mindsigma/ops/native/operations.py, which documents them, and the results.
 #pragma once
 #include <cstdint>
 #include <cstring>

@@ -10,8 +10,8 @@ struct Affine {
   T *weight, *bias;
 };
 
-// A block's maps and norms, in the order of its parameters. Norms of queries and keys, and the convolution with its norm
-// that makes fewer keys and values, are not in every block; KV is not needed where the caption's keys are given.
+// A block's maps and norms, in the order of its parameters. Norms of queries and keys, and the convolution with its
+// norm that makes fewer keys and values, are not in every block; KV is not needed where the caption's keys are given.
 enum Part { QKV, PROJ, Q_NORM, K_NORM, REDUCTION, KV_NORM, Q, KV, CROSS, FC1, FC2, PARTS };
 
 template <class T>

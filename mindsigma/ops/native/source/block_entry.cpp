@@ -34,8 +34,8 @@ DivisionPlan division_of(const int32_t* plan, long block) {
   return division;
 }
 
-// Call f(part, tensor of its weight, tensor of its bias) for the parts that a block has, tensors from `next` on. Returns
-// the tensor after them.
+// Call f(part, tensor of its weight, tensor of its bias) for the parts that a block has, tensors from `next` on.
+// Returns the tensor after them.
 template <class F>
 int each_part(const DivisionPlan& division, bool has_kv, int next, F f) {
   for (int part = 0; part < PARTS; part++) {

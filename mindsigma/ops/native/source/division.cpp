@@ -72,8 +72,9 @@ Division::Factors Division::factors() const {
   Factors factors{all, std::vector<float>(all * c, 1.0f / all), nullptr};
   if (plan.reduction == Reduction::CONVOLUTION) {
     factors.bias = parts[REDUCTION].bias;
+    const float* weight = parts[REDUCTION].weight;
     for (long channel = 0; channel < c; channel++)
-      for (long part = 0; part < all; part++) factors.of[part * c + channel] = parts[REDUCTION].weight[channel * all + part];
+      for (long part = 0; part < all; part++) factors.of[part * c + channel] = weight[channel * all + part];
   }
   return factors;
 }
@@ -112,7 +113,8 @@ void Division::run() const {
 
 Attention Division::attention(float* out) const {
   const long c = s.channels;
-  Attention a = s.attention(q ? q : qkv, q ? c : 3 * c, k ? k : qkv + c, k ? c : 3 * c, qkv + 2 * c, 3 * c, s.tokens, out);
+  Attention a = s.attention(q ? q : qkv, q ? c : 3 * c, k ? k : qkv + c, k ? c : 3 * c, qkv + 2 * c, 3 * c, s.tokens,
+                            out);
   if (plan.reduces()) {
     a.k = normed;
     a.v = normed + of_cells();
@@ -125,7 +127,10 @@ Attention Division::attention(float* out) const {
 Division::Gradients Division::receive(float* dqkv, Memory& memory) const {
   const long c = s.channels, all = s.rows() * c;
   Gradients to{dqkv, dqkv + c, dqkv + 2 * c, nullptr, nullptr, nullptr};
-  if (plan.qk_norm) to.q = memory.take(all), to.k = memory.take(all), to.raw = memory.take(all), to.result = memory.take(all);
+  if (plan.qk_norm) {
+    to.q = memory.take(all), to.k = memory.take(all);
+    to.raw = memory.take(all), to.result = memory.take(all);
+  }
   if (plan.reduces()) {
     to.k = memory.take(2 * of_cells());
     to.v = to.k + of_cells();

@@ -41,13 +41,9 @@ void group_norm(const float* x, const float* weight, const float* bias, float* y
       const float* in = from + c * pixels;
       float* to = y + task * size + c * pixels;
       for (long i = 0; i < pixels; i += VL) {
-        const bool part = i + VL > pixels;
-        V v = ((part ? load_part(in + i, pixels - i) : load(in + i)) - middle) * scale + shift;
-        if (activate) v = silu(v);
-        if (part)
-          store_part(to + i, v, pixels - i);
-        else
-          store(to + i, v);
+        const long n = std::min<long>(VL, pixels - i);
+        const V v = (get(in + i, n) - middle) * scale + shift;
+        put(to + i, activate ? silu(v) : v, n);
       }
     }
   });
@@ -92,17 +88,14 @@ void tile(const Convolution& c, const float* a, long stride, const float* panel,
   for (int i = 0; i < height; i++) {
     const long place = (image * c.out + channel + i) * c.height * c.width + pixel;
     for (int j = 0; j < N; j++) {
-      const long left = width - j * VL;
+      const long at = place + j * VL, left = std::min<long>(VL, width - j * VL);
       V v = acc[i][j];
-      if (!first) v += left >= VL ? load(c.y + place + j * VL) : load_part(c.y + place + j * VL, left);
+      if (!first) v += get(c.y + at, left);
       if (last) {
         v += c.bias[channel + i];
-        if (c.residual) v += left >= VL ? load(c.residual + place + j * VL) : load_part(c.residual + place + j * VL, left);
+        if (c.residual) v += get(c.residual + at, left);
       }
-      if (left >= VL)
-        store(c.y + place + j * VL, v);
-      else
-        store_part(c.y + place + j * VL, v, left);
+      put(c.y + at, v, left);
     }
   }
 }

@@ -1,5 +1,5 @@
-// Threads that share the tasks of a loop: who waits spins for some microseconds, as the end or the next loop is near, and
-// then sleeps.
+// Threads that share the tasks of a loop: who waits spins for some microseconds, as the end or the next loop is near,
+// and then sleeps.
 #include "pool.h"
 
 #include <sched.h>
