@@ -1,7 +1,9 @@
 """The measuring tools' own arithmetic and processes, with contestants that take no time."""
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,25 @@ def script(tmp_path_factory):
     path = tmp_path_factory.mktemp("worker") / "worker.py"
     path.write_text(WORKER)
     return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl")
+def test_a_killed_tool_leaves_no_worker(script):
+    code = (
+        f"import sys; sys.path.insert(0, {str(TOOLS)!r})\n"
+        "from measure.turns import Worker\n"
+        f"worker = Worker(sys.executable, {str(script)!r}, 'case', dict(value=1.0, most=1))\n"
+        "print(worker._process.pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    tool = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    worker = int(tool.stdout.readline())
+    tool.kill()
+    tool.communicate()
+    end = time.monotonic() + 10
+    while Path(f"/proc/{worker}/stat").exists() and " Z " not in Path(f"/proc/{worker}/stat").read_text():
+        assert time.monotonic() < end, "the worker outlives the tool"
+        time.sleep(0.05)
 
 
 def test_workers_take_turns_and_keep_their_results(script, tmp_path):

@@ -1,15 +1,25 @@
 """Contestants that run the same case in turn, A B A B, so that a machine that slows down slows all of them."""
 
+import ctypes
 import json
 import os
 import signal
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from mindsigma.errors import MindSigmaError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def end_with_parent():
+    """In a child: be killed when the process that made it ends, however it ends; a stopped one would stay for good."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Worker:
@@ -34,6 +44,7 @@ class Worker:
                 stderr=self._errors,
                 env=environment,
                 text=True,
+                preexec_fn=end_with_parent,
             )
         except OSError as error:
             self._errors.close()
