@@ -19,7 +19,7 @@ from mindsigma.ascend.flat import FlatInputs
 from mindsigma.ascend.graph import Array, Graph, Node, Value
 from mindsigma.ascend.legality import attention_violations
 from mindsigma.ascend.parts import export_part
-from mindsigma.ascend.report import compact, report_of
+from mindsigma.ascend.report import _runs, compact, report_of
 from mindsigma.ascend.report_text import text_of
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import DiT
@@ -139,6 +139,12 @@ def test_nodes_name_the_line_that_made_them():
 def test_every_movement_names_a_line(name):
     for row in exported(name)["movements"]:
         assert row["source"].startswith("mindsigma/"), row
+
+
+def test_blocks_are_named_as_runs():
+    """Upwards as in sampling, downwards as in a backward pass."""
+    assert _runs(["x", "blocks.0", "blocks.1", "blocks.2", "blocks.5"]) == "x, blocks.0-2, blocks.5"
+    assert _runs(["blocks.3", "blocks.2", "blocks.2", "blocks.1", "x"]) == "blocks.1-3, x"
 
 
 def array(*dims, dtype="fp16"):

@@ -76,7 +76,8 @@ class Node:
             code.
         inputs: Values, tuples of them, or None.
         outputs: Arrays.
-        source: (file, line) inside the package that made the node, or None.
+        source: (file, line) inside the package that made the node, or None. What differentiation added without a line
+            has that of what it reads.
     """
 
     name: str
@@ -142,6 +143,10 @@ def parse_model(model, sources=None):
         parser.values[proto.name] = Value("parameter", name, graph.parameters[name])
     for function in [*model.functions, model.graph]:
         parser.read(function)
+    for node in graph.nodes:
+        if node.source is None:
+            read = (graph.nodes[value.node].source for value in node.values() if value.origin == "node")
+            node.source = next((source for source in read if source), None)
     graph.parameters = {
         name: graph.parameters[name]
         for name in {value.name: None for node in graph.nodes for value in node.values() if value.origin == "parameter"}

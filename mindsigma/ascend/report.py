@@ -158,13 +158,13 @@ def _listed(graph, classes, labels, kinds):
 
 
 def _runs(labels):
-    """Labels as a text: blocks.0-27 for a run of numbered ones."""
+    """Labels as a text: blocks.0-27 for a run of numbered ones, upwards or downwards."""
     parts = []
     for label in dict.fromkeys(labels):
         stem, _, number = label.rpartition(".")
         last = parts[-1] if parts else None
-        if number.isdigit() and last is not None and last[0] == stem and last[2] + 1 == int(number):
-            last[2] = int(number)
+        if number.isdigit() and last is not None and last[0] == stem and int(number) in (last[1] - 1, last[2] + 1):
+            last[1:] = min(last[1], int(number)), max(last[2], int(number))
         elif number.isdigit():
             parts.append([stem, int(number), int(number)])
         else:
