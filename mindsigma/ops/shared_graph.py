@@ -173,8 +173,9 @@ class SharedGraph(nn.Cell):
         return result
 
     def _is_of_operations(self, inputs):
-        tensors = [value for value in inputs + self._aliases if isinstance(value, Tensor)]
-        return self.of_operations and self.layout is None and all(map(native.takes, tensors))
+        if not self.of_operations or self.layout is not None:
+            return False
+        return all(native.takes(value) for value in inputs + self._aliases if isinstance(value, Tensor))
 
     def merged_weights(self):
         """The weights as tensors, with their changes merged into them."""

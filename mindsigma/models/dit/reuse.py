@@ -43,12 +43,13 @@ class ReusingDiT(nn.Cell):
         if self.kind in (KEEP_TEXT, TAKE_TEXT):
             x, kept = self._reusing_text(x, rows, keys, height, width, kept)
         else:
-            x = self._through(0, x, rows, keys, height, width)
+            parts = rows if dit.takes_one_call() else dit.split_rows(rows)
+            x = self._through(0, x, parts, keys, height, width)
             start = x
-            x = x + kept[0] if self.kind == TAKE_BLOCKS else self._through(1, x, rows, keys, height, width)
+            x = x + kept[0] if self.kind == TAKE_BLOCKS else self._through(1, x, parts, keys, height, width)
             if self.kind == KEEP_BLOCKS:
                 kept = (x - start,)
-            x = self._through(2, x, rows, keys, height, width)
+            x = self._through(2, x, parts, keys, height, width)
         return dit.predict_of_all(x, rows, height, width), kept
 
     def _reusing_text(self, x, rows, keys, height, width, kept):
@@ -69,10 +70,12 @@ class ReusingDiT(nn.Cell):
         return x, kept
 
     def _through(self, part, x, rows, keys, height, width):
-        """Tokens x (N, T, C) through the blocks before those that are repeated (0), through these (1), or after (2)."""
-        if self.native is not None and self.dit.takes_one_call():
+        """Tokens x (N, T, C) through the blocks before those that are repeated (0), through these (1), or after (2).
+
+        rows: of all blocks, as one call takes them, else split.
+        """
+        if self.dit.takes_one_call():
             return self.native[part](x, rows, keys, height, width)
-        rows = self.dit.split_rows(rows)
         for i in range(self.ranges[part][0], self.ranges[part][1]):
             x = self.dit.blocks[i](x, rows[i], keys[i][0], keys[i][1], height, width)
         return x

@@ -200,6 +200,11 @@ def block_plan(tokens, heads, eps, qk_norm, sampling, factor, height, width, com
     return numbers + tuple(int(flag) for flag in compressed)
 
 
+def block_plan_tensor(*arguments):
+    """`block_plan` as a tensor, which graphs keep as a constant."""
+    return _plan(*block_plan(*arguments))
+
+
 def blocks(x, rows, tensors, heads, eps, qk_norm, sampling, factor, height, width, compressed, text=""):
     """Blocks of a DiT one after the other: tokens x (N, T, C) to (N, T, C); other arguments as of `block_plan`.
 
@@ -212,16 +217,11 @@ def blocks(x, rows, tensors, heads, eps, qk_norm, sampling, factor, height, widt
     Returns:
         the tokens; with text "keep" a tuple of them and of what cross-attention added in each block (N, T, C).
     """
-    numbers = block_plan(x.shape[1], heads, eps, qk_norm, sampling, factor, height, width, compressed, text)
+    plan = block_plan_tensor(x.shape[1], heads, eps, qk_norm, sampling, factor, height, width, compressed, text)
     if text == "keep":
-        y, changes = _keeping_blocks(_plan(*numbers), x, rows, *tensors)
+        y, changes = _keeping_blocks(plan, x, rows, *tensors)
         return (y,) + tuple(changes[i] for i in range(len(compressed)))
-    return _blocks(_plan(*numbers), x, rows, *tensors)
-
-
-def block_plan_tensor(*arguments):
-    """`block_plan` as a tensor, which graphs keep as a constant."""
-    return _plan(*block_plan(*arguments))
+    return _blocks(plan, x, rows, *tensors)
 
 
 def training_block(x, modulation, caption, kept, table, plan, weights):

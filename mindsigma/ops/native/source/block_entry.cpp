@@ -48,6 +48,15 @@ int each_part(const DivisionPlan& division, bool has_kv, int next, F f) {
   return next;
 }
 
+// The parts of a block, tensors from `next` on, and its hidden width. Returns the tensor after them.
+int read_parts(const Arguments& a, const DivisionPlan& division, bool has_kv, int next, Parts<const float>& parts,
+               BlockSizes& sizes) {
+  return each_part(division, has_kv, next, [&](int part, int weight, int bias) {
+    parts[part] = {a.floats(weight), a.floats(bias)};
+    if (part == FC1) sizes.hidden = a.size(weight, 0);
+  });
+}
+
 TrainingBlock training_block_of(const Arguments& a, int first, int* after) {
   TrainingBlock b{};
   b.sizes = sizes_of(a, first);
@@ -55,10 +64,7 @@ TrainingBlock training_block_of(const Arguments& a, int first, int* after) {
   b.division = division_of(a.numbers(0), 0);
   int next = first;
   for (const float** place : {&b.x, &b.modulation, &b.caption, &b.kept, &b.table}) *place = a.floats(next++);
-  *after = each_part(b.division, true, next, [&](int part, int weight, int bias) {
-    b.parts[part] = {a.floats(weight), a.floats(bias)};
-    if (part == FC1) b.sizes.hidden = a.size(weight, 0);
-  });
+  *after = read_parts(a, b.division, true, next, b.parts, b.sizes);
   return b;
 }
 
@@ -86,10 +92,7 @@ int blocks(int count, void** tensors, int* ranks, int64_t** shapes, const char**
       block = {a.floats(next), a.floats(next + 1), nullptr, nullptr, {}, division_of(plan, i)};
       next += 2;
       if (plan[TEXT] == TAKE) block.change = a.floats(next++);
-      next = each_part(block.division, false, next, [&](int part, int weight, int bias) {
-        block.parts[part] = {a.floats(weight), a.floats(bias)};
-        if (part == FC1) b.sizes.hidden = a.size(weight, 0);
-      });
+      next = read_parts(a, block.division, false, next, block.parts, b.sizes);
     }
     b.y = a.floats_out(next++);
     if (plan[TEXT] == KEEP)
@@ -113,14 +116,7 @@ int training_block(int count, void** tensors, int* ranks, int64_t** shapes, cons
 
 // Floats that training_block keeps.
 long floats_of_training_block(long heads, long batch, long tokens, long channels, long keys, long hidden) {
-  BlockSizes s{};
-  s.heads = heads;
-  s.batch = batch;
-  s.tokens = tokens;
-  s.channels = channels;
-  s.keys = keys;
-  s.hidden = hidden;
-  return floats_to_keep(s);
+  return floats_to_keep({batch, tokens, channels, heads, hidden, keys, 0, 0});
 }
 
 // plan, dy, what was kept, then as of training_block; its gradients, but for the plan's and the mask's. With nothing

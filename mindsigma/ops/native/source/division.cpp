@@ -56,7 +56,7 @@ long Division::floats(const DivisionPlan& plan, const BlockSizes& s) {
 }
 
 long Division::floats_of_gradient(const DivisionPlan& plan, const BlockSizes& s) {
-  return 2 * floats(plan, s) + (plan.qk_norm ? 2 * s.rows() * s.channels : 0);
+  return floats(plan, s) + (plan.qk_norm ? 2 * s.rows() * s.channels : 0);
 }
 
 long Division::token(long image, long cell, long part) const {

@@ -14,12 +14,11 @@ struct DivisionPlan {
 
   long cells() const { return height / down * (width / across); }
   bool reduces() const { return reduction != Reduction::NONE; }
-  bool divides() const { return reduces() || qk_norm; }
 };
 
 class Division {
  public:
-  // qkv (rows, 3 * channels); takes `floats` of the memory, or with gradients `floats_of_gradient`.
+  // qkv (rows, 3 * channels); takes `floats` of the memory, `receive` takes `floats_of_gradient`.
   Division(const DivisionPlan& plan, const BlockSizes& sizes, const Parts<const float>& parts, const float* qkv,
            Memory& memory);
   static long floats(const DivisionPlan& plan, const BlockSizes& sizes);
