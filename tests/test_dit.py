@@ -104,6 +104,22 @@ def test_masked_tokens_do_not_matter():
     assert relative_error(dit(x, t, y, Tensor(ones)).asnumpy(), dit(x, t, y).asnumpy()) < 1e-6
 
 
+def test_captions_of_one_token():
+    """Their value is what cross-attention gives, whatever the queries; images of several tokens stand between."""
+    case = Case("ms_kv_conv")
+    x, t, y = (Tensor(array.asnumpy()[[0, 1, 0, 1, 1]]) for array in case.inputs()[:3])
+    mask = np.zeros(y.shape[:2], np.int32)
+    mask[0, 0] = mask[1, 3] = mask[3, 2] = 1
+    mask[2, :4] = mask[4] = 1
+    out = case.build(kernels="math")(x, t, y, Tensor(mask)).asnumpy()
+    dit = case.build()
+    assert relative_error(dit(x, t, y, Tensor(mask)).asnumpy(), out) < 1e-5
+    for image, token in ((0, 0), (1, 3)):
+        alone = [tensor[image : image + 1] for tensor in (x, t)]
+        found = dit(*alone, y[image : image + 1, token : token + 1]).asnumpy()
+        assert relative_error(found, out[image : image + 1]) < 1e-5
+
+
 def test_gradients_agree_between_modes_and_with_differences():
     """PyNative differentiates through the shared graphs' own code; a directional derivative checks the result."""
     case = Case("ms_kv_conv")

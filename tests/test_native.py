@@ -120,28 +120,49 @@ def test_attention_of_qkv_is_that_of_its_parts():
 
 
 @needs_library
-@pytest.mark.parametrize("height, width", [(1, 1), (5, 50), (7, 97)])
-def test_images(height, width):
+@pytest.mark.parametrize("height, width", [(5, 50), (7, 97)])
+def test_group_norm(height, width):
     x, weight, bias = drawn(0, 2, 6, height, width) + 2, drawn(1, 6), drawn(2, 6)
-    if height > 1:
-        for silu in (False, True):
-            found = native.group_norm(Tensor(x), 3, Tensor(weight), Tensor(bias), 1e-6, silu).asnumpy()
-            expected = normalised(x.astype(np.float64).reshape(2, 3, -1), 1e-6).reshape(x.shape)
-            expected = expected * weight[:, None, None] + bias[:, None, None]
-            expected = expected / (1 + np.exp(-expected)) if silu else expected
-            assert relative_error(found, expected) < LIMIT
-    kernel, bias = drawn(3, 11, 6, 3, 3), drawn(4, 11)
-    for enlarge in (False, True):
-        big = x.repeat(2, 2).repeat(2, 3) if enlarge else x
-        residual = drawn(5, 2, 11, *big.shape[2:])
-        expected = residual + bias[:, None, None].astype(np.float64)
-        padded = np.pad(big, ((0, 0), (0, 0), (1, 1), (1, 1))).astype(np.float64)
-        for i in range(3):
-            for j in range(3):
-                shifted = padded[:, :, i : i + big.shape[2], j : j + big.shape[3]]
-                expected = expected + np.einsum("oi,nihw->nohw", kernel[:, :, i, j], shifted)
-        found = native.convolution(Tensor(x), Tensor(kernel), Tensor(bias), Tensor(residual), enlarge).asnumpy()
+    for silu in (False, True):
+        found = native.group_norm(Tensor(x), 3, Tensor(weight), Tensor(bias), 1e-6, silu).asnumpy()
+        expected = normalised(x.astype(np.float64).reshape(2, 3, -1), 1e-6).reshape(x.shape)
+        expected = expected * weight[:, None, None] + bias[:, None, None]
+        expected = expected / (1 + np.exp(-expected)) if silu else expected
         assert relative_error(found, expected) < LIMIT
+
+
+def convolved(x, kernel, bias, residual):
+    """Convolution in float64 that keeps the size."""
+    side = kernel.shape[-1]
+    border = side // 2
+    padded = np.pad(x, ((0, 0), (0, 0), (border, border), (border, border))).astype(np.float64)
+    result = residual + bias[:, None, None].astype(np.float64)
+    for i in range(side):
+        for j in range(side):
+            shifted = padded[:, :, i : i + x.shape[2], j : j + x.shape[3]]
+            result = result + np.einsum("oi,nihw->nohw", kernel[:, :, i, j], shifted)
+    return result
+
+
+# The last four are computed by Winograd's filtering: whole tiles, parts of tiles, one row of tiles, several images.
+@needs_library
+@pytest.mark.parametrize("enlarge", [False, True])
+@pytest.mark.parametrize(
+    "images, inner, outer, height, width, side",
+    [
+        (2, 6, 11, 2, 2, 3), (2, 6, 11, 6, 50, 3), (2, 40, 11, 8, 98, 3), (2, 6, 11, 6, 50, 1), (1, 300, 9, 4, 98, 1),
+        (1, 16, 16, 64, 64, 3), (1, 19, 21, 62, 118, 3), (1, 16, 18, 4, 1200, 3), (3, 200, 24, 46, 52, 3),
+    ],
+)  # fmt: skip
+def test_convolutions(images, inner, outer, height, width, side, enlarge):
+    kernel, bias = drawn(3, outer, inner, side, side), drawn(4, outer)
+    x = drawn(0, images, inner, height // 2, width // 2) if enlarge else drawn(0, images, inner, height, width)
+    residual = drawn(5, images, outer, height, width)
+    found = native.convolution(Tensor(x), Tensor(kernel), Tensor(bias), Tensor(residual), enlarge).asnumpy()
+    big = x.repeat(2, 2).repeat(2, 3) if enlarge else x
+    assert relative_error(found, convolved(big, kernel, bias, residual)) < LIMIT
+    found = native.convolution(Tensor(x), Tensor(kernel), Tensor(bias), None, enlarge).asnumpy()
+    assert relative_error(found, convolved(big, kernel, bias, 0)) < LIMIT
 
 
 @needs_library
@@ -161,10 +182,13 @@ THREADS = """
     draw = np.random.default_rng(0).standard_normal
     x, weight = Tensor(draw((2, 200, 144), np.float32)), Tensor(draw((432, 144), np.float32))
     out = native.attention_of_qkv(native.linear(x, weight), 2, 0.1)
-    image, kernel = Tensor(draw((1, 32, 20, 60), np.float32)), Tensor(draw((8, 32, 3, 3), np.float32))
+    found = [out.asnumpy()]
     row = Tensor(draw(32, np.float32))
-    picture = native.convolution(native.group_norm(image, 4, row, row, 1e-6, True), kernel, row[:8])
-    print(hashlib.sha256(out.asnumpy().tobytes() + picture.asnumpy().tobytes()).hexdigest())
+    for outer, height, width in ((8, 20, 60), (16, 64, 128)):
+        image, kernel = Tensor(draw((1, 32, height, width), np.float32)), Tensor(draw((outer, 32, 3, 3), np.float32))
+        image = native.group_norm(image, 4, row, row, 1e-6, True)
+        found.append(native.convolution(image, kernel, row[:outer]).asnumpy())
+    print(hashlib.sha256(b"".join(array.tobytes() for array in found)).hexdigest())
 """
 
 

@@ -25,29 +25,34 @@ def convolve(x, kernel, stride, padding, weight, bias):
     return ops.bias_add(conv(x, weight), bias)
 
 
-def convolve_3x3(x, weight, bias, kernels, residual=None, enlarge=False):
-    """3x3 convolution of x (N, C, H, W), enlarged twofold before it if so asked, plus the residual if there is one."""
+def convolve_same(x, kernels, weight, bias, residual=None, enlarge=False):
+    """1x1 or 3x3 convolution of x (N, C, H, W) that keeps its size, plus the residual if there is one.
+
+    With `enlarge` of x enlarged twofold.
+    """
     if is_native(x, kernels):
         return native.convolution(x, weight, bias, residual, enlarge)
-    y = convolve(upsample_nearest_2x(x) if enlarge else x, 3, 1, (1, 1, 1, 1), weight, bias)
+    side = weight.shape[-1]
+    border = side // 2
+    y = convolve(upsample_nearest_2x(x) if enlarge else x, side, 1, (border, border, border, border), weight, bias)
     return y if residual is None else residual + y
 
 
 def norm_silu_conv(x, groups, kernels, norm_weight, norm_bias, weight, bias):
     """3x3 convolution of silu(GroupNorm(x)), the unit that most of a VAE is made of."""
     x = group_norm_silu(x, groups, norm_weight, norm_bias, NORM_EPS, kernels)
-    return convolve_3x3(x, weight, bias, kernels)
+    return convolve_same(x, kernels, weight, bias)
 
 
 def norm_silu_conv_add(x, residual, groups, kernels, norm_weight, norm_bias, weight, bias):
     """`norm_silu_conv` plus the residual."""
     x = group_norm_silu(x, groups, norm_weight, norm_bias, NORM_EPS, kernels)
-    return convolve_3x3(x, weight, bias, kernels, residual)
+    return convolve_same(x, kernels, weight, bias, residual)
 
 
 def upsample_conv(x, kernels, weight, bias):
     """3x3 convolution of the image enlarged twofold."""
-    return convolve_3x3(x, weight, bias, kernels, enlarge=True)
+    return convolve_same(x, kernels, weight, bias, enlarge=True)
 
 
 def pixel_attention(x, groups, kernels, norm_weight, norm_bias, *projections):
@@ -62,22 +67,19 @@ def pixel_attention(x, groups, kernels, norm_weight, norm_bias, *projections):
 
 
 class Conv(Holder):
-    """A convolution that runs as a shared graph of its own."""
+    """A convolution that runs as a shared graph of its own.
 
-    def __init__(
-        self, in_channels, out_channels, kernel=3, stride=1, padding=None, dtype=ms.float32, function=convolve,
-        static=None,
-    ):  # fmt: skip
+    Args:
+        function, static: what runs and its options; by default `convolve_same`.
+    """
+
+    def __init__(self, in_channels, out_channels, kernels, side=3, dtype=ms.float32, function=convolve_same, static=()):
         super().__init__()
-        pad = kernel // 2
-        padding = (pad, pad, pad, pad) if padding is None else padding
-        fan = kernel * kernel
+        fan = side * side
         init = xavier_uniform(in_channels * fan, out_channels * fan)
-        shape = (out_channels, in_channels, kernel, kernel)
-        holder = Affine(in_channels, out_channels, init, shape, dtype=dtype)
+        holder = Affine(in_channels, out_channels, init, (out_channels, in_channels, side, side), dtype=dtype)
         self.weight, self.bias = holder.weight, holder.bias
-        static = (kernel, stride, padding) if static is None else static
-        self.run = SharedGraph(function, self.tensors, static, of_operations=True)
+        self.run = SharedGraph(function, self.tensors, static or (kernels,), of_operations=True)
 
     def construct(self, x):
         return self.run(x)
@@ -89,9 +91,9 @@ class ResnetBlock(nn.Cell):
     def __init__(self, in_channels, out_channels, groups, dtype, kernels):
         super().__init__()
         self.norm1 = Norm(in_channels, dtype=dtype)
-        self.conv1 = Conv(in_channels, out_channels, dtype=dtype)
+        self.conv1 = Conv(in_channels, out_channels, kernels, dtype=dtype)
         self.norm2 = Norm(out_channels, dtype=dtype)
-        self.conv2 = Conv(out_channels, out_channels, dtype=dtype)
+        self.conv2 = Conv(out_channels, out_channels, kernels, dtype=dtype)
         static = (groups, kernels)
         self.first = SharedGraph(norm_silu_conv, self.norm1.tensors + self.conv1.tensors, static, of_operations=True)
         self.second = SharedGraph(
@@ -99,7 +101,7 @@ class ResnetBlock(nn.Cell):
         )
         self.conv_shortcut = None
         if in_channels != out_channels:
-            self.conv_shortcut = Conv(in_channels, out_channels, kernel=1, dtype=dtype)
+            self.conv_shortcut = Conv(in_channels, out_channels, kernels, side=1, dtype=dtype)
 
     def construct(self, x):
         h = self.first(x)
@@ -160,11 +162,11 @@ class Level(nn.Cell):
         )
         self.resample = resample
         if resample == "down":
-            # Padded at the bottom and right only.
-            conv = Conv(out_channels, out_channels, stride=2, padding=(0, 1, 0, 1), dtype=dtype)
+            halving = (3, 2, (0, 1, 0, 1))  # padded at the bottom and right only
+            conv = Conv(out_channels, out_channels, kernels, dtype=dtype, function=convolve, static=halving)
             self.downsamplers = nn.CellList([_Resampler(conv)])
         elif resample == "up":
-            conv = Conv(out_channels, out_channels, dtype=dtype, function=upsample_conv, static=(kernels,))
+            conv = Conv(out_channels, out_channels, kernels, dtype=dtype, function=upsample_conv)
             self.upsamplers = nn.CellList([_Resampler(conv)])
 
     def construct(self, x):
@@ -183,7 +185,7 @@ class Encoder(nn.Cell):
     def __init__(self, config, dtype, kernels):
         super().__init__()
         widths = config.block_out_channels
-        self.conv_in = Conv(config.in_channels, widths[0], dtype=dtype)
+        self.conv_in = Conv(config.in_channels, widths[0], kernels, dtype=dtype)
         levels = []
         for i, width in enumerate(widths):
             resample = "down" if i + 1 < len(widths) else "none"
@@ -192,7 +194,7 @@ class Encoder(nn.Cell):
         self.down_blocks = nn.CellList(levels)
         self.mid_block = MidBlock(widths[-1], config, dtype, kernels)
         self.conv_norm_out = Norm(widths[-1], dtype=dtype)
-        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, dtype=dtype)
+        self.conv_out = Conv(widths[-1], 2 * config.latent_channels, kernels, dtype=dtype)
         weights = self.conv_norm_out.tensors + self.conv_out.tensors
         self.last = SharedGraph(norm_silu_conv, weights, (config.norm_num_groups, kernels), of_operations=True)
 
@@ -209,7 +211,7 @@ class Decoder(nn.Cell):
     def __init__(self, config, dtype, kernels):
         super().__init__()
         widths = config.block_out_channels[::-1]
-        self.conv_in = Conv(config.latent_channels, widths[0], dtype=dtype)
+        self.conv_in = Conv(config.latent_channels, widths[0], kernels, dtype=dtype)
         self.mid_block = MidBlock(widths[0], config, dtype, kernels)
         levels = []
         for i, width in enumerate(widths):
@@ -218,7 +220,7 @@ class Decoder(nn.Cell):
             levels.append(Level(before, width, config.layers_per_block + 1, resample, config, dtype, kernels))
         self.up_blocks = nn.CellList(levels)
         self.conv_norm_out = Norm(widths[-1], dtype=dtype)
-        self.conv_out = Conv(widths[-1], config.out_channels, dtype=dtype)
+        self.conv_out = Conv(widths[-1], config.out_channels, kernels, dtype=dtype)
         weights = self.conv_norm_out.tensors + self.conv_out.tensors
         self.last = SharedGraph(norm_silu_conv, weights, (config.norm_num_groups, kernels), of_operations=True)
 
@@ -260,9 +262,9 @@ class VAE(nn.Cell):
         channels = config.latent_channels
         self.quant_conv, self.post_quant_conv = None, None
         if config.use_quant_conv:
-            self.quant_conv = Conv(2 * channels, 2 * channels, kernel=1, dtype=dtype)
+            self.quant_conv = Conv(2 * channels, 2 * channels, kernels, side=1, dtype=dtype)
         if config.use_post_quant_conv:
-            self.post_quant_conv = Conv(channels, channels, kernel=1, dtype=dtype)
+            self.post_quant_conv = Conv(channels, channels, kernels, side=1, dtype=dtype)
 
         object.__setattr__(self, "_moments", _Moments(self))
 

@@ -1,6 +1,7 @@
 """The cases that are commands, timed from process start to end: a first picture, translations."""
 
 import os
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -51,15 +52,36 @@ def peer_environment():
 
 def convert_t5_xxl(folder, peer_python):
     """A checkpoint of T5-XXL's shapes (19 GB in fp32, a sparse file of zeros) to this project's format in fp16."""
-    from mindsigma.checkpoints.safetensors_writer import safetensors_header
-
-    specs = t5_specs()
     source = folder / "t5-xxl.safetensors"
-    header = safetensors_header(source, specs, None)
-    with open(source, "wb") as file:
-        file.write(header)
-        file.truncate(len(header) + sum(spec.nbytes for spec in specs))
+    write_zeros(source, t5_specs())
     return translated(source, folder)
+
+
+def image_1024(folder, peer_python):
+    """A picture of 1024 px in two steps, T5-XXL layer by layer, from process start to file; all weights are zeros."""
+    from mindsigma.checkpoints.atomic import write_json
+    from mindsigma.models.dit import DiT
+    from mindsigma.models.dit.config import preset
+    from mindsigma.models.t5 import T5Config, T5Encoder
+    from mindsigma.models.vae import VAE
+    from mindsigma.models.vae_config import VAEConfig
+    from mindsigma.pipeline.locate import locate
+    from mindsigma.pipeline.saving import stored_config
+
+    model = folder / "zeros"
+    if not model.exists():
+        networks = {
+            "dit": (DiT, preset("PixArt-Sigma-XL-2-1024-MS")),
+            "text_encoder": (T5Encoder, T5Config()),
+            "vae": (VAE, VAEConfig()),
+        }
+        for name, (network, config) in networks.items():
+            (model / name).mkdir(parents=True)
+            write_json(model / name / "config.json", stored_config(network.__name__, config))
+            write_zeros(model / name / "model.safetensors", specs_of(network, config))
+        shutil.copytree(locate("sigma-mini") / "tokenizer", model / "tokenizer")
+    options = ("--model", model, "--text-encoder-memory", "layers", "--steps", 2, "--out", folder / "image.png")
+    return run_tool("generate.py", problems.PROMPTS[0], *options)
 
 
 def convert_t5_part(folder, peer_python):
@@ -85,15 +107,31 @@ def torch_t5_part_mmap(folder, peer_python):
 
 def t5_specs(layers=24):
     """TensorSpec of each fp32 tensor of a T5-XXL encoder."""
+    from mindsigma.models.t5 import T5Config, T5Encoder
+
+    return specs_of(T5Encoder, T5Config(num_layers=layers))
+
+
+def specs_of(network, config):
+    """TensorSpec of each fp32 tensor of a network."""
     import numpy as np
     from mindspore.nn.utils import no_init_parameters
 
     from mindsigma.checkpoints.tensor_stream import TensorSpec
-    from mindsigma.models.t5 import T5Config, T5Encoder
 
     with no_init_parameters():
-        encoder = T5Encoder(T5Config(num_layers=layers), kernels="math")
-    return [TensorSpec(p.name, np.dtype(np.float32), tuple(p.shape)) for p in encoder.get_parameters()]
+        cell = network(config, kernels="math")
+    return [TensorSpec(p.name, np.dtype(np.float32), tuple(p.shape)) for p in cell.get_parameters()]
+
+
+def write_zeros(path, specs):
+    """A safetensors file of zeros that takes no room on the disk."""
+    from mindsigma.checkpoints.safetensors_writer import safetensors_header
+
+    header = safetensors_header(path, specs, None)
+    with open(path, "wb") as file:
+        file.write(header)
+        file.truncate(len(header) + sum(spec.nbytes for spec in specs))
 
 
 def t5_part(folder):
@@ -126,6 +164,7 @@ def available_bytes():
 COMMANDS = {
     "mini-cold": mini_cold,
     "mini-cold-cached": mini_cold_cached,
+    "image-1024": image_1024,
     "convert-t5-xxl": convert_t5_xxl,
     "convert-t5-part": convert_t5_part,
     "torch-t5-part": torch_t5_part,

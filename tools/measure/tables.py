@@ -18,6 +18,7 @@ TITLES = {
     "xl-512": "XL/2, one guided step, 512 px",
     "xl-1024": "XL/2, one guided step, 1024 px",
     "xl-1024-kv": "XL/2, one guided step, 1024 px, KV compression",
+    "image-1024": "XL/2 with T5-XXL by layers and SDXL's VAE, one picture of 1024 px in two steps, start to file",
     "vae-512": "SDXL's VAE, decode of 512 x 512 px",
     "t5-mini": "sigma-mini's T5, 300 tokens",
     "t5-xxl-2": "T5-XXL, two of its layers, 300 tokens",

@@ -252,7 +252,7 @@ def group_norm(x, groups, weight, bias, eps, silu):
 
 
 def convolution(x, weight, bias, residual=None, enlarge=False):
-    """3x3 convolution of x (N, C, H, W) inside a border of zeros, plus bias, plus residual if given.
+    """1x1 or 3x3 convolution of x (N, C, H, W) inside a border of zeros, plus bias, plus residual if given.
 
     With `enlarge`, of x with every pixel repeated twice along both axes: (N, out, 2 * H, 2 * W).
     """

@@ -156,6 +156,7 @@ int convolution(int count, void** tensors, int* ranks, int64_t** shapes, const c
     c.batch = a.size(1, 0);
     c.in = a.size(1, 1);
     c.out = a.size(2, 0);
+    c.side = a.size(2, 2);
     c.enlarge = plan[0];
     c.height = a.size(1, 2) * (c.enlarge ? 2 : 1);
     c.width = a.size(1, 3) * (c.enlarge ? 2 : 1);

@@ -51,8 +51,8 @@ void group_norm(const float* x, const float* weight, const float* bias, float* y
 
 namespace {
 
-constexpr long CHANNELS = 32;  // of x in a packed block
-constexpr long PIXELS = 8;     // panels of NR pixels in a task
+constexpr long DEPTH = 288;  // of a packed block: channels of x, times taps
+constexpr long PIXELS = 8;   // panels of NR pixels in a task
 
 // Pixels [column, column + NR) of row `row` of a channel of the image, zeros outside.
 void pixels_of(const Convolution& c, const float* channel, long row, long column, float* to) {
@@ -103,46 +103,46 @@ void tile(const Convolution& c, const float* a, long stride, const float* panel,
 }  // namespace
 
 void convolve(const Convolution& c) {
+  if (points_pay(c)) return convolve_by_points(c);
   const long across = (c.width + NR - 1) / NR, panels = across * c.height;  // a panel is a piece of a row
-  const long in_height = c.enlarge ? c.height / 2 : c.height, in_width = c.enlarge ? c.width / 2 : c.width;
   const long most = std::clamp<long>(panels / (2 * thread_count()), 1, PIXELS);
   const long groups = (panels + most - 1) / most;
-  const long filled = (c.out + MR - 1) / MR * MR;
+  const long filled = (c.out + MR - 1) / MR * MR, taps = c.side * c.side, border = c.side / 2;
   std::vector<float> extra;  // the weight with rows of zeros after it
   const float* weight = c.weight;
   if (filled != c.out) {
-    extra.assign(filled * c.in * 9, 0.0f);
-    std::copy(c.weight, c.weight + c.out * c.in * 9, extra.begin());
+    extra.assign(filled * c.in * taps, 0.0f);
+    std::copy(c.weight, c.weight + c.out * c.in * taps, extra.begin());
     weight = extra.data();
   }
   parallel(c.batch * groups, [&](long task) {
     const long image = task / groups, begin = task % groups * most, count = std::min(most, panels - begin);
-    float* packed = scratch(1, most * CHANNELS * 9 * NR);
-    for (long start = 0; start < c.in; start += CHANNELS) {
-      const long channels = std::min(CHANNELS, c.in - start), depth = channels * 9;
+    float* packed = scratch(1, most * DEPTH * NR);
+    for (long start = 0; start < c.in; start += DEPTH / taps) {
+      const long channels = std::min(DEPTH / taps, c.in - start), depth = channels * taps;
       for (long p = 0; p < count; p++) {
         const long row = (begin + p) / across, column = (begin + p) % across * NR;
-        float* to = packed + p * CHANNELS * 9 * NR;
+        float* to = packed + p * DEPTH * NR;
         for (long i = 0; i < channels; i++) {
-          const float* channel = c.x + (image * c.in + start + i) * in_height * in_width;
-          for (int u = 0; u < 3; u++)
-            for (int v = 0; v < 3; v++, to += NR) pixels_of(c, channel, row + u - 1, column + v - 1, to);
+          const float* channel = c.channel(image, start + i);
+          for (long u = -border; u <= border; u++)
+            for (long v = -border; v <= border; v++, to += NR) pixels_of(c, channel, row + u, column + v, to);
         }
       }
       const bool first = start == 0, last = start + channels == c.in;
       for (long channel = 0; channel < c.out; channel += MR) {
-        const float* a = weight + (channel * c.in + start) * 9;
-        const long height = std::min<long>(MR, c.out - channel);
+        const float* a = weight + (channel * c.in + start) * taps;
+        const long height = std::min<long>(MR, c.out - channel), stride = c.in * taps;
         for (long p = 0; p < count; p++) {
           const long row = (begin + p) / across, column = (begin + p) % across * NR;
           const long width = std::min<long>(NR, c.width - column), pixel = row * c.width + column;
-          const float* panel = packed + p * CHANNELS * 9 * NR;
+          const float* panel = packed + p * DEPTH * NR;
           if (width > 2 * VL)
-            tile<3>(c, a, c.in * 9, panel, depth, first, last, image, channel, height, pixel, width);
+            tile<3>(c, a, stride, panel, depth, first, last, image, channel, height, pixel, width);
           else if (width > VL)
-            tile<2>(c, a, c.in * 9, panel, depth, first, last, image, channel, height, pixel, width);
+            tile<2>(c, a, stride, panel, depth, first, last, image, channel, height, pixel, width);
           else
-            tile<1>(c, a, c.in * 9, panel, depth, first, last, image, channel, height, pixel, width);
+            tile<1>(c, a, stride, panel, depth, first, last, image, channel, height, pixel, width);
         }
       }
     }

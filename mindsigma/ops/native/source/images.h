@@ -5,16 +5,23 @@
 void group_norm(const float* x, const float* weight, const float* bias, float* y, long batch, long channels,
                 long pixels, long groups, float eps, bool activate);
 
-// 3x3 convolution with stride 1 and a border of zeros, plus bias, plus residual if given. With `enlarge` of the image
-// with every pixel repeated twice along both axes. x (batch, in, height, width), y (batch, out, height', width').
+// 1x1 or 3x3 convolution with stride 1 and a border of zeros, plus bias, plus residual if given. With `enlarge` of the
+// image with every pixel repeated twice along both axes. x (batch, in, height, width), y (batch, out, height', width').
 struct Convolution {
   const float* x;
-  const float* weight;  // (out, in, 3, 3)
+  const float* weight;  // (out, in, side, side)
   const float* bias;
   const float* residual;
   float* y;
   long batch, in, out, height, width;  // of y
+  long side;                           // 1 or 3
   bool enlarge;
+
+  const float* channel(long image, long i) const { return x + (image * in + i) * height * width / (enlarge ? 4 : 1); }
 };
 
 void convolve(const Convolution& convolution);
+
+// The same of side 3 with fewer multiplications, and whether that is the faster way.
+void convolve_by_points(const Convolution& convolution);
+bool points_pay(const Convolution& convolution);
