@@ -128,6 +128,19 @@ def test_verbose_prints_the_phases(drawn):
     assert "phase" not in runs["batch"].stdout
 
 
+def test_tiles_if_asked_for(tmp_path):
+    """Of a picture that is larger than a tile."""
+    size = ("--height", 576, "--width", 528, "--no-resolution-binning")
+    for flag in ("--vae-tiling", "--no-vae-tiling"):
+        run = start(tmp_path, "a red apple", "--steps", 1, *size, flag, "--out", f"{flag[2:]}.png")
+        assert run.returncode == 0, run.stderr
+    tiled, whole = pixels(tmp_path / "vae-tiling.png"), pixels(tmp_path / "no-vae-tiling.png")
+    difference = abs(tiled - whole)
+    assert 0 < difference.mean() < 8  # the norms of a tile see the tile alone
+    with Image.open(tmp_path / "vae-tiling.png") as image:
+        assert image.text["vae_tiling"] == "True"
+
+
 def test_long_prompt_is_cut_with_a_warning(tmp_path):
     run = start(tmp_path, LONG_PROMPT, "--steps", 2, "--max-sequence-length", 5, "--out", "cut.png")
     assert run.returncode == 0

@@ -129,6 +129,12 @@ def test_group_norm(height, width):
         expected = expected * weight[:, None, None] + bias[:, None, None]
         expected = expected / (1 + np.exp(-expected)) if silu else expected
         assert relative_error(found, expected) < LIMIT
+        last = Tensor(x)
+        over = native.group_norm(last, 3, Tensor(weight), Tensor(bias), 1e-6, silu, last_use=True)
+        assert over is last and (over.asnumpy() == found).all()
+        turned = Tensor(np.ascontiguousarray(x.transpose(0, 1, 3, 2))).transpose(0, 1, 3, 2)  # not in one piece
+        over = native.group_norm(turned, 3, Tensor(weight), Tensor(bias), 1e-6, silu, last_use=True)
+        assert (over.asnumpy() == found).all()
 
 
 def convolved(x, kernel, bias, residual):
@@ -301,21 +307,24 @@ def test_graphs_of_operations_are_called_as_they_are():
 
     shapes = ((8,), (8,), (5, 8, 3, 3), (5,))
     weights = [ms.Parameter(Tensor(drawn(i, *shape)), name=f"w{i}") for i, shape in enumerate(shapes)]
-    x, residual = Tensor(drawn(7, 2, 8, 9, 20)), Tensor(drawn(8, 2, 5, 9, 20))
-    found = {}
+    residual, found = Tensor(drawn(8, 2, 5, 9, 20)), {}
+
+    def image():
+        return Tensor(drawn(7, 2, 8, 9, 20))  # which is overwritten
+
     for direct in (True, False):
         graph = SharedGraph(norm_silu_conv_add, weights, (4, NATIVE), of_operations=direct)
         before = compiled_graphs()
-        found[direct] = graph(x, residual).asnumpy()
+        found[direct] = graph(image(), residual).asnumpy()
         assert compiled_graphs() - before == (0 if direct else 1)
     assert (found[True] == found[False]).all()
-    columns = x.transpose(0, 1, 3, 2).transpose(0, 1, 3, 2)[:, :, :, ::1]  # views of the same values
+    columns = image().transpose(0, 1, 3, 2).transpose(0, 1, 3, 2)[:, :, :, ::1]  # views of the same values
     assert (SharedGraph(norm_silu_conv_add, weights, (4, NATIVE), of_operations=True)(columns, residual).asnumpy()
             == found[True]).all()  # fmt: skip
     halves = [ms.Parameter(weight.astype(ms.float16), name=weight.name) for weight in weights]
     graph = SharedGraph(norm_silu_conv_add, halves, (4, NATIVE), of_operations=True)
     before = compiled_graphs()
-    half = graph(x.astype(ms.float16), residual.astype(ms.float16)).asnumpy()
+    half = graph(image().astype(ms.float16), residual.astype(ms.float16)).asnumpy()
     assert compiled_graphs() == before + 1 and relative_error(half, found[True]) < 0.01
 
 

@@ -71,6 +71,7 @@ def main():
             args.text_encoder_memory,
             **config,
         )
+    pipeline.vae_tiling = args.vae_tiling
     first = pipeline.parallel is None or pipeline.parallel.first  # the others draw, but neither tell nor write
     say = print if first else lambda *_: None
     if args.model == "sigma-mini":
@@ -224,6 +225,7 @@ def metadata(args, drawn, size):
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
         **shortcuts_used(args),
+        **({} if args.vae_tiling is None else {"vae_tiling": args.vae_tiling}),
         "solver_order": args.solver_order,
         "convention": args.convention,
         "size": f"{size[0]}x{size[1]}",

@@ -45,8 +45,8 @@ def norm_silu_conv(x, groups, kernels, norm_weight, norm_bias, weight, bias):
 
 
 def norm_silu_conv_add(x, residual, groups, kernels, norm_weight, norm_bias, weight, bias):
-    """`norm_silu_conv` plus the residual."""
-    x = group_norm_silu(x, groups, norm_weight, norm_bias, NORM_EPS, kernels)
+    """`norm_silu_conv` plus the residual; x may be overwritten."""
+    x = group_norm_silu(x, groups, norm_weight, norm_bias, NORM_EPS, kernels, last_use=True)
     return convolve_same(x, kernels, weight, bias, residual)
 
 

@@ -113,10 +113,10 @@ def group_norm(x, groups, weight, bias, eps, kernels):
     return ops.bias_add(scaled.reshape(x.shape), bias)
 
 
-def group_norm_silu(x, groups, weight, bias, eps, kernels):
-    """SiLU of `group_norm`."""
+def group_norm_silu(x, groups, weight, bias, eps, kernels, last_use=False):
+    """SiLU of `group_norm`; of a `last_use` x may be overwritten by it."""
     if is_native(x, kernels):
-        return native.group_norm(x, groups, weight, bias, eps, True)
+        return native.group_norm(x, groups, weight, bias, eps, True, last_use)
     return silu(group_norm(x, groups, weight, bias, eps, kernels))
 
 

@@ -84,6 +84,11 @@ def build_parser():
         help="T5 in memory, or read layer by layer for every text (exact, slower), or as int8 (approximate)",
     )
     add(
+        "--vae-tiling",
+        action=argparse.BooleanOptionalAction,
+        help="decode in tiles, whose seams are blended, in less memory; default above 1024 px",
+    )
+    add(
         "--parallel",
         choices=("sequence", "cfg", "both"),
         help="how the processes of tools/launch/generate_*.sh share an image: bands of rows, halves of guidance, both",

@@ -16,6 +16,7 @@ BIAS, MODULATION, NORM_WEIGHT, FACTOR, GATE, RESIDUAL, GELU = 1, 2, 4, 8, 16, 32
 
 # Made by `load`, as they need the library.
 _linear = _attention = _attention_of_qkv = _blocks = _group_norm = _convolution = _enlarged_convolution = None
+_group_norm_over = None
 _of_input = _of_weight = _of_bias = None
 _training_block = _training_block_gradient = None
 _modulated_linear_gradient = _attention_gradient = _keeping_blocks = None
@@ -29,19 +30,23 @@ class _Operation(ops.Custom):
         symbol: its name.
         shapes: from the shapes of the inputs to that of the result, or a tuple of them.
         results: number of results from the number of inputs, or None for one.
+        over: index of the input that the result is written over, where it is computed at once.
     """
 
-    def __init__(self, symbol, shapes, results=None):
+    def __init__(self, symbol, shapes, results=None, over=None):
         def dtypes(*inputs):
             of_one = inputs[-1 if len(inputs) == 1 else 1]  # the first may be a plan
             return of_one if results is None else (of_one,) * results(len(inputs))
 
         super().__init__(f"{library()}:{symbol}", shapes, dtypes, "aot")
-        self.symbol, self.shapes = symbol, shapes
+        self.symbol, self.shapes, self.over = symbol, shapes, over
 
     def __call__(self, *inputs):
         if _pynative_executor.requires_grad():
             return super().__call__(*inputs)
+        if self.over is not None and inputs[self.over].is_contiguous():
+            direct.call(self.symbol, (*inputs, inputs[self.over]))
+            return inputs[self.over]
         shapes = self.shapes(*(list(value.shape) for value in inputs))
         if not isinstance(shapes, tuple):
             out = direct.tensor(shapes)
@@ -56,7 +61,7 @@ def load():
     """Make the operations. Returns whether there is a library."""
     global _linear, _attention, _attention_of_qkv, _blocks, _keeping_blocks, _group_norm, _convolution
     global _enlarged_convolution, _of_input, _of_weight, _of_bias, _training_block, _training_block_gradient
-    global _modulated_linear_gradient, _attention_gradient
+    global _modulated_linear_gradient, _attention_gradient, _group_norm_over
     if library() is None:
         return False
     if _linear is None:
@@ -66,6 +71,7 @@ def load():
         _blocks = _Operation("blocks", lambda plan, x, *rest: x)
         _keeping_blocks = _Operation("blocks", lambda plan, x, *rest: (x, [plan[0] - OF_ALL, *x]), lambda n: 2)
         _group_norm = _Operation("group_normalisation", lambda plan, x, *rest: x)
+        _group_norm_over = _Operation("group_normalisation", lambda plan, x, *rest: x, over=1)
         _convolution = _Operation("convolution", lambda plan, x, w, *rest: [x[0], w[0], x[2], x[3]])
         _enlarged_convolution = _Operation("convolution", lambda plan, x, w, *rest: [x[0], w[0], 2 * x[2], 2 * x[3]])
         _of_input = _Operation("linear_gradient_of_input", lambda dy, weight: [dy[0], weight[1]])
@@ -246,9 +252,10 @@ def training_block_gradient(gradient, x, modulation, caption, kept, table, plan,
     return _training_block_gradient(plan, gradient, plan, x, modulation, caption, kept, table, *weights)
 
 
-def group_norm(x, groups, weight, bias, eps, silu):
-    """GroupNorm of x (N, C, H, W), and SiLU of that if asked for."""
-    return _group_norm(_plan(groups, float(eps), int(silu)), x, weight, bias)
+def group_norm(x, groups, weight, bias, eps, silu, last_use=False):
+    """GroupNorm of x (N, C, H, W), and SiLU of that if asked for; of a `last_use` x may be overwritten by it."""
+    plan = _plan(groups, float(eps), int(silu))
+    return _group_norm_over(plan, x, weight, bias) if last_use else _group_norm(plan, x, weight, bias)
 
 
 def convolution(x, weight, bias, residual=None, enlarge=False):
