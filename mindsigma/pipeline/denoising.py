@@ -9,6 +9,8 @@ from mindspore import Tensor, nn, ops
 from mindsigma.diffusion.dpm_solver import MAX_ORDER
 from mindsigma.diffusion.shortcuts import KEEP_BLOCKS, KEEP_TEXT, PLAIN, Shortcuts
 from mindsigma.models.dit.reuse import ReusingDiT, conditional_half
+from mindsigma.ops.kernels import is_native
+from mindsigma.ops.native import operations as native
 from mindsigma.ops.shared_graph import SharedGraph
 
 NO_SHORTCUTS = Shortcuts()
@@ -24,8 +26,10 @@ class Step:
     latents: Tensor
 
 
-def advance(latents, history, numbers, guidance_scale, prediction, guided):
+def advance(latents, history, numbers, guidance_scale, prediction, guided, kernels):
     """Guidance and one multistep update (see GuidedStep); prediction (2 * N or N, 2 * c, h, w) is the DiT's."""
+    if is_native(prediction, kernels):
+        return native.solver_update(latents, history, numbers, guidance_scale, prediction, guided)
     batch, channels = latents.shape[:2]
     noise = prediction[:, :channels].astype(ms.float32)
     if guided:
@@ -38,8 +42,10 @@ def advance(latents, history, numbers, guidance_scale, prediction, guided):
     return latents, ops.concat((x0.expand_dims(0), history[:-1]), 0)
 
 
-def doubled(latents):
+def doubled(latents, kernels):
     """Latents for both halves of guidance."""
+    if is_native(latents, kernels):
+        return native.twice(latents)
     return ops.concat((latents, latents), 0)
 
 
@@ -66,8 +72,9 @@ class GuidedStep(nn.Cell):
         super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
         self.dit = dit
         self.guided, self.halves = guided, guided and halves
-        self.doubled, self.joined, self.after = SharedGraph(doubled), SharedGraph(joined), SharedGraph(after)
-        self.advance = SharedGraph(advance, static=(guided,))
+        self.joined, self.after = SharedGraph(joined), SharedGraph(after)
+        self.doubled = SharedGraph(doubled, static=(dit.kernels,), of_operations=True)
+        self.advance = SharedGraph(advance, static=(guided, dit.kernels), of_operations=True)
 
     def position(self, shape):
         """Position embedding for the latents of this step, of an image whose latents have this shape."""

@@ -167,10 +167,10 @@ def pad_axis(x, axis, length):
     return ops.concat((x, zeros), axis)
 
 
-def part_inputs(latents, guided, top, bottom):
+def part_inputs(latents, guided, top, bottom, kernels):
     """Latents of the rows top ... bottom, doubled for guidance."""
     band = latents[:, :, top:bottom]
-    return doubled(band) if guided else band
+    return doubled(band, kernels) if guided else band
 
 
 class PartStep(nn.Cell):
@@ -190,12 +190,12 @@ class PartStep(nn.Cell):
         top = part.first_row * p
         self.band, self.halves = (part.first_row, part.bands[part.band]), False
         both = guided and part.half is None
-        self.part_inputs = SharedGraph(part_inputs, static=(both, top, top + part.bands[part.band] * p))
+        self.part_inputs = SharedGraph(part_inputs, static=(both, top, top + part.bands[part.band] * p, dit.kernels))
         self.exchange_keys = None
         if len(part.bands) > 1:
             self.exchange_keys = KeyExchange(part, config.kv_compression, gather)
         self.exchange_noise = NoiseExchange(part, p, config.in_channels, gather)
-        self.advance = SharedGraph(advance, static=(guided,))
+        self.advance = SharedGraph(advance, static=(guided, dit.kernels), of_operations=True)
 
     def position(self, shape):
         """See GuidedStep."""

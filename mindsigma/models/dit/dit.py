@@ -14,8 +14,9 @@ from mindsigma.models.dit.execution import Execution
 from mindsigma.models.dit.native_blocks import NativeBlocks
 from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
 from mindsigma.ops.functional import linear, silu
-from mindsigma.ops.kernels import NATIVE, for_ascend, resolve_kernels
+from mindsigma.ops.kernels import NATIVE, for_ascend, is_native, resolve_kernels
 from mindsigma.ops.linear_chains import linear_gelu, modulated_linear, plain_linear
+from mindsigma.ops.native import operations as native
 
 FINAL_UNIT = np.array([0, 1], np.float32).reshape(1, 2, 1)
 
@@ -27,6 +28,8 @@ def project_caption(caption, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias
 
 def embed_latents(latents, position, patch_size, kernels, weight, bias):
     """Tokens (N, T, C) of latents (N, c, h, w), with position (1, T, C)."""
+    if is_native(latents, kernels):
+        return native.patch_embedding(latents, position, weight, bias)
     x = patchify(latents, patch_size)
     if for_ascend(kernels):
         return ascend.dense(x, weight.reshape(weight.shape[0], -1), bias, kernels) + position
@@ -95,6 +98,14 @@ def predict(x, rows, height, width, shift_row, patch_size, kernels, weight, bias
     else:
         x = modulated_linear(x, rows, shift_row, NORM_EPS, kernels, weight, bias)
     return unpatchify(x, height, width, patch_size)
+
+
+def predict_like(x, rows, latents, shift_row, patch_size, kernels, weight, bias):
+    """`predict` for the patches of latents (N, c, h, w)."""
+    if is_native(x, kernels):
+        return native.patch_prediction(x, rows, latents, shift_row, NORM_EPS, weight, bias)
+    height, width = latents.shape[2] // patch_size, latents.shape[3] // patch_size
+    return predict(x, rows, height, width, shift_row, patch_size, kernels, weight, bias)
 
 
 def patchify(latents, patch_size):
@@ -227,7 +238,7 @@ class DiT(nn.Cell):
         self.final_layer = FinalLayer(config, dtype)
 
         p, final, table = config.patch_size, self.final_layer, self.final_layer.scale_shift_table
-        self.embed_latents = graph(embed_latents, self.x_embedder.proj.tensors, (p, self.kernels))
+        self.embed_latents = graph(embed_latents, self.x_embedder.proj.tensors, (p, self.kernels), of_operations=True)
         embedders = self.t_embedder.tensors
         if config.micro_condition:
             embedders += self.csize_embedder.tensors + self.ar_embedder.tensors
@@ -239,7 +250,8 @@ class DiT(nn.Cell):
         self.predict = graph(predict, final.linear.tensors, (0, p, self.kernels))
         one_call = self.kernels == NATIVE and execution.native
         self.native_blocks = NativeBlocks(self, 0, config.depth) if one_call else None
-        self.predict_of_all = graph(predict, final.linear.tensors, (6 * config.depth, p, self.kernels))
+        last = (6 * config.depth, p, self.kernels)
+        self.predict_of_all = graph(predict_like, final.linear.tensors, last, of_operations=True)
         self.project_caption = graph(project_caption, self.y_embedder.y_proj.tensors, (self.kernels,))
         self.aligns_heads, self.aligned = execution.ascend_block, False
 
@@ -318,9 +330,9 @@ class DiT(nn.Cell):
             return self.run(latents, self.split_rows(rows), keys, position, gather)
         p = self.config.patch_size
         height, width = latents.shape[2] // p, latents.shape[3] // p
-        x = self.embed_latents(latents.astype(self.dtype), position)
-        x = self.native_blocks(x, rows, keys, height, width)
-        return self.predict_of_all(x, rows, height, width)
+        latents = latents.astype(self.dtype)
+        x = self.native_blocks(self.embed_latents(latents, position), rows, keys, height, width)
+        return self.predict_of_all(x, rows, latents)
 
     def takes_one_call(self):
         """Whether all blocks are one call of the native library outside training."""

@@ -35,7 +35,7 @@ class Execution:
         """Whether activations and weights are what the native kernels take."""
         return self.dtype == mstype.float32 and self.parameter_dtype == mstype.float32
 
-    def graph(self, function, weights, static, keeping=None):
+    def graph(self, function, weights, static, keeping=None, of_operations=False):
         """SharedGraph whose weights come in the dtype of the activations."""
         compute_dtype = None if self.parameter_dtype == self.dtype else self.dtype
-        return SharedGraph(function, weights, static, compute_dtype, keeping)
+        return SharedGraph(function, weights, static, compute_dtype, keeping, of_operations)

@@ -39,7 +39,8 @@ class ReusingDiT(nn.Cell):
         dit = self.dit
         height, width = latents.shape[2] // dit.config.patch_size, latents.shape[3] // dit.config.patch_size
         check_rows(rows.shape, latents.shape[0])
-        x = dit.embed_latents(latents.astype(dit.dtype), position)
+        latents = latents.astype(dit.dtype)
+        x = dit.embed_latents(latents, position)
         if self.kind in (KEEP_TEXT, TAKE_TEXT):
             x, kept = self._reusing_text(x, rows, keys, height, width, kept)
         else:
@@ -50,7 +51,7 @@ class ReusingDiT(nn.Cell):
             if self.kind == KEEP_BLOCKS:
                 kept = (x - start,)
             x = self._through(2, x, parts, keys, height, width)
-        return dit.predict_of_all(x, rows, height, width), kept
+        return dit.predict_of_all(x, rows, latents), kept
 
     def _reusing_text(self, x, rows, keys, height, width, kept):
         dit = self.dit

@@ -16,7 +16,7 @@ BIAS, MODULATION, NORM_WEIGHT, FACTOR, GATE, RESIDUAL, GELU = 1, 2, 4, 8, 16, 32
 
 # Made by `load`, as they need the library.
 _linear = _attention = _attention_of_qkv = _blocks = _group_norm = _convolution = _enlarged_convolution = None
-_group_norm_over = None
+_group_norm_over = _twice = _patch_embedding = _patch_prediction = _solver_update = None
 _of_input = _of_weight = _of_bias = None
 _training_block = _training_block_gradient = None
 _modulated_linear_gradient = _attention_gradient = _keeping_blocks = None
@@ -61,7 +61,8 @@ def load():
     """Make the operations. Returns whether there is a library."""
     global _linear, _attention, _attention_of_qkv, _blocks, _keeping_blocks, _group_norm, _convolution
     global _enlarged_convolution, _of_input, _of_weight, _of_bias, _training_block, _training_block_gradient
-    global _modulated_linear_gradient, _attention_gradient, _group_norm_over
+    global _modulated_linear_gradient, _attention_gradient, _group_norm_over, _twice, _patch_embedding
+    global _patch_prediction, _solver_update
     if library() is None:
         return False
     if _linear is None:
@@ -74,6 +75,14 @@ def load():
         _group_norm_over = _Operation("group_normalisation", lambda plan, x, *rest: x, over=1)
         _convolution = _Operation("convolution", lambda plan, x, w, *rest: [x[0], w[0], x[2], x[3]])
         _enlarged_convolution = _Operation("convolution", lambda plan, x, w, *rest: [x[0], w[0], 2 * x[2], 2 * x[3]])
+        _twice = _Operation("twice", lambda x: [2 * x[0], *x[1:]])
+        _patch_embedding = _Operation(
+            "patch_embedding", lambda x, position, w, bias: [x[0], x[2] // w[2] * (x[3] // w[3]), w[0]]
+        )
+        _patch_prediction = _Operation(
+            "patch_prediction", lambda plan, x, rows, z, w, bias: [z[0], w[0] * x[1] // (z[2] * z[3]), *z[2:]]
+        )
+        _solver_update = _Operation("solver_update", lambda plan, x, history, *rest: (x, history), lambda n: 2)
         _of_input = _Operation("linear_gradient_of_input", lambda dy, weight: [dy[0], weight[1]])
         _of_weight = _Operation("linear_gradient_of_weight", lambda dy, x: [dy[1], x[1]])
         _of_bias = _Operation("linear_gradient_of_bias", lambda dy: [dy[1]])
@@ -268,3 +277,29 @@ def convolution(x, weight, bias, residual=None, enlarge=False):
     if enlarge:
         return _enlarged_convolution(plan, x, weight, bias, last)
     return _convolution(plan, x, weight, bias, last)
+
+
+def twice(x):
+    """x (N, ...) two times: (2 * N, ...)."""
+    return _twice(x)
+
+
+def patch_embedding(latents, position, weight, bias):
+    """Tokens (N, T, C) of latents (N, c, h, w): their patches through weight (C, c, p, p), bias, position (1, T, C)."""
+    return _patch_embedding(latents, position, weight, bias)
+
+
+def patch_prediction(x, rows, latents, shift_row, eps, weight, bias):
+    """(N, out, h, w) of tokens x (N, T, C), after LayerNorm modulated by two of the rows.
+
+    Args:
+        rows: (N or 1, R, C), the shift in `shift_row` and the scale in the one after it.
+        latents: (N, c, h, w), of whose patches the tokens are.
+        weight: (p * p * out, C), channels innermost.
+    """
+    return _patch_prediction(_plan(shift_row, float(eps)), x, rows, latents, weight, bias)
+
+
+def solver_update(latents, history, numbers, guidance_scale, prediction, guided):
+    """See pipeline/denoising.py, `advance`."""
+    return _solver_update(_plan(int(guided)), latents, history, numbers, guidance_scale, prediction)

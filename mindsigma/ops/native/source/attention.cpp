@@ -14,19 +14,35 @@ constexpr long KEYS = 8 * NR;   // of a block
 constexpr long QUERIES = 64;    // of a task
 constexpr long PACKED = 1 << 23;  // floats of keys and values that are packed together, about
 
-// Products with keys [0, count) of a packed block, into s (MR, KEYS).
+constexpr float LOG2_E = 1.44269504088896341f;
+
+// Scores of MR queries with the first `lanes` keys of a panel, to s (MR, KEYS), -inf after them; `bias`, if given, is
+// added to those of the first `height`. most[i] grows to the largest of row i in every lane.
 template <int N>
-void score_panel(const float* q, long stride, const float* panel, long width, float* s) {
+void score_panel(const Attention& a, const float* q, const float* panel, const float* bias, long height, long lanes,
+                 float* s, V (&most)[MR]) {
   V acc[MR][N];
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 8
     for (int j = 0; j < N; j++) acc[i][j] = V{};
-  multiply<N>(q, stride, panel, width, acc);
+  multiply<N>(q, a.width, panel, a.width, acc);
+  if (bias)
+    for (int i = 0; i < height; i++)
+      for (int j = 0; j < N; j++)
+        acc[i][j] += get(bias + i * a.keys + j * VL, std::min<long>(VL, lanes - j * VL)) * LOG2_E;
+  if (lanes < N * VL) {
+    VI lane;
+    for (int i = 0; i < VL; i++) lane[i] = i + (N - 1) * VL;
+    for (int i = 0; i < MR; i++) acc[i][N - 1] = lane < int32_t(lanes) ? acc[i][N - 1] : spread(-INFINITY);
+  }
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
 #pragma GCC unroll 8
-    for (int j = 0; j < N; j++) store(s + i * KEYS + j * VL, acc[i][j]);
+    for (int j = 0; j < N; j++) {
+      store(s + i * KEYS + j * VL, acc[i][j]);
+      most[i] = larger(acc[i][j], most[i]);
+    }
 }
 
 // o (MR, padded) = o * decay + weights (MR, KEYS) times a panel of values.
@@ -38,7 +54,9 @@ void value_panel(const float* weights, const float* panel, long count, float* o,
 #pragma GCC unroll 8
     for (int j = 0; j < N; j++) acc[i][j] = V{};
   multiply<N>(weights, KEYS, panel, count, acc);
+#pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
     for (int j = 0; j < N; j++) {
       float* place = o + i * padded + j * VL;
       store(place, load(place) * decay[i] + acc[i][j]);
@@ -84,84 +102,94 @@ void pack(const Attention& a, long image, long head, const std::vector<int>& kep
   }
 }
 
-// Rows [row, row + height) of the queries, height <= MR.
-void answer(const Attention& a, long image, long head, const Packed& packed, long count, long row, long height) {
-  const long padded = vectors(a.width) * VL;
-  float* s = scratch(2, MR * KEYS + MR * padded + MR * a.width);
-  float* o = s + MR * KEYS;
-  float* spare = o + MR * padded;
-  std::fill(o, o + MR * padded, 0.0f);
-  const float* q = a.q + (image * a.queries + row) * a.q_step + head * a.width;
-  long stride = a.q_step;
-  if (height < MR) {
-    for (int i = 0; i < MR; i++) {
-      if (i < height)
-        memcpy(spare + i * a.width, q + i * a.q_step, a.width * 4);
-      else
-        memset(spare + i * a.width, 0, a.width * 4);
-    }
-    q = spare;
-    stride = a.width;
+void scaled(const float* x, long count, float factor, float* y) {
+  for (long i = 0; i < count; i += VL) {
+    const long n = std::min<long>(VL, count - i);
+    put(y + i, get(x + i, n) * factor, n);
   }
-  const long value_panels = (a.width + NR - 1) / NR;
-  float top[MR], total[MR], decay[MR];
-  for (int i = 0; i < MR; i++) top[i] = -INFINITY, total[i] = 0;
+}
+
+// MR queries of a head, and what is known of their answer: sums of weights and of weighted values, with the powers of
+// two taken from the largest score so far.
+struct Tile {
+  float *q, *o;  // (MR, width), scaled; (MR, padded)
+  float top[MR], total[MR];
+};
+
+// The part of `keys` keys and values, packed, in the answer to a tile.
+void take_in(const Attention& a, Tile& t, const float* keys, const float* values, long count, const float* bias,
+             long height, float* s) {
+  const long padded = vectors(a.width) * VL, filled = vectors(count) * VL;
+  V most[MR];
+  for (int i = 0; i < MR; i++) most[i] = spread(-INFINITY);
+  for (long p = 0; p < count; p += NR) {
+    const float *panel = keys + p * a.width, *of_panel = bias ? bias + p : nullptr;
+    const long lanes = std::min<long>(NR, count - p);
+    if (lanes > 2 * VL)
+      score_panel<3>(a, t.q, panel, of_panel, height, lanes, s + p, most);
+    else if (lanes > VL)
+      score_panel<2>(a, t.q, panel, of_panel, height, lanes, s + p, most);
+    else
+      score_panel<1>(a, t.q, panel, of_panel, height, lanes, s + p, most);
+  }
+  float decay[MR];
+  for (int i = 0; i < MR; i++) {
+    const float highest = std::max(t.top[i], largest_of(most[i]));
+    const V base = spread(highest);
+    V sum = {};
+    for (float* score = s + i * KEYS; score < s + i * KEYS + filled; score += VL) {
+      const V weight = power_of_two(load(score) - base);
+      store(score, weight);
+      sum += weight;
+    }
+    decay[i] = power_of_two(spread(t.top[i] - highest))[0];
+    t.total[i] = t.total[i] * decay[i] + sum_of(sum);
+    t.top[i] = highest;
+  }
+  for (long column = 0; column < a.width; column += NR) {
+    const float* panel = values + column * KEYS;
+    const long left = a.width - column;
+    if (left > 2 * VL)
+      value_panel<3>(s, panel, count, t.o + column, padded, decay);
+    else if (left > VL)
+      value_panel<2>(s, panel, count, t.o + column, padded, decay);
+    else
+      value_panel<1>(s, panel, count, t.o + column, padded, decay);
+  }
+}
+
+// Rows [begin, end) of the queries, at most QUERIES.
+void answer(const Attention& a, long image, long head, const Packed& packed, long count, long begin, long end) {
+  const long padded = vectors(a.width) * VL, panels = (a.width + NR - 1) / NR;
+  float* s = scratch(2, MR * KEYS + QUERIES * (padded + a.width));
+  Tile tiles[QUERIES / MR];
+  for (long row = begin; row < end; row += MR) {
+    Tile& t = tiles[(row - begin) / MR];
+    t.o = s + MR * KEYS + (row - begin) * (padded + a.width);
+    t.q = t.o + MR * padded;
+    std::fill(t.o, t.o + MR * padded, 0.0f);
+    const float* q = a.q + (image * a.queries + row) * a.q_step + head * a.width;
+    for (int i = 0; i < MR; i++) {
+      t.top[i] = -INFINITY, t.total[i] = 0;
+      scaled(q + i * a.q_step, row + i < end ? a.width : 0, a.scale * LOG2_E, t.q + i * a.width);
+      if (row + i >= end) std::fill(t.q + i * a.width, t.q + (i + 1) * a.width, 0.0f);
+    }
+  }
   for (long start = 0; start < count; start += KEYS) {
-    const long keys = std::min(KEYS, count - start), filled = vectors(keys) * VL;
-    for (long p = 0; p < keys; p += NR) {
-      const float* panel = packed.keys + (start + p) * a.width;
-      const long n = vectors(std::min<long>(NR, keys - p));
-      if (n == 3)
-        score_panel<3>(q, stride, panel, a.width, s + p);
-      else if (n == 2)
-        score_panel<2>(q, stride, panel, a.width, s + p);
-      else
-        score_panel<1>(q, stride, panel, a.width, s + p);
-    }
-    for (int i = 0; i < MR; i++) {
-      float* scores = s + i * KEYS;
-      if (a.bias && i < height) {
-        const float* bias =
-            a.bias + image * a.bias_batch + (head * a.queries + row + i) * a.keys + start;
-        for (long j = 0; j < keys; j++) scores[j] = scores[j] * a.scale + bias[j];
-      }
-      const float scale = a.bias && i < height ? 1.0f : a.scale;  // with a bias it has been done
-      for (long j = keys; j < filled; j++) scores[j] = -INFINITY;
-      V most = spread(-INFINITY);
-      for (long j = 0; j < keys; j += VL) {
-        V scaled = load(scores + j) * scale;
-        store(scores + j, scaled);
-        most = larger(scaled, most);
-      }
-      const float highest = std::max(top[i], largest_of(most));
-      const V base = spread(highest);
-      V sum = {};
-      for (long j = 0; j < keys; j += VL) {
-        V weight = exponential(load(scores + j) - base);
-        store(scores + j, weight);
-        sum += weight;
-      }
-      decay[i] = exponential(spread(top[i] - highest))[0];
-      total[i] = total[i] * decay[i] + sum_of(sum);
-      top[i] = highest;
-    }
-    const float* values = packed.values + start * NR * value_panels;
-    for (long p = 0; p < value_panels; p++) {
-      const float* panel = values + p * KEYS * NR;
-      const long n = vectors(std::min<long>(NR, a.width - p * NR));
-      if (n == 3)
-        value_panel<3>(s, panel, keys, o + p * NR, padded, decay);
-      else if (n == 2)
-        value_panel<2>(s, panel, keys, o + p * NR, padded, decay);
-      else
-        value_panel<1>(s, panel, keys, o + p * NR, padded, decay);
+    const float *keys = packed.keys + start * a.width, *values = packed.values + start * NR * panels;
+    for (long row = begin; row < end; row += MR) {
+      const float* bias = nullptr;
+      if (a.bias) bias = a.bias + image * a.bias_batch + (head * a.queries + row) * a.keys + start;
+      take_in(a, tiles[(row - begin) / MR], keys, values, std::min(KEYS, count - start), bias,
+              std::min<long>(MR, end - row), s);
     }
   }
-  for (int i = 0; i < height; i++) {
-    float* to = a.out + (image * a.queries + row + i) * a.out_step + head * a.width;
-    const float inverse = 1.0f / total[i];
-    if (a.logs) a.logs[(image * a.heads + head) * a.queries + row + i] = top[i] + std::log(total[i]);
-    for (long j = 0; j < a.width; j++) to[j] = o[i * padded + j] * inverse;
+  for (long row = begin; row < end; row++) {
+    const Tile& t = tiles[(row - begin) / MR];
+    const long i = (row - begin) % MR;
+    float* to = a.out + (image * a.queries + row) * a.out_step + head * a.width;
+    if (a.logs) a.logs[(image * a.heads + head) * a.queries + row] = t.top[i] / LOG2_E + std::log(t.total[i]);
+    scaled(t.o + i * padded, a.width, 1.0f / t.total[i], to);
   }
 }
 
@@ -189,8 +217,8 @@ void attend(const Attention& a) {
       float* keys = scratch(0, of_keys + of_values);
       pack(a, image, head, kept[image], keys, keys + of_keys);
       const long count = kept[image].empty() ? a.keys : kept[image].size();
-      for (long row = 0; row < a.queries; row += MR)
-        answer(a, image, head, {keys, keys + of_keys}, count, row, std::min<long>(MR, a.queries - row));
+      for (long row = 0; row < a.queries; row += QUERIES)
+        answer(a, image, head, {keys, keys + of_keys}, count, row, std::min(a.queries, row + QUERIES));
     });
     return;
   }
@@ -207,9 +235,8 @@ void attend(const Attention& a) {
       const long pair = task / pieces, image = (first + pair) / a.heads, head = (first + pair) % a.heads;
       const float* keys = packed + pair * (of_keys + of_values);
       const long count = kept[image].empty() ? a.keys : kept[image].size();
-      const long begin = task % pieces * QUERIES, end = std::min(a.queries, begin + QUERIES);
-      for (long row = begin; row < end; row += MR)
-        answer(a, image, head, {keys, keys + of_keys}, count, row, std::min<long>(MR, end - row));
+      const long begin = task % pieces * QUERIES;
+      answer(a, image, head, {keys, keys + of_keys}, count, begin, std::min(a.queries, begin + QUERIES));
     });
   }
 }

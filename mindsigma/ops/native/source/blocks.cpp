@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <memory>
 #include <vector>
 
 #include "pool.h"
@@ -124,8 +123,8 @@ struct Runner {
 }  // namespace
 
 void run(const Blocks& b) {
-  const std::unique_ptr<float[]> memory(new float[Runner::floats(b)]);
-  const Runner runner(b, {memory.get()});
+  const Workspace memory(Runner::floats(b));
+  const Runner runner(b, {memory.floats});
   const long size = b.sizes.rows() * b.sizes.channels;
   const bool twice = b.sizes.batch % 2 == 0 && b.sizes.step == 0 && memcmp(b.x, b.x + size / 2, size / 2 * 4) == 0;
   const float* x = b.x;

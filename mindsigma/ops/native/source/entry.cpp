@@ -1,8 +1,11 @@
 // The functions that MindSpore calls, but for those of whole blocks.
+#include <cmath>
+
 #include "arguments.h"
 #include "attention_gradient.h"
 #include "gradients.h"
 #include "images.h"
+#include "latents.h"
 #include "linear.h"
 #include "pool.h"
 
@@ -161,6 +164,57 @@ int convolution(int count, void** tensors, int* ranks, int64_t** shapes, const c
     c.height = a.size(1, 2) * (c.enlarge ? 2 : 1);
     c.width = a.size(1, 3) * (c.enlarge ? 2 : 1);
     convolve(c);
+  });
+}
+
+// x; x twice
+int twice(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    for (long half = 0; half < 2; half++) memcpy(a.result() + half * a.elements(0), a.floats(0), a.elements(0) * 4);
+  });
+}
+
+// latents, position, weight (C, c, p, p), bias; tokens
+int patch_embedding(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    const Patches p{a.size(0, 0), a.size(0, 1), a.size(0, 2), a.size(0, 3), a.size(2, 2)};
+    embed(p, a.floats(0), a.floats(2), a.floats(3), a.floats(1), a.size(2, 0), a.result());
+  });
+}
+
+// plan (row of the shift, eps), tokens, rows, latents, weight, bias; prediction
+int patch_prediction(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    const int32_t* plan = a.numbers(0);
+    const int y = count - 1;
+    const long side = std::lround(std::sqrt(double(a.size(4, 0)) / a.size(y, 1)));
+    const Patches p{a.size(y, 0), a.size(y, 1), a.size(y, 2), a.size(y, 3), side};
+    Linear l{};
+    l.x = a.floats(1);
+    l.rows = p.batch * p.tokens();
+    l.rows_of_image = p.tokens();
+    l.in = a.size(1, 2);
+    l.out = p.features();
+    l.weight = a.floats(4);
+    l.bias = a.floats(5);
+    l.eps = as_float(plan[1]);
+    l.step = a.size(2, 0) > 1 ? a.size(2, 1) * a.size(2, 2) : 0;
+    l.shift = a.floats(2) + plan[0] * l.in;
+    l.scale = l.shift + l.in;
+    predict(p, l, a.result());
+  });
+}
+
+// plan (whether guided), latents, history, numbers, guidance scale, prediction; latents and history
+int solver_update(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
+  return guarded([&] {
+    Arguments a{count, tensors, ranks, shapes};
+    advance({a.floats(1), a.floats(2), a.floats(3), a.floats(5), a.numbers(0)[0] ? a.floats(4) : nullptr,
+             a.floats_out(6), a.floats_out(7), a.size(1, 0), a.elements(1), a.size(2, 0),
+             a.elements(5) / a.size(5, 0)});
   });
 }
 }

@@ -118,11 +118,17 @@ constexpr long HUGE_PAGE = 2 << 20;  // fewer of them are looked up where the sy
 struct Buffer {
   float* data = nullptr;
   long size = 0;
-  ~Buffer() { free(data); }
+  ~Buffer() { release(); }
+
+  void release() {
+    free(data);
+    data = nullptr;
+    size = 0;
+  }
 
   float* hold(long floats) {
     if (size < floats) {
-      free(data);
+      release();
       const size_t page = floats * 4 < HUGE_PAGE ? 64 : HUGE_PAGE, bytes = (floats * 4 + page - 1) / page * page;
       data = static_cast<float*>(aligned_alloc(page, bytes));
       size = data ? floats : 0;
@@ -135,6 +141,7 @@ struct Buffer {
   }
 };
 
+constexpr long KEPT = 48L << 20;  // floats of a workspace that are kept for the next call
 Buffer* workspace = new Buffer;  // never freed: a thread may still compute when the process ends
 std::mutex using_workspace;
 
@@ -167,4 +174,7 @@ Workspace::Workspace(long size) {
   }
 }
 
-Workspace::~Workspace() { using_workspace.unlock(); }
+Workspace::~Workspace() {
+  if (workspace->size > KEPT) workspace->release();
+  using_workspace.unlock();
+}
