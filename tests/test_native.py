@@ -38,7 +38,9 @@ def normalised(x, eps):
 
 
 @needs_library
-@pytest.mark.parametrize("shape", [(2, 1, 8, 3), (2, 37, 50, 33), (1, 130, 801, 100), (3, 9, 48, 97)])
+@pytest.mark.parametrize(
+    "shape", [(2, 1, 8, 3), (2, 37, 50, 33), (1, 130, 801, 100), (3, 9, 48, 97), (2, 64, 1250, 40), (2, 100, 31, 16)]
+)
 def test_linear_maps_with_all_that_comes_with_them(shape):
     batch, length, inner, outer = shape
     x, weight, bias = drawn(0, batch, length, inner) + 0.5, drawn(1, outer, inner) / inner**0.5, drawn(2, outer)
@@ -209,6 +211,39 @@ def test_results_do_not_depend_on_the_number_of_threads():
     one, many = run(THREADS, MINDSIGMA_THREADS="1"), run(THREADS, MINDSIGMA_THREADS="64")
     assert one.returncode == many.returncode == 0, one.stderr + many.stderr
     assert one.stdout == many.stdout
+
+
+PRODUCTS = """
+    import sys; sys.path.insert(0, {root!r})
+    import numpy as np
+    from mindspore import Tensor
+    from mindsigma.ops.native import direct, operations as native
+    assert native.load()
+    draw = np.random.default_rng(0).standard_normal
+    worst = 0.0
+    for rows, inner, outer in ((64, 32, 32), (100, 45, 77), (130, 801, 100), (65, 1153, 49), (300, 2400, 640)):
+        x, weight = draw((1, rows, inner), np.float32), draw((outer, inner), np.float32)
+        x *= np.exp2(np.linspace(-20, 20, inner, dtype=np.float32))  # of all sizes
+        weight *= np.exp2(np.linspace(20, -20, inner, dtype=np.float32))
+        found = native.linear(Tensor(x), Tensor(weight)).asnumpy()
+        expected = x.astype(np.float64) @ weight.astype(np.float64).T
+        worst = max(worst, np.linalg.norm(found - expected) / np.linalg.norm(expected))
+    print(direct._functions().uses_amx(), worst, found[0, 0, 0].tobytes().hex())
+"""
+
+
+@needs_library
+def test_products_by_amx_are_those_of_fp32():
+    """And can be switched off; on other processors both runs are the same."""
+    runs = [run(PRODUCTS, MINDSIGMA_AMX=value) for value in ("0", "1")]
+    assert [done.returncode for done in runs] == [0, 0], runs[0].stderr + runs[1].stderr
+    (off, of_vectors, _), (on, of_tiles, _) = (done.stdout.split() for done in runs)
+    assert off == "0"
+    assert float(of_vectors) < 5e-7 and float(of_tiles) < 5e-7
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    if on == "1":
+        assert "amx_bf16" in flags
+        assert runs[0].stdout.split()[2] != runs[1].stdout.split()[2]  # summed in another order
 
 
 def fake_compiler(folder, script):

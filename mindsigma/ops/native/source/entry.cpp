@@ -1,6 +1,7 @@
 // The functions that MindSpore calls, but for those of whole blocks.
 #include <cmath>
 
+#include "amx.h"
 #include "arguments.h"
 #include "attention_gradient.h"
 #include "gradients.h"
@@ -39,6 +40,9 @@ Attention attention_of(const Arguments& a, int first) {
 }  // namespace
 
 extern "C" {
+
+// Whether linear maps are computed by AMX.
+int uses_amx() { return has_amx(); }
 
 int linear(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
   return guarded([&] {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "amx.h"
 #include "pool.h"
 #include "tile.h"
 
@@ -59,17 +60,11 @@ inline void put(float* p, int j, long width, V v) {
     store_part(p + j * VL, v, width - j * VL);
 }
 
-// A tile of y at (row, column) of `height` <= MR rows and `width` <= N * VL columns.
+// Sums to a tile of y at (row, column) of `height` <= MR rows and `width` <= N * VL columns: with the sums that are
+// there, unless these are the first, and with all that comes after the product, if they are the last.
 template <int N, bool WHOLE>
-void tile(const Linear& l, const float* a, long stride, const float* panel, long depth, bool first, bool last, long row,
-          long column, long height, long width) {
-  V acc[MR][N];
+void write(const Linear& l, V (&acc)[MR][N], bool first, bool last, long row, long column, long height, long width) {
   float* y = l.y + row * l.out + column;
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < N; j++) acc[i][j] = V{};
-  multiply<N>(a, stride, panel, depth, acc);
   if (!first)
     for (int i = 0; i < height; i++)
       for (int j = 0; j < N; j++) acc[i][j] += get<N, WHOLE>(y + i * l.out, j, width);
@@ -95,6 +90,19 @@ void tile(const Linear& l, const float* a, long stride, const float* panel, long
   }
   for (int i = 0; i < height; i++)
     for (int j = 0; j < N; j++) put<N, WHOLE>(y + i * l.out, j, width, acc[i][j]);
+}
+
+// A tile of y.
+template <int N, bool WHOLE>
+void tile(const Linear& l, const float* a, long stride, const float* panel, long depth, bool first, bool last,
+          long row, long column, long height, long width) {
+  V acc[MR][N];
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) acc[i][j] = V{};
+  multiply<N>(a, stride, panel, depth, acc);
+  write<N, WHOLE>(l, acc, first, last, row, column, height, width);
 }
 
 template <int N>
@@ -155,11 +163,107 @@ void normalise_rows(const Linear& l, long begin, long end, float* to) {
   });
 }
 
+// The same by AMX.
+
+constexpr long STEPS = 18;             // of a piece of the depth, at most
+constexpr long PACKED = 1300 << 8;     // floats of a block of the weight: it stays in the second cache
+constexpr long SPLIT = 4 << 20;        // floats of rows that are split before they are multiplied
+constexpr long COST_OF_PANEL = 2;      // of splitting a panel of the weight, in products of blocks
+
+// Tasks that share `panels` of columns and `blocks` of rows among threads, so that all end at about the same time.
+struct Shares {
+  long across = 1, down = 1;
+
+  Shares(long panels, long blocks, long most) {
+    const long threads = thread_count();
+    long least = -1;
+    for (long d = 1; d <= std::min(blocks, threads); d++)
+      for (long a = (panels + most - 1) / most; a <= std::min(panels, (panels + most - 1) / most + 2 * threads); a++) {
+        const long rounds = (a * d + threads - 1) / threads;
+        const long cost = rounds * ((panels + a - 1) / a) * ((blocks + d - 1) / d + COST_OF_PANEL);
+        if (least < 0 || cost < least) least = cost, across = a, down = d;
+      }
+  }
+};
+
+// Columns of panels [first_panel, ...), blocks [begin, end) of rows; `left`: rows of blocks from `origin` on, split.
+void block_by_amx(const Linear& l, const float* left, long origin, long begin, long end, long first_panel,
+                  long panels) {
+  const Tiles tiles;
+  const long steps = (l.in + STEP - 1) / STEP, pieces = (steps + STEPS - 1) / STEPS;
+  const long most = (steps + pieces - 1) / pieces;
+  float* packed = scratch(1, panels * most * PARTS_OF_STEP);
+  alignas(64) float product[SIDE * SIDE];
+  for (long step = 0; step < steps; step += most) {
+    const long count = std::min(most, steps - step), k = step * STEP, depth = std::min(count * STEP, l.in - k);
+    for (long p = 0; p < panels; p++) {
+      const long column = (first_panel + p) * SIDE;
+      split_right(l.weight + (l.turned ? k * l.out + column : column * l.in + k), l.turned ? l.out : l.in,
+                  std::min(SIDE, l.out - column), depth, l.turned, packed + p * most * PARTS_OF_STEP);
+    }
+    const bool first = step == 0, last = step + count == steps;
+    for (long block = begin; block < end; block++)
+      for (long p = 0; p < panels; p++) {
+        multiply_parts(left + ((block - origin) * steps + step) * PARTS_OF_STEP, packed + p * most * PARTS_OF_STEP,
+                       count, product);
+        const long column = (first_panel + p) * SIDE, width = std::min(SIDE, l.out - column);
+        for (long row = block * SIDE; row < std::min(l.rows, block * SIDE + SIDE); row += MR) {
+          const float* from = product + row % SIDE * SIDE;
+          const long height = std::min<long>(MR, l.rows - row);
+          if (width > VL) {
+            V acc[MR][2];
+            for (int i = 0; i < MR; i++)
+              for (int j = 0; j < 2; j++) acc[i][j] = load(from + i * SIDE + j * VL);
+            if (width == SIDE)
+              write<2, true>(l, acc, first, last, row, column, height, width);
+            else
+              write<2, false>(l, acc, first, last, row, column, height, width);
+          } else {
+            V acc[MR][1];
+            for (int i = 0; i < MR; i++) acc[i][0] = load(from + i * SIDE);
+            write<1, false>(l, acc, first, last, row, column, height, width);
+          }
+        }
+      }
+  }
+}
+
+void apply_by_amx(const Linear& l) {
+  const bool norm = l.scale || l.norm_weight;
+  const long steps = (l.in + STEP - 1) / STEP, panels = (l.out + SIDE - 1) / SIDE, blocks = (l.rows + SIDE - 1) / SIDE;
+  const long chunk = std::max<long>(1, SPLIT / (steps * PARTS_OF_STEP));
+  for (long start = 0; start < blocks; start += chunk) {
+    const long stop = std::min(blocks, start + chunk);
+    float* left = scratch(0, (stop - start) * steps * PARTS_OF_STEP);
+    parallel(stop - start, [&](long i) {
+      const long row = (start + i) * SIDE, rows = std::min(SIDE, l.rows - row);
+      const float* x = l.x + row * l.in;
+      if (norm) {
+        float* normalised = scratch(3, SIDE * l.in);
+        for (long j = 0; j < rows; j++) normalise_row(l, row + j, normalised + j * l.in);
+        x = normalised;
+      }
+      split_left(x, l.in, rows, l.in, left + i * steps * PARTS_OF_STEP);
+    });
+    const long most = std::clamp<long>(PACKED / (std::min(steps, STEPS) * PARTS_OF_STEP), 1, 16);
+    const Shares shares(panels, stop - start, most);
+    parallel(shares.across * shares.down, [&](long task) {
+      const long down = task % shares.down, across = task / shares.down;
+      const long begin = start + (stop - start) * down / shares.down;
+      const long end = start + (stop - start) * (down + 1) / shares.down;
+      const long first = panels * across / shares.across, next = panels * (across + 1) / shares.across;
+      block_by_amx(l, left, start, begin, end, first, next - first);
+    });
+  }
+}
+
 }  // namespace
 
 void normalise(const Linear& l, float* to) { normalise_rows(l, 0, l.rows, to); }
 
 void apply(const Linear& l) {
+  // Not by the rows of all images: what an image gets must not depend on the others.
+  if (l.rows_of_image >= 2 * SIDE && has_amx()) return apply_by_amx(l);
   const bool norm = l.scale || l.norm_weight;
   const long panels = (l.out + NR - 1) / NR, threads = thread_count();
   for (long start = 0; start < l.rows; start += CHUNK) {
