@@ -25,7 +25,8 @@ def test_padding_does_not_matter(mini):
     short = mini.encode_prompts(["a red apple"])
     long = mini.encode_prompts(["a red apple"], min_length=200)
     assert long.states.shape[1] > 16 and int(long.mask.asnumpy().sum()) == int(short.mask.asnumpy().sum())
-    assert relative_error(long.states[:, :16].asnumpy(), short.states.asnumpy()) < 1e-6
+    # Products of many rows may be summed in another order (AMX).
+    assert relative_error(long.states[:, :16].asnumpy(), short.states.asnumpy()) < 5e-6
 
 
 def test_graph_mode_agrees(mode):

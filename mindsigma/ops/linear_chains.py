@@ -6,14 +6,14 @@ from mindsigma.ops.kernels import is_learning_natively, is_native
 from mindsigma.ops.native import operations as native
 
 
-def _native(x, weight, kernels):
+def takes_natively(x, weight, kernels):
     """Whether the native kernels take this: not with low-rank changes beside the weight."""
     return is_native(x, kernels) and not isinstance(weight, tuple)
 
 
 def plain_linear(x, kernels, weight, bias):
     """`linear` of x (N, T, in)."""
-    if _native(x, weight, kernels):
+    if takes_natively(x, weight, kernels):
         return native.linear(x, weight, bias)
     return linear(x, weight, bias, kernels)
 
@@ -30,7 +30,7 @@ def modulated_norm(x, rows, shift_row, eps, kernels):
 
 def modulated_linear(x, rows, shift_row, eps, kernels, weight, bias):
     """Linear map of `modulated_norm` of x (N, T, in)."""
-    if _native(x, weight, kernels):
+    if takes_natively(x, weight, kernels):
         return native.linear(x, weight, bias, rows=rows, shift_row=shift_row, eps=eps)
     if is_learning_natively(x, kernels) and not isinstance(weight, tuple):
         return native_modulated_linear(x, rows[:, shift_row : shift_row + 2], eps, weight, bias)
@@ -39,14 +39,14 @@ def modulated_linear(x, rows, shift_row, eps, kernels, weight, bias):
 
 def modulated_linear_gelu(x, rows, shift_row, eps, kernels, weight, bias):
     """GELU (tanh) of `modulated_linear`."""
-    if _native(x, weight, kernels):
+    if takes_natively(x, weight, kernels):
         return native.linear(x, weight, bias, rows=rows, shift_row=shift_row, eps=eps, gelu=True)
     return gelu_tanh(modulated_linear(x, rows, shift_row, eps, kernels, weight, bias), kernels)
 
 
 def linear_gelu(x, kernels, weight, bias):
     """GELU (tanh) of a linear map of x (N, T, in)."""
-    if _native(x, weight, kernels):
+    if takes_natively(x, weight, kernels):
         return native.linear(x, weight, bias, gelu=True)
     return gelu_tanh(linear(x, weight, bias, kernels), kernels)
 
@@ -58,7 +58,7 @@ def gelu_linear(x, kernels, weight, bias):
 
 def add_linear(residual, x, kernels, weight, bias):
     """residual (N, T, out) plus a linear map of x (N, T, in)."""
-    if _native(x, weight, kernels) and native.takes(residual):
+    if takes_natively(x, weight, kernels) and native.takes(residual):
         return native.linear(x, weight, bias, residual=residual)
     return residual + linear(x, weight, bias, kernels).astype(residual.dtype)
 
@@ -70,21 +70,21 @@ def add_gated(residual, x, rows, gate_row, kernels):
 
 def add_gated_linear(residual, x, rows, gate_row, kernels, weight, bias):
     """`add_gated` of a linear map of x (N, T, in)."""
-    if _native(x, weight, kernels):
+    if takes_natively(x, weight, kernels):
         return native.linear(x, weight, bias, rows=rows, gate_row=gate_row, residual=residual)
     return add_gated(residual, linear(x, weight, bias, kernels), rows, gate_row, kernels)
 
 
 def rms_linear(x, norm_weight, eps, weight, kernels):
     """Linear map, in the dtype of its weight, of T5's norm of x (N, L, in)."""
-    if _native(x, weight, kernels) and native.takes(weight):
+    if takes_natively(x, weight, kernels) and native.takes(weight):
         return native.linear(x, weight, norm_weight=norm_weight, eps=eps)
     return linear(rms_norm(x, eps, kernels, norm_weight).astype(weight.dtype), weight)
 
 
 def rms_gated_linear(x, norm_weight, eps, weight_0, weight_1, dtype, kernels):
     """T5's gated GELU of its norm of x (N, L, in): GELU of one linear map times another, in `dtype`."""
-    if _native(x, weight_0, kernels) and native.takes(weight_0):
+    if takes_natively(x, weight_0, kernels) and native.takes(weight_0):
         gate = native.linear(x, weight_0, norm_weight=norm_weight, eps=eps, gelu=True)
         return native.linear(x, weight_1, norm_weight=norm_weight, eps=eps, factor=gate)
     h = rms_norm(x, eps, kernels, norm_weight).astype(weight_0.dtype)

@@ -14,8 +14,8 @@ from mindsigma.models.dit.execution import Execution
 from mindsigma.models.dit.native_blocks import NativeBlocks
 from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
 from mindsigma.ops.functional import linear, silu
-from mindsigma.ops.kernels import NATIVE, for_ascend, is_native, resolve_kernels
-from mindsigma.ops.linear_chains import linear_gelu, modulated_linear, plain_linear
+from mindsigma.ops.kernels import NATIVE, for_ascend, resolve_kernels
+from mindsigma.ops.linear_chains import linear_gelu, modulated_linear, plain_linear, takes_natively
 from mindsigma.ops.native import operations as native
 
 FINAL_UNIT = np.array([0, 1], np.float32).reshape(1, 2, 1)
@@ -28,7 +28,7 @@ def project_caption(caption, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias
 
 def embed_latents(latents, position, patch_size, kernels, weight, bias):
     """Tokens (N, T, C) of latents (N, c, h, w), with position (1, T, C)."""
-    if is_native(latents, kernels):
+    if takes_natively(latents, weight, kernels):
         return native.patch_embedding(latents, position, weight, bias)
     x = patchify(latents, patch_size)
     if for_ascend(kernels):
@@ -102,7 +102,7 @@ def predict(x, rows, height, width, shift_row, patch_size, kernels, weight, bias
 
 def predict_like(x, rows, latents, shift_row, patch_size, kernels, weight, bias):
     """`predict` for the patches of latents (N, c, h, w)."""
-    if is_native(x, kernels):
+    if takes_natively(x, weight, kernels):
         return native.patch_prediction(x, rows, latents, shift_row, NORM_EPS, weight, bias)
     height, width = latents.shape[2] // patch_size, latents.shape[3] // patch_size
     return predict(x, rows, height, width, shift_row, patch_size, kernels, weight, bias)
