@@ -57,7 +57,7 @@ def convert_t5_xxl(folder, peer_python):
     return translated(source, folder)
 
 
-def image_1024(folder, peer_python):
+def image_1024(folder, peer_python, *options):
     """A picture of 1024 px in two steps, T5-XXL layer by layer, from process start to file; all weights are zeros."""
     from mindsigma.checkpoints.atomic import write_json
     from mindsigma.models.dit import DiT
@@ -80,8 +80,13 @@ def image_1024(folder, peer_python):
             write_json(model / name / "config.json", stored_config(network.__name__, config))
             write_zeros(model / name / "model.safetensors", specs_of(network, config))
         shutil.copytree(locate("sigma-mini") / "tokenizer", model / "tokenizer")
-    options = ("--model", model, "--text-encoder-memory", "layers", "--steps", 2, "--out", folder / "image.png")
+    options += ("--model", model, "--text-encoder-memory", "layers", "--steps", 2, "--out", folder / "image.png")
     return run_tool("generate.py", problems.PROMPTS[0], *options)
+
+
+def tiled_image_1024(folder, peer_python):
+    """The same, decoded in tiles."""
+    return image_1024(folder, peer_python, "--vae-tiling")
 
 
 def convert_t5_part(folder, peer_python):
@@ -165,6 +170,7 @@ COMMANDS = {
     "mini-cold": mini_cold,
     "mini-cold-cached": mini_cold_cached,
     "image-1024": image_1024,
+    "image-1024-tiled": tiled_image_1024,
     "convert-t5-xxl": convert_t5_xxl,
     "convert-t5-part": convert_t5_part,
     "torch-t5-part": torch_t5_part,
