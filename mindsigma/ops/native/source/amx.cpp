@@ -13,7 +13,8 @@
 namespace {
 
 constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;
-constexpr long TILE = 256;  // floats; two side by side are a part
+constexpr long TILE = 256;        // floats; two side by side are a part
+constexpr long AHEAD = 4 * STEP;  // numbers of a row of the weight that are asked for before they are split
 
 struct alignas(64) Shapes {
   uint8_t palette, start, reserved[14];
@@ -84,6 +85,10 @@ void right_step(const float* w, long stride, long columns, long count, float* to
 #pragma GCC unroll 16
   for (long i = 0; i < 16; i++) {
     __m512i parts[3] = {};
+    if (WHOLE) {
+      _mm_prefetch(w + i * stride + AHEAD, _MM_HINT_T0);
+      _mm_prefetch(w + i * stride + AHEAD + 16, _MM_HINT_T0);
+    }
     if (WHOLE || i < columns) split_row<WHOLE>(w + i * stride, count, places, parts);
     for (int part = 0; part < 3; part++) squares[part][i] = V(parts[part]);
   }
