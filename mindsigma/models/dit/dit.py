@@ -3,187 +3,23 @@
 from contextlib import contextmanager
 
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor, nn, ops
+from mindspore import nn
 
-from mindsigma.errors import MindSigmaError
-from mindsigma.models.dit import ascend_block as ascend
-from mindsigma.models.dit.block import MLP, NORM_EPS, UNIT, DiTBlock
-from mindsigma.models.dit.embeddings import ScalarEmbedder, embed_scalars, position_tensor
+from mindsigma.models.dit.block import MLP, DiTBlock
+from mindsigma.models.dit.checks import check_caption, check_latents, check_rows, check_timestep
+from mindsigma.models.dit.embeddings import ScalarEmbedder, position_tensor
 from mindsigma.models.dit.execution import Execution
+from mindsigma.models.dit.modulation import all_rows, embed_conditions, final_rows, split_rows
 from mindsigma.models.dit.native_blocks import NativeBlocks
-from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
-from mindsigma.ops.functional import linear, silu
-from mindsigma.ops.kernels import NATIVE, for_ascend, resolve_kernels
-from mindsigma.ops.linear_chains import linear_gelu, modulated_linear, plain_linear, takes_natively
-from mindsigma.ops.native import operations as native
-
-FINAL_UNIT = np.array([0, 1], np.float32).reshape(1, 2, 1)
+from mindsigma.models.dit.patches import FinalLayer, PatchEmbedding, embed_latents, predict, predict_like
+from mindsigma.models.layers import Affine, normal
+from mindsigma.ops.kernels import NATIVE, resolve_kernels
+from mindsigma.ops.linear_chains import linear_gelu, plain_linear
 
 
 def project_caption(caption, kernels, fc1_weight, fc1_bias, fc2_weight, fc2_bias):
     """Caption states (N, L, caption_channels) to (N, L, C)."""
     return plain_linear(linear_gelu(caption, kernels, fc1_weight, fc1_bias), kernels, fc2_weight, fc2_bias)
-
-
-def embed_latents(latents, position, patch_size, kernels, weight, bias):
-    """Tokens (N, T, C) of latents (N, c, h, w), with position (1, T, C)."""
-    if takes_natively(latents, weight, kernels):
-        return native.patch_embedding(latents, position, weight, bias)
-    x = patchify(latents, patch_size)
-    if for_ascend(kernels):
-        return ascend.dense(x, weight.reshape(weight.shape[0], -1), bias, kernels) + position
-    tokens = linear(x, weight, bias)
-    return tokens + ops.tile(position, (tokens.shape[0], 1, 1))
-
-
-def embed_conditions(timestep, image_size, aspect_ratio, dtype, weight, bias, *embedders):
-    """Timestep embedding (N, C), with micro conditions unless these are None, and its modulation (N, 6 * C)."""
-    t = embed_scalars(timestep, dtype, *embedders[:4])
-    if image_size is not None:
-        size = embed_scalars(image_size, dtype, *embedders[4:8])  # (N, 2 C / 3)
-        ratio = embed_scalars(aspect_ratio, dtype, *embedders[8:12])  # (N, C / 3)
-        t = t + ops.concat((size, ratio), -1)
-    return t, linear(silu(t), weight, bias)
-
-
-@ops.constexpr
-def unit_of_all(depth, channels, dtype):
-    """((6 * depth + 2) * C,): what is added to the rows of `all_rows`, so that scales are 1 + scale."""
-    unit = np.concatenate([np.tile(UNIT, (1, depth, 1)), FINAL_UNIT], 1)
-    return Tensor(np.tile(unit, (1, 1, channels)).reshape(-1), dtype)
-
-
-@ops.constexpr
-def final_unit(dtype):
-    """FINAL_UNIT as a constant of the graph."""
-    return Tensor(FINAL_UNIT, dtype)
-
-
-def all_rows(timestep, image_size, aspect_ratio, dtype, depth, weight, bias, *rest):
-    """Rows (S, 6 * depth + 2, C) of timesteps (S,): of each block (block.block_rows), and of the final layer.
-
-    `rest`: the tables of the blocks and of the final layer, then the embedders' weights as of `embed_conditions`.
-    """
-    t, modulation = embed_conditions(timestep, image_size, aspect_ratio, dtype, weight, bias, *rest[depth + 1 :])
-    steps, channels = t.shape
-    blocks = ops.tile(modulation.reshape(steps, 6, channels), (1, depth, 1))
-    final = ops.tile(t.reshape(steps, 1, channels), (1, 2, 1))
-    rows = ops.concat((blocks, final), 1).reshape(steps, -1)
-    # Additions that broadcast would keep 16 bytes for each element of their result on a CPU.
-    rows = ops.bias_add(rows, ops.concat(rest[: depth + 1], 0).reshape(-1))
-    rows = ops.bias_add(rows, unit_of_all(depth, channels, rows.dtype))
-    return rows.reshape(steps, 6 * depth + 2, channels)
-
-
-def split_rows(rows, depth):
-    """The result of `all_rows` as a tuple: (S, 6, C) for each block, (S, 2, C) for the final layer."""
-    result = ()
-    for i in range(depth):
-        result += (rows[:, 6 * i : 6 * i + 6],)
-    return result + (rows[:, 6 * depth :],)
-
-
-def final_rows(t, table):
-    """Rows (N, 2, C) of the final layer in training, from the timestep's embedding (N, C)."""
-    rows = table + t.reshape(-1, 1, t.shape[-1])
-    return rows + final_unit(rows.dtype)
-
-
-def predict(x, rows, height, width, shift_row, patch_size, kernels, weight, bias):
-    """Output (N, out, h, w) of tokens x (N, height * width, C), modulated by two of the rows (N or 1, R, C)."""
-    if for_ascend(kernels):
-        shift, scale = ascend.rows_of(rows[:, shift_row : shift_row + 2])
-        x = ascend.dense(ascend.modulated_norm(x, shift, scale, kernels), weight, bias, kernels)
-    else:
-        x = modulated_linear(x, rows, shift_row, NORM_EPS, kernels, weight, bias)
-    return unpatchify(x, height, width, patch_size)
-
-
-def predict_like(x, rows, latents, shift_row, patch_size, kernels, weight, bias):
-    """`predict` for the patches of latents (N, c, h, w)."""
-    if takes_natively(x, weight, kernels):
-        return native.patch_prediction(x, rows, latents, shift_row, NORM_EPS, weight, bias)
-    height, width = latents.shape[2] // patch_size, latents.shape[3] // patch_size
-    return predict(x, rows, height, width, shift_row, patch_size, kernels, weight, bias)
-
-
-def patchify(latents, patch_size):
-    """(N, c, h, w) to (N, T, c * p * p), tokens row by row, channels in the order of a convolution's kernel."""
-    batch, channels, height, width = latents.shape
-    p = patch_size
-    x = latents.reshape(batch, channels, height // p, p, width // p, p)
-    return x.transpose(0, 2, 4, 1, 3, 5).reshape(batch, (height // p) * (width // p), channels * p * p)
-
-
-def unpatchify(x, height, width, patch_size):
-    """(N, height * width, p * p * c), channel last, to (N, c, height * p, width * p)."""
-    batch, p = x.shape[0], patch_size
-    x = x.reshape(batch, height, width, p, p, -1)
-    return x.transpose(0, 5, 1, 3, 2, 4).reshape(batch, -1, height * p, width * p)
-
-
-@ops.constexpr
-def check_latents(config, shape):
-    """Raise MindSigmaError for shapes of latents that the model cannot take."""
-    p, side = config.patch_size, config.input_size
-    if len(shape) != 4 or shape[1] != config.in_channels:
-        raise MindSigmaError(f"latents of shape {tuple(shape)}: expected (N, {config.in_channels}, h, w)")
-    if shape[2] % p or shape[3] % p:
-        raise MindSigmaError(f"latents of {shape[2]} x {shape[3]}: both sides must be multiples of {p}")
-    if not config.multi_scale and tuple(shape[2:]) != (side, side):
-        raise MindSigmaError(
-            f"latents of {shape[2]} x {shape[3]}: this single-scale model takes {side} x {side}; "
-            "multi_scale=True allows other sizes"
-        )
-    rows, columns = shape[2] // p, shape[3] // p
-    compression = config.kv_compression
-    if compression is not None:
-        smallest = rows * columns if compression.sampling == "uniform_every" else min(rows, columns)
-        if smallest < compression.factor:
-            raise MindSigmaError(f"latents of {shape[2]} x {shape[3]} are too small for {compression}")
-
-
-@ops.constexpr
-def check_timestep(config, shape, batch, has_micro_condition):
-    """Raise MindSigmaError for a timestep that is not one for each of the latents, or for missing conditions."""
-    if len(shape) != 1 or shape[0] != batch:
-        raise MindSigmaError(f"timestep of shape {tuple(shape)}: expected ({batch},), one for each of the latents")
-    if config.micro_condition and not has_micro_condition:
-        raise MindSigmaError("this model needs image_size and aspect_ratio (micro_condition)")
-
-
-@ops.constexpr
-def check_rows(shape, batch):
-    """Raise MindSigmaError for rows of modulation that are neither one for each of the latents nor one for all.
-
-    The native kernels read as many as there are latents.
-    """
-    if shape[0] not in (1, batch):
-        raise MindSigmaError(
-            f"rows of shape {tuple(shape)} for {batch} latents: expected one for each, or one for all; "
-            "image_size and aspect_ratio are one for each timestep, or one for all"
-        )
-
-
-@ops.constexpr
-def check_caption(config, shape, mask):
-    """Raise MindSigmaError for shapes of a caption and its mask that the model cannot take."""
-    if len(shape) != 3 or shape[2] != config.caption_channels:
-        raise MindSigmaError(f"caption of shape {tuple(shape)}: expected (N, L, {config.caption_channels})")
-    if mask is not None and tuple(mask) != tuple(shape[:2]):
-        raise MindSigmaError(f"caption_mask of shape {tuple(mask)}: expected {tuple(shape[:2])}")
-
-
-class PatchEmbedding(nn.Cell):
-    """Weights of the patch convolution, initialised as a linear map of flattened patches."""
-
-    def __init__(self, config, dtype):
-        super().__init__()
-        p, channels = config.patch_size, config.in_channels
-        fan_in = channels * p * p
-        init = xavier_uniform(fan_in, config.hidden_size)
-        self.proj = Affine(fan_in, config.hidden_size, init, (config.hidden_size, channels, p, p), dtype=dtype)
 
 
 class CaptionEmbedding(nn.Cell):
@@ -192,16 +28,6 @@ class CaptionEmbedding(nn.Cell):
     def __init__(self, config, dtype):
         super().__init__()
         self.y_proj = MLP(config.caption_channels, config.hidden_size, config.hidden_size, normal(0.02), dtype)
-
-
-class FinalLayer(nn.Cell):
-    """Weights of the last modulation and linear map; the map starts at zero."""
-
-    def __init__(self, config, dtype):
-        super().__init__()
-        features = config.patch_size**2 * config.out_channels
-        self.linear = Affine(config.hidden_size, features, "zeros", dtype=dtype)
-        self.scale_shift_table = parameter((2, config.hidden_size), normal(config.hidden_size**-0.5), dtype)
 
 
 class DiT(nn.Cell):

@@ -3,7 +3,7 @@
 from mindspore import nn
 
 from mindsigma.diffusion.shortcuts import KEEP_BLOCKS, KEEP_TEXT, TAKE_BLOCKS, TAKE_TEXT, repeated_blocks
-from mindsigma.models.dit.dit import check_rows
+from mindsigma.models.dit.checks import check_rows
 from mindsigma.models.dit.native_blocks import NativeBlocks
 
 

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "pixels.h"
 #include "pool.h"
 #include "tile.h"
 
@@ -53,28 +54,6 @@ namespace {
 
 constexpr long DEPTH = 288;  // of a packed block: channels of x, times taps
 constexpr long PIXELS = 8;   // panels of NR pixels in a task
-
-// Pixels [column, column + NR) of row `row` of a channel of the image, zeros outside.
-void pixels_of(const Convolution& c, const float* channel, long row, long column, float* to) {
-  if (row < 0 || row >= c.height) {
-    for (int j = 0; j < NR; j += VL) store(to + j, V{});
-    return;
-  }
-  if (c.enlarge) {
-    const float* line = channel + row / 2 * (c.width / 2);
-    for (int j = 0; j < NR; j++) {
-      const long place = column + j;
-      to[j] = place < 0 || place >= c.width ? 0.0f : line[place / 2];
-    }
-    return;
-  }
-  const float* line = channel + row * c.width + column;
-  if (column >= 0 && column + NR <= c.width) {
-    for (int j = 0; j < NR; j += VL) store(to + j, load(line + j));
-    return;
-  }
-  for (int j = 0; j < NR; j++) to[j] = column + j < 0 || column + j >= c.width ? 0.0f : line[j];
-}
 
 template <int N>
 void tile(const Convolution& c, const float* a, long stride, const float* panel, long depth, bool first, bool last,
@@ -126,7 +105,7 @@ void convolve(const Convolution& c) {
         for (long i = 0; i < channels; i++) {
           const float* channel = c.channel(image, start + i);
           for (long u = -border; u <= border; u++)
-            for (long v = -border; v <= border; v++, to += NR) pixels_of(c, channel, row + u, column + v, to);
+            for (long v = -border; v <= border; v++, to += NR) read_pixels<NR>(c, channel, row + u, column + v, to);
         }
       }
       const bool first = start == 0, last = start + channels == c.in;

@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "images.h"
+#include "pixels.h"
 #include "pool.h"
 #include "tile.h"
 
@@ -102,26 +103,11 @@ inline void columns_of(const float* row, V (&d)[SIDE]) {
   d[5] = followed_by<1>(d[1], next);
 }
 
-// READ pixels from `column` on of a row of a channel, zeros outside; in the image itself, or written to `to`.
+// READ pixels from `column` on of a row of a channel: in the image itself, or written to `to`.
 const float* pixels_of(const Convolution& c, const float* channel, long row, long column, float* to) {
-  if (row < 0 || row >= c.height) {
-    for (int j = 0; j < READ; j += VL) store(to + j, V{});
-    return to;
-  }
-  if (c.enlarge) {
-    const float* line = channel + row / 2 * (c.width / 2);
-    for (long j = 0; j < READ; j++) {
-      const long place = column + j;
-      to[j] = place < 0 || place >= c.width ? 0.0f : line[place / 2];
-    }
-    return to;
-  }
-  const float* line = channel + row * c.width;
-  if (column >= 0 && column + READ <= c.width) return line + column;
-  const long begin = std::max<long>(0, -column), end = std::clamp<long>(c.width - column, 0, READ);
-  for (long j = 0; j < begin; j++) to[j] = 0;
-  memcpy(to + begin, line + column + begin, (end - begin) * 4);
-  for (long j = end; j < READ; j++) to[j] = 0;
+  const bool inside = row >= 0 && row < c.height && column >= 0 && column + READ <= c.width;
+  if (inside && !c.enlarge) return channel + row * c.width + column;
+  read_pixels<READ>(c, channel, row, column, to);
   return to;
 }
 
@@ -228,8 +214,10 @@ void product(const float* a, long in, const float* panel, float* to) {
 }  // namespace
 
 bool points_pay(const Convolution& c) {
-  const long pixels = c.batch * c.height * c.width;
-  return c.side == 3 && c.out >= 2 * MR && c.in >= 16 && pixels >= 2048 && Layout(c).panels * NR * PLACES <= pixels * 5;
+  Convolution one = c;  // what an image gets must not depend on the others
+  one.batch = 1;
+  const long pixels = c.height * c.width, places = Layout(one).panels * NR * PLACES;
+  return c.side == 3 && c.out >= 2 * MR && c.in >= 16 && pixels >= 2048 && places <= 5 * pixels;
 }
 
 void convolve_by_points(const Convolution& c) {
