@@ -56,7 +56,7 @@ struct Pool {
 
   template <class F>
   static void spin(F over) {
-    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(60);
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
     while (!over() && std::chrono::steady_clock::now() < end) {
     }
   }
