@@ -11,7 +11,7 @@ import pytest
 from conftest import relative_error
 from mindspore import Parameter, Tensor
 
-from mindsigma.models.dit.block import whole_block
+from mindsigma.models.dit.branches import whole_block
 from mindsigma.ops.attention import prepare_keys
 from mindsigma.ops.derivatives import seed
 from mindsigma.ops.gradients import value_and_gradients

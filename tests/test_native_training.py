@@ -5,7 +5,7 @@ import pytest
 from mindspore import Parameter, Tensor
 from training_runs import tiny_dit
 
-from mindsigma.models.dit.block import caption_keys, whole_block
+from mindsigma.models.dit.branches import caption_keys, whole_block
 from mindsigma.models.dit.native_training import native_block, native_block_backward, native_block_keeping
 from mindsigma.ops.derivatives import seed
 from mindsigma.ops.gradients import value_and_gradients
@@ -23,7 +23,7 @@ def drawn(number, *shape):
 
 
 def mathematics(x, modulation, caption, mask, height, width, heads, eps, qk_norm, sampling, factor, table, *weights):
-    """What `native_block` computes, by the compositions of block.py."""
+    """What `native_block` computes, by the compositions of branches.py."""
     last = len(weights) - 4
     cross = last - 6
     k, v = caption_keys(caption, mask, heads, MATH, *weights[cross + 2 : cross + 4])

@@ -11,16 +11,8 @@ from mindsigma.diffusion.loss import LossConfig, coefficients
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.gradients import value_and_gradients
 from mindsigma.training.optimizers import OptimizerConfig
-from mindsigma.training.step import (
-    GOOD_STEPS,
-    SCALE,
-    SKIPPED,
-    SKIPPED_IN_A_ROW,
-    UPDATES,
-    StepConfig,
-    TrainingStep,
-    judge,
-)
+from mindsigma.training.step import StepConfig, TrainingStep
+from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW, UPDATES, judge
 
 RATE = 1e-3
 

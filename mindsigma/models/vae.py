@@ -1,7 +1,7 @@
 """SDXL's AutoencoderKL: images to latents and back (reference.md 2.11, 2.14). Parameter names are diffusers'.
 
-Called from PyNative it runs as a chain of small compiled graphs, one for each norm-activation-convolution of a given
-shape, so memory is bounded by the largest activation and not by their sum.
+Called from PyNative it runs as a chain of small graphs, one for each norm-activation-convolution of a given shape, so
+memory is bounded by the largest activation and not by their sum; on the native kernels these are not even compiled.
 """
 
 import mindspore as ms

@@ -29,7 +29,8 @@ from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.prior import DRAWN, class_micro_batches, draw_class_images
 from mindsigma.training.report import Report
 from mindsigma.training.start import Components, build_dit, open_start
-from mindsigma.training.step import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW, StepConfig, TrainingStep
+from mindsigma.training.step import StepConfig, TrainingStep
+from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW
 from mindsigma.training.validation import HeldOutLoss, Ready, SampleImages
 
 OPTIONS = "options.json"

@@ -33,7 +33,8 @@ class CaptionEmbedding(nn.Cell):
 class DiT(nn.Cell):
     """PixArt-Σ's transformer. Parameter names and shapes are the official checkpoint's.
 
-    Called from PyNative it runs one compiled block n times (see SharedGraph); in graph mode, under `mindspore.jit` and
+    Called from PyNative it runs one compiled block n times (see SharedGraph), on the native kernels all blocks in one
+    call; in graph mode, under `mindspore.jit` and
     in `mindspore.export` it is one graph. (A graph made with `mindspore.jit` keeps the memory its weights had when it
     was compiled: change them in place, with `ops.assign`, not with `set_data`.)
 

@@ -3,7 +3,7 @@
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindsigma.models.dit.block import UNIT
+from mindsigma.models.dit.branches import UNIT
 from mindsigma.models.dit.embeddings import embed_scalars
 from mindsigma.ops.functional import linear, silu
 
@@ -34,7 +34,7 @@ def final_unit(dtype):
 
 
 def all_rows(timestep, image_size, aspect_ratio, dtype, depth, weight, bias, *rest):
-    """Rows (S, 6 * depth + 2, C) of timesteps (S,): of each block (block.block_rows), and of the final layer.
+    """Rows (S, 6 * depth + 2, C) of timesteps (S,): of each block (branches.block_rows), and of the final layer.
 
     `rest`: the tables of the blocks and of the final layer, then the embedders' weights as of `embed_conditions`.
     """

@@ -2,14 +2,14 @@
 
 from mindspore import nn
 
-from mindsigma.models.dit.block import NORM_EPS
+from mindsigma.models.dit.branches import NORM_EPS
 from mindsigma.ops.kernels import NATIVE
 from mindsigma.ops.native import operations as native
 from mindsigma.ops.shared_graph import SharedGraph
 
 
 def native_blocks(x, rows, height, width, text, count, *rest):
-    """x (N, T, C), on a grid of height x width, through `count` blocks; rows as of dit.all_rows.
+    """x (N, T, C), on a grid of height x width, through `count` blocks; rows as of modulation.all_rows.
 
     `text`: see native.blocks. `rest`: keys and values of the caption for each block, with "take" what cross-attention
     adds in each; index of the first block, number of heads, whether there are q/k norms, sampling and factor of

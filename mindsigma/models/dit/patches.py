@@ -3,7 +3,7 @@
 from mindspore import nn, ops
 
 from mindsigma.models.dit import ascend_block as ascend
-from mindsigma.models.dit.block import NORM_EPS
+from mindsigma.models.dit.branches import NORM_EPS
 from mindsigma.models.layers import Affine, normal, parameter, xavier_uniform
 from mindsigma.ops.functional import linear
 from mindsigma.ops.kernels import for_ascend

@@ -46,6 +46,11 @@ def available():
     return _functions() is not None
 
 
+def uses_amx():
+    """Whether products run on AMX tiles."""
+    return bool(_functions().uses_amx())
+
+
 def update_adamw(parameter, gradient, m, v, clip, decay, rate, beta1, beta2, eps):
     """AdamW of four tensors of one shape, the first, m and v in place.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 SWITCH = "MINDSIGMA_NATIVE"  # 0: do without
 CACHE = "MINDSIGMA_CACHE"  # folder of the compiled library, by default ~/.cache/mindsigma
 THREADS = "MINDSIGMA_THREADS"  # of the kernels at most, by default one a core; read when they first run
+# MINDSIGMA_AMX=0: no products on AMX tiles; read when they first run
 WHITE_LIST = "MS_CUSTOM_AOT_WHITE_LIST"  # MindSpore loads no library from outside it
 SOURCE = Path(__file__).parent / "source"
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-pthread", "-Wl,-z,nodelete")

@@ -30,7 +30,8 @@ class _Operation(ops.Custom):
         symbol: its name.
         shapes: from the shapes of the inputs to that of the result, or a tuple of them.
         results: number of results from the number of inputs, or None for one.
-        over: index of the input that the result is written over, where it is computed at once.
+        over: index of the input that the result is written over, where it is computed at once; that must not share
+            its memory with another tensor.
     """
 
     def __init__(self, symbol, shapes, results=None, over=None):
@@ -224,7 +225,7 @@ def blocks(x, rows, tensors, heads, eps, qk_norm, sampling, factor, height, widt
     """Blocks of a DiT one after the other: tokens x (N, T, C) to (N, T, C); other arguments as of `block_plan`.
 
     Args:
-        rows: (N or 1, R, C): six for each block, see models/dit/block.py.
+        rows: (N or 1, R, C): six for each block, see models/dit/branches.py.
         tensors: for each block keys and values of the caption, (N, L, C or, with a mask, C + 1) and (N, L, C), with
             text "take" what cross-attention is to add (N, T, C), then weight and bias of qkv, proj, q/k norms,
             compression and its norm, q, the projection after it, fc1, fc2.
@@ -240,7 +241,7 @@ def blocks(x, rows, tensors, heads, eps, qk_norm, sampling, factor, height, widt
 
 
 def training_block(x, modulation, caption, kept, table, plan, weights):
-    """A block of a DiT, of which there is a gradient: x (N, T, C) to (N, T, C); see models/dit/block.py.
+    """A block of a DiT, of which there is a gradient: x (N, T, C) to (N, T, C); see models/dit/branches.py.
 
     Args:
         modulation: (N, 6 * C), of the timestep; table: (6, C).
@@ -262,7 +263,9 @@ def training_block_gradient(gradient, x, modulation, caption, kept, table, plan,
 
 
 def group_norm(x, groups, weight, bias, eps, silu, last_use=False):
-    """GroupNorm of x (N, C, H, W), and SiLU of that if asked for; of a `last_use` x may be overwritten by it."""
+    """GroupNorm of x (N, C, H, W), and SiLU of that if asked for; of a `last_use` x, whose memory is its own,
+    may be overwritten by it.
+    """
     plan = _plan(groups, float(eps), int(silu))
     return _group_norm_over(plan, x, weight, bias) if last_use else _group_norm(plan, x, weight, bias)
 

@@ -14,7 +14,7 @@ namespace {
 
 constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;
 constexpr long TILE = 256;        // floats; two side by side are a part
-constexpr long AHEAD = 4 * STEP;  // numbers of a row of the weight that are asked for before they are split
+constexpr long AHEAD = 4 * AMX_STEP;  // numbers of a row of the weight that are asked for before they are split
 
 struct alignas(64) Shapes {
   uint8_t palette, start, reserved[14];
@@ -57,7 +57,7 @@ inline __m512 values(const float* x, long count) {
   return count <= 0 ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps((1u << count) - 1, x);
 }
 
-// STEP numbers, of which `count` are there, to a row of a tile for each part.
+// AMX_STEP numbers, of which `count` are there, to a row of a tile for each part.
 template <bool WHOLE>
 inline void split_row(const float* x, long count, __m512i places, __m512i (&to)[3]) {
   const Parts3 a(values<WHOLE>(x, count)), b(values<WHOLE>(x + 16, count - 16));
@@ -70,7 +70,7 @@ inline void split_row(const float* x, long count, __m512i places, __m512i (&to)[
 template <bool WHOLE>
 void left_step(const float* x, long stride, long rows, long count, float* to) {
   const __m512i places = upper_halves();
-  for (long row = 0; row < SIDE; row++) {
+  for (long row = 0; row < AMX_SIDE; row++) {
     __m512i parts[3] = {};
     if (WHOLE || row < rows) split_row<WHOLE>(x + row * stride, count, places, parts);
     for (int i = 0; i < 3; i++) _mm512_store_si512(to + 2 * i * TILE + row * 16, parts[i]);
@@ -102,7 +102,7 @@ void right_step(const float* w, long stride, long columns, long count, float* to
 // A step of 16 columns of the right factor, from columns.
 template <bool WHOLE>
 void right_step_turned(const float* w, long stride, long columns, long count, float* to) {
-  for (long pair = 0; pair < STEP / 2; pair++, w += 2 * stride, to += 16) {
+  for (long pair = 0; pair < AMX_STEP / 2; pair++, w += 2 * stride, to += 16) {
     const Parts3 a(values<WHOLE>(w, WHOLE || 2 * pair < count ? columns : 0));
     const Parts3 b(values<WHOLE>(w + stride, WHOLE || 2 * pair + 1 < count ? columns : 0));
     _mm512_store_si512(to, _mm512_or_si512(b.high, to_lower_halves(a.high)));
@@ -119,18 +119,18 @@ bool has_amx() {
 }
 
 void split_left(const float* x, long stride, long rows, long depth, float* to) {
-  for (long k = 0; k < depth; k += STEP, to += PARTS_OF_STEP)
-    if (rows >= SIDE && k + STEP <= depth)
-      left_step<true>(x + k, stride, rows, STEP, to);
+  for (long k = 0; k < depth; k += AMX_STEP, to += PARTS_OF_STEP)
+    if (rows >= AMX_SIDE && k + AMX_STEP <= depth)
+      left_step<true>(x + k, stride, rows, AMX_STEP, to);
     else
       left_step<false>(x + k, stride, rows, depth - k, to);
 }
 
 void split_right(const float* w, long stride, long columns, long depth, bool turned, float* to) {
-  for (long k = 0; k < depth; k += STEP, to += PARTS_OF_STEP)
-    for (long first = 0; first < SIDE; first += 16) {
+  for (long k = 0; k < depth; k += AMX_STEP, to += PARTS_OF_STEP)
+    for (long first = 0; first < AMX_SIDE; first += 16) {
       const float* from = turned ? w + k * stride + first : w + first * stride + k;
-      const bool whole = columns >= first + 16 && k + STEP <= depth;
+      const bool whole = columns >= first + 16 && k + AMX_STEP <= depth;
       const auto step = turned ? (whole ? right_step_turned<true> : right_step_turned<false>)
                                : (whole ? right_step<true> : right_step<false>);
       step(from, stride, columns - first, depth - k, to + first / 16 * TILE);
@@ -155,6 +155,7 @@ Tiles::~Tiles() { _tile_release(); }
   _tile_loadd(7, right + (2 * part + 1) * TILE, 64);
 
 void multiply_parts(const float* left, const float* right, long steps, float* product) {
+  asm volatile("" ::: "memory");  // the intrinsics do not tell the compiler that they read
   _tile_zero(0);
   _tile_zero(1);
   _tile_zero(2);
@@ -167,10 +168,10 @@ void multiply_parts(const float* left, const float* right, long steps, float* pr
     LEFT(0) TIMES
     RIGHT(2) TIMES
   }
-  _tile_stored(0, product, SIDE * 4);
-  _tile_stored(1, product + 16, SIDE * 4);
-  _tile_stored(2, product + 16 * SIDE, SIDE * 4);
-  _tile_stored(3, product + 16 * SIDE + 16, SIDE * 4);
+  _tile_stored(0, product, AMX_SIDE * 4);
+  _tile_stored(1, product + 16, AMX_SIDE * 4);
+  _tile_stored(2, product + 16 * AMX_SIDE, AMX_SIDE * 4);
+  _tile_stored(3, product + 16 * AMX_SIDE + 16, AMX_SIDE * 4);
 }
 
 #else

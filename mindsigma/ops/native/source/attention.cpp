@@ -116,7 +116,7 @@ struct Tile {
   float top[MR], total[MR];
 };
 
-// The part of `keys` keys and values, packed, in the answer to a tile.
+// The part of `count` packed keys and values in the answer to a tile.
 void take_in(const Attention& a, Tile& t, const float* keys, const float* values, long count, const float* bias,
              long height, float* s) {
   const long padded = vectors(a.width) * VL, filled = vectors(count) * VL;

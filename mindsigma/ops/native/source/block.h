@@ -1,4 +1,4 @@
-// A block of the DiT (models/dit/block.py): its weights, its sizes, and the parts that sampling and training share.
+// A block of the DiT (models/dit/branches.py): its weights, its sizes, and the parts that sampling and training share.
 #pragma once
 #include <cmath>
 

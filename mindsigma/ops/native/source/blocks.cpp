@@ -65,6 +65,7 @@ struct Runner {
     apply(sum);
   }
 
+  // Of one image; x, y and `changes` begin with the first image.
   void add_value_of(const Block& block, long image, const float* x, float* y, float* changes) const {
     const long c = s.channels, begin = image * s.tokens;
     BlockSizes one = s;
@@ -86,15 +87,15 @@ struct Runner {
   }
 
   // y = x plus self-attention.
-  void attend_to_themselves(const Block& block, const BlockSizes& s, const float* rows, const float* x,
+  void attend_to_themselves(const Block& block, const BlockSizes& some, const float* rows, const float* x,
                             float* y) const {
-    const long c = s.channels;
-    apply(s.modulated(x, rows + SHIFT * c, block.parts[QKV], 3 * c, wide));
+    const long c = some.channels;
+    apply(some.modulated(x, rows + SHIFT * c, block.parts[QKV], 3 * c, wide));
     Memory memory = divided;
-    const Division division(block.division, s, block.parts, wide, memory);
+    const Division division(block.division, some, block.parts, wide, memory);
     division.run();
     attend(division.attention(narrow));
-    apply(s.added(x, narrow, c, block.parts[PROJ], rows + GATE * c, y));
+    apply(some.added(x, narrow, c, block.parts[PROJ], rows + GATE * c, y));
   }
 
   // x to y by way of `between`, which may be x. With `twice` the second half of the images is the same as the first:
@@ -123,7 +124,7 @@ struct Runner {
 }  // namespace
 
 void run(const Blocks& b) {
-  const Workspace memory(Runner::floats(b));
+  const Workspace memory(Runner::floats(b), false);
   const Runner runner(b, {memory.floats});
   const long size = b.sizes.rows() * b.sizes.channels;
   const bool twice = b.sizes.batch % 2 == 0 && b.sizes.step == 0 && memcmp(b.x, b.x + size / 2, size / 2 * 4) == 0;

@@ -1,5 +1,5 @@
 // What self-attention attends with and to: queries, keys and values of the tokens' map to three times their width,
-// after norms of queries and keys, and with fewer keys and values (models/dit/block.py, divide; kv_compression.py).
+// after norms of queries and keys, and with fewer keys and values (models/dit/branches.py, divide; kv_compression.py).
 #pragma once
 #include "block.h"
 #include "pool.h"

@@ -166,7 +166,7 @@ void normalise_rows(const Linear& l, long begin, long end, float* to) {
 // The same by AMX.
 
 constexpr long STEPS = 18;             // of a piece of the depth, at most
-constexpr long PACKED = 1300 << 8;     // floats of a block of the weight: it stays in the second cache
+constexpr long PACKED = 12 * STEPS * PARTS_OF_STEP;  // floats of a block of the weight: it stays in the second cache
 constexpr long SPLIT = 4 << 20;        // floats of rows that are split before they are multiplied
 constexpr long COST_OF_PANEL = 2;      // of splitting a panel of the weight, in products of blocks
 
@@ -175,14 +175,17 @@ struct Shares {
   long across = 1, down = 1;
 
   Shares(long panels, long blocks, long most) {
-    const long threads = thread_count();
+    const long threads = thread_count(), fewest = (panels + most - 1) / most;
     long least = -1;
-    for (long d = 1; d <= std::min(blocks, threads); d++)
-      for (long a = (panels + most - 1) / most; a <= std::min(panels, (panels + most - 1) / most + 2 * threads); a++) {
-        const long rounds = (a * d + threads - 1) / threads;
-        const long cost = rounds * ((panels + a - 1) / a) * ((blocks + d - 1) / d + COST_OF_PANEL);
+    for (long d = 1; d <= std::min(blocks, threads); d++) {
+      const long rounds = (fewest * d + threads - 1) / threads;
+      for (long round = rounds; round < rounds + 3; round++) {
+        const long a = std::clamp(round * threads / d, fewest, panels);  // as many as fill the rounds
+        const long cost_of_task = (panels + a - 1) / a * ((blocks + d - 1) / d + COST_OF_PANEL);
+        const long cost = (a * d + threads - 1) / threads * cost_of_task;
         if (least < 0 || cost < least) least = cost, across = a, down = d;
       }
+    }
   }
 };
 
@@ -190,37 +193,37 @@ struct Shares {
 void block_by_amx(const Linear& l, const float* left, long origin, long begin, long end, long first_panel,
                   long panels) {
   const Tiles tiles;
-  const long steps = (l.in + STEP - 1) / STEP, pieces = (steps + STEPS - 1) / STEPS;
+  const long steps = (l.in + AMX_STEP - 1) / AMX_STEP, pieces = (steps + STEPS - 1) / STEPS;
   const long most = (steps + pieces - 1) / pieces;
   float* packed = scratch(1, panels * most * PARTS_OF_STEP);
-  alignas(64) float product[SIDE * SIDE];
+  alignas(64) float product[AMX_SIDE * AMX_SIDE];
   for (long step = 0; step < steps; step += most) {
-    const long count = std::min(most, steps - step), k = step * STEP, depth = std::min(count * STEP, l.in - k);
+    const long count = std::min(most, steps - step), k = step * AMX_STEP, depth = std::min(count * AMX_STEP, l.in - k);
     for (long p = 0; p < panels; p++) {
-      const long column = (first_panel + p) * SIDE;
+      const long column = (first_panel + p) * AMX_SIDE;
       split_right(l.weight + (l.turned ? k * l.out + column : column * l.in + k), l.turned ? l.out : l.in,
-                  std::min(SIDE, l.out - column), depth, l.turned, packed + p * most * PARTS_OF_STEP);
+                  std::min(AMX_SIDE, l.out - column), depth, l.turned, packed + p * most * PARTS_OF_STEP);
     }
     const bool first = step == 0, last = step + count == steps;
     for (long block = begin; block < end; block++)
       for (long p = 0; p < panels; p++) {
         multiply_parts(left + ((block - origin) * steps + step) * PARTS_OF_STEP, packed + p * most * PARTS_OF_STEP,
                        count, product);
-        const long column = (first_panel + p) * SIDE, width = std::min(SIDE, l.out - column);
-        for (long row = block * SIDE; row < std::min(l.rows, block * SIDE + SIDE); row += MR) {
-          const float* from = product + row % SIDE * SIDE;
+        const long column = (first_panel + p) * AMX_SIDE, width = std::min(AMX_SIDE, l.out - column);
+        for (long row = block * AMX_SIDE; row < std::min(l.rows, block * AMX_SIDE + AMX_SIDE); row += MR) {
+          const float* from = product + row % AMX_SIDE * AMX_SIDE;
           const long height = std::min<long>(MR, l.rows - row);
           if (width > VL) {
             V acc[MR][2];
             for (int i = 0; i < MR; i++)
-              for (int j = 0; j < 2; j++) acc[i][j] = load(from + i * SIDE + j * VL);
-            if (width == SIDE)
+              for (int j = 0; j < 2; j++) acc[i][j] = load(from + i * AMX_SIDE + j * VL);
+            if (width == AMX_SIDE)
               write<2, true>(l, acc, first, last, row, column, height, width);
             else
               write<2, false>(l, acc, first, last, row, column, height, width);
           } else {
             V acc[MR][1];
-            for (int i = 0; i < MR; i++) acc[i][0] = load(from + i * SIDE);
+            for (int i = 0; i < MR; i++) acc[i][0] = load(from + i * AMX_SIDE);
             write<1, false>(l, acc, first, last, row, column, height, width);
           }
         }
@@ -230,16 +233,17 @@ void block_by_amx(const Linear& l, const float* left, long origin, long begin, l
 
 void apply_by_amx(const Linear& l) {
   const bool norm = l.scale || l.norm_weight;
-  const long steps = (l.in + STEP - 1) / STEP, panels = (l.out + SIDE - 1) / SIDE, blocks = (l.rows + SIDE - 1) / SIDE;
+  const long steps = (l.in + AMX_STEP - 1) / AMX_STEP;
+  const long panels = (l.out + AMX_SIDE - 1) / AMX_SIDE, blocks = (l.rows + AMX_SIDE - 1) / AMX_SIDE;
   const long chunk = std::max<long>(1, SPLIT / (steps * PARTS_OF_STEP));
   for (long start = 0; start < blocks; start += chunk) {
     const long stop = std::min(blocks, start + chunk);
     float* left = scratch(0, (stop - start) * steps * PARTS_OF_STEP);
     parallel(stop - start, [&](long i) {
-      const long row = (start + i) * SIDE, rows = std::min(SIDE, l.rows - row);
+      const long row = (start + i) * AMX_SIDE, rows = std::min(AMX_SIDE, l.rows - row);
       const float* x = l.x + row * l.in;
       if (norm) {
-        float* normalised = scratch(3, SIDE * l.in);
+        float* normalised = scratch(3, AMX_SIDE * l.in);
         for (long j = 0; j < rows; j++) normalise_row(l, row + j, normalised + j * l.in);
         x = normalised;
       }
@@ -263,7 +267,7 @@ void normalise(const Linear& l, float* to) { normalise_rows(l, 0, l.rows, to); }
 
 void apply(const Linear& l) {
   // Not by the rows of all images: what an image gets must not depend on the others.
-  if (l.rows_of_image >= 2 * SIDE && has_amx()) return apply_by_amx(l);
+  if (l.rows_of_image >= 2 * AMX_SIDE && has_amx()) return apply_by_amx(l);
   const bool norm = l.scale || l.norm_weight;
   const long panels = (l.out + NR - 1) / NR, threads = thread_count();
   for (long start = 0; start < l.rows; start += CHUNK) {

@@ -1,5 +1,5 @@
-// Threads that share the tasks of a loop: who waits spins for some microseconds, as the end or the next loop is near,
-// and then sleeps.
+// Threads that share the tasks of a loop: who waits spins for 200 microseconds at most, as the end or the next loop is
+// near, and then sleeps.
 #include "pool.h"
 
 #include <sched.h>
@@ -58,6 +58,9 @@ struct Pool {
   static void spin(F over) {
     const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
     while (!over() && std::chrono::steady_clock::now() < end) {
+#if defined(__SSE2__)
+      _mm_pause();
+#endif
     }
   }
 
@@ -141,7 +144,7 @@ struct Buffer {
   }
 };
 
-constexpr long KEPT = 48L << 20;  // floats of a workspace that are kept for the next call
+constexpr long LARGE = 48L << 20;  // floats of a workspace
 Buffer* workspace = new Buffer;  // never freed: a thread may still compute when the process ends
 std::mutex using_workspace;
 
@@ -164,7 +167,7 @@ float* scratch(int place, long floats) {
   return buffers[place].hold(floats);
 }
 
-Workspace::Workspace(long size) {
+Workspace::Workspace(long size, bool keep) : keep(keep) {
   using_workspace.lock();
   try {
     floats = workspace->hold(size);
@@ -175,6 +178,6 @@ Workspace::Workspace(long size) {
 }
 
 Workspace::~Workspace() {
-  if (workspace->size > KEPT) workspace->release();
+  if (!keep && workspace->size > LARGE) workspace->release();
   using_workspace.unlock();
 }

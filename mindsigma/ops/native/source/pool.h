@@ -11,12 +11,13 @@ void parallel(long tasks, const std::function<void(long)>& f);
 // Memory of this thread for intermediate results, `place` 0 ... 3, valid until the next call for the same place.
 float* scratch(int place, long floats);
 
-// Memory for the intermediate results of a whole call, kept for the next one unless it is large; there is one, so that
-// calls take turns.
+// Memory for the intermediate results of a whole call, kept for the next one, if it is large only if so asked; there is
+// one, so that calls take turns.
 struct Workspace {
-  explicit Workspace(long floats);
+  explicit Workspace(long floats, bool keep = true);
   ~Workspace();
   float* floats;
+  bool keep;
 };
 
 // Consecutive parts of one piece of memory.

@@ -1,4 +1,4 @@
-// A block of the DiT in training: models/dit/block.py's whole_block, and its backward pass.
+// A block of the DiT in training: models/dit/branches.py's whole_block, and its backward pass.
 #pragma once
 #include "division.h"
 

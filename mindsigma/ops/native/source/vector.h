@@ -101,14 +101,13 @@ static inline V exponential(V x) {
   return y * power;
 }
 
-// 2^x for x <= 0, to about one unit in the last place (Taylor's series around the nearest integer); 2^-126 below that,
-// NaN for NaN.
+// 2^x for x <= 0, to about one unit in the last place (polynomial of Cephes' exp2f); 2^-126 below that, NaN for NaN.
 static inline V power_of_two(V x) {
   x = x < -126.0f ? spread(-126.0f) : x;
   const V shift = spread(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   V n = x + shift;
-  VI exponent, bits;
-  memcpy(&exponent, &n, sizeof(V));
+  VI bits;
+  memcpy(&bits, &n, sizeof(V));
   const V r = x - (n - shift);
   V p = r * 1.535336188319500e-4f + 1.339887440266574e-3f;
   p = p * r + 9.618437357674640e-3f;
@@ -116,10 +115,10 @@ static inline V power_of_two(V x) {
   p = p * r + 2.402264791363012e-1f;
   p = p * r + 6.931472028550421e-1f;
   p = p * r + 1.0f;
-  memcpy(&bits, &p, sizeof(V));
-  bits += exponent << 23;
-  memcpy(&p, &bits, sizeof(V));
-  return p;
+  bits = (bits + 127) << 23;
+  V power;
+  memcpy(&power, &bits, sizeof(V));
+  return p * power;
 }
 
 static inline V silu(V x) { return x / (1.0f + exponential(-x)); }

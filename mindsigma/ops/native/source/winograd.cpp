@@ -1,6 +1,6 @@
 // 3x3 convolution by Winograd's minimal filtering F(4x4, 3x3) (arXiv 1509.09308): 36 products of matrices make the 16
 // pixels of every tile, where the direct way makes 144. The points are 0, +-11/16, +-11/8 and infinity instead of 0,
-// +-1, +-2 and infinity: in fp32 their rounding is a third, a few times that of the direct way.
+// +-1, +-2 and infinity: fp32 rounds a third as much with them, still a few times what it does the direct way.
 #include <algorithm>
 
 #include "images.h"
