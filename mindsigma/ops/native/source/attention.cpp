@@ -22,10 +22,6 @@ template <int N>
 void score_panel(const Attention& a, const float* q, const float* panel, const float* bias, long height, long lanes,
                  float* s, V (&most)[MR]) {
   V acc[MR][N];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < N; j++) acc[i][j] = V{};
   multiply<N>(q, a.width, panel, a.width, acc);
   if (bias)
     for (int i = 0; i < height; i++)
@@ -49,10 +45,6 @@ void score_panel(const Attention& a, const float* q, const float* panel, const f
 template <int N>
 void value_panel(const float* weights, const float* panel, long count, float* o, long padded, const float* decay) {
   V acc[MR][N];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < N; j++) acc[i][j] = V{};
   multiply<N>(weights, KEYS, panel, count, acc);
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++)

@@ -13,31 +13,10 @@ namespace {
 constexpr long KEYS = 8 * NR;  // of a block
 constexpr long QUERIES = 64;   // of a block
 
-template <int N>
-void clear(V (&acc)[MR][N]) {
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < N; j++) acc[i][j] = V{};
-}
-
-// to (MR, N * VL) = a (MR, depth) times a panel.
-template <int N>
-void set(const float* a, long stride, const float* panel, long depth, float* to, long step) {
-  V acc[MR][N];
-  clear(acc);
-  multiply<N>(a, stride, panel, depth, acc);
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < N; j++) store(to + i * step + j * VL, acc[i][j]);
-}
-
 // to (MR, N * VL) += a times a panel; TURNED: the transpose of a (depth, MR).
 template <int N, bool TURNED>
 void add(const float* a, long stride, const float* panel, long depth, float* to, long step) {
   V acc[MR][N];
-  clear(acc);
   multiply<N, TURNED>(a, stride, panel, depth, acc);
 #pragma GCC unroll 8
   for (int i = 0; i < MR; i++)
@@ -57,11 +36,11 @@ void row_of_tiles(const float* a, long stride, const float* panels, long size, l
     float* place = to + column;
     if (!ADDED) {
       if (vectors == 3)
-        set<3>(a, stride, panels, depth, place, step);
+        product<3>(a, stride, panels, depth, place, step);
       else if (vectors == 2)
-        set<2>(a, stride, panels, depth, place, step);
+        product<2>(a, stride, panels, depth, place, step);
       else
-        set<1>(a, stride, panels, depth, place, step);
+        product<1>(a, stride, panels, depth, place, step);
     } else if (vectors == 3) {
       add<3, TURNED>(a, stride, panels, depth, place, step);
     } else if (vectors == 2) {

@@ -59,10 +59,6 @@ template <int N>
 void tile(const Convolution& c, const float* a, long stride, const float* panel, long depth, bool first, bool last,
           long image, long channel, long height, long pixel, long width) {
   V acc[MR][N];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < N; j++) acc[i][j] = V{};
   multiply<N>(a, stride, panel, depth, acc);
   for (int i = 0; i < height; i++) {
     const long place = (image * c.out + channel + i) * c.height * c.width + pixel;

@@ -97,10 +97,6 @@ template <int N, bool WHOLE>
 void tile(const Linear& l, const float* a, long stride, const float* panel, long depth, bool first, bool last,
           long row, long column, long height, long width) {
   V acc[MR][N];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < N; j++) acc[i][j] = V{};
   multiply<N>(a, stride, panel, depth, acc);
   write<N, WHOLE>(l, acc, first, last, row, column, height, width);
 }

@@ -2,9 +2,13 @@
 #pragma once
 #include "vector.h"
 
-// acc[i][j] += a[i * stride + p] * b[p][j] for p < depth; b is a panel (depth, NR). TURNED: a[p * stride + i] instead.
+// acc[i][j] = sum of a[i * stride + p] * b[p][j] over p < depth; b is a panel (depth, NR). TURNED: a[p * stride + i].
 template <int N, bool TURNED = false>
 static inline void multiply(const float* a, long stride, const float* b, long depth, V (&acc)[MR][N]) {
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) acc[i][j] = V{};
   for (long p = 0; p < depth; p++) {
     V row[N];
 #pragma GCC unroll 8
@@ -16,6 +20,17 @@ static inline void multiply(const float* a, long stride, const float* b, long de
       for (int j = 0; j < N; j++) acc[i][j] += x * row[j];
     }
   }
+}
+
+// to (MR, N * VL), rows `step` apart, = a (MR, depth) times a panel.
+template <int N>
+static inline void product(const float* a, long stride, const float* panel, long depth, float* to, long step) {
+  V acc[MR][N];
+  multiply<N>(a, stride, panel, depth, acc);
+#pragma GCC unroll 8
+  for (int i = 0; i < MR; i++)
+#pragma GCC unroll 8
+    for (int j = 0; j < N; j++) store(to + i * step + j * VL, acc[i][j]);
 }
 
 // A panel (depth, NR): the transpose of `rows` <= NR rows of w, `stride` apart, with zeros after them.

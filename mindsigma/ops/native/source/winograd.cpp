@@ -198,19 +198,6 @@ void transform_filters(const Convolution& c, long filled, float* to) {
   });
 }
 
-void product(const float* a, long in, const float* panel, float* to) {
-  V acc[MR][NV];
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; j++) acc[i][j] = V{};
-  multiply<NV>(a, in, panel, in, acc);
-#pragma GCC unroll 8
-  for (int i = 0; i < MR; i++)
-#pragma GCC unroll 8
-    for (int j = 0; j < NV; j++) store(to + i * NR + j * VL, acc[i][j]);
-}
-
 }  // namespace
 
 bool points_pay(const Convolution& c) {
@@ -240,10 +227,12 @@ void convolve_by_points(const Convolution& c) {
           transform_tiles(c, g[k], c.channel(g[k].image, i), tiles + p * PLACES * of_tiles + i * NR + k * VL, of_tiles);
     }
     for (long place = 0; place < PLACES; place++)
-      for (long out = 0; out < filled; out += MR)
+      for (long out = 0; out < filled; out += MR) {
+        const float* filters = workspace.floats + (place * filled + out) * c.in;
         for (long p = 0; p < count; p++)
-          product(workspace.floats + (place * filled + out) * c.in, c.in, tiles + (p * PLACES + place) * of_tiles,
-                  products + (p * PLACES + place) * of_products + out * NR);
+          product<NV>(filters, c.in, tiles + (p * PLACES + place) * of_tiles, c.in,
+                      products + (p * PLACES + place) * of_products + out * NR, NR);
+      }
     for (long p = 0; p < count; p++)
       for (long out = 0; out < c.out; out++)
         for (int k = 0; k < NV && (first + p) * NV + k < layout.groups; k++)
