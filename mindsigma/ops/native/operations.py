@@ -263,8 +263,9 @@ def training_block_gradient(gradient, x, modulation, caption, kept, table, plan,
 
 
 def group_norm(x, groups, weight, bias, eps, silu, last_use=False):
-    """GroupNorm of x (N, C, H, W), and SiLU of that if asked for; of a `last_use` x, whose memory is its own,
-    may be overwritten by it.
+    """GroupNorm of x (N, C, H, W), and SiLU of that if asked for.
+
+    With `last_use` it may be written over x, which must not share its memory with another tensor.
     """
     plan = _plan(groups, float(eps), int(silu))
     return _group_norm_over(plan, x, weight, bias) if last_use else _group_norm(plan, x, weight, bias)

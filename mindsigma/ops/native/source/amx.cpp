@@ -1,6 +1,5 @@
 #include "amx.h"
 
-#include <algorithm>
 #include <cstdlib>
 
 #include "vector.h"
@@ -13,7 +12,7 @@
 namespace {
 
 constexpr long ARCH_REQ_XCOMP_PERM = 0x1023, TILE_DATA = 18;
-constexpr long TILE = 256;        // floats; two side by side are a part
+constexpr long TILE = 256;            // floats; two side by side are a part
 constexpr long AHEAD = 4 * AMX_STEP;  // numbers of a row of the weight that are asked for before they are split
 
 struct alignas(64) Shapes {

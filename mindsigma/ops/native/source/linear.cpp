@@ -161,10 +161,10 @@ void normalise_rows(const Linear& l, long begin, long end, float* to) {
 
 // The same by AMX.
 
-constexpr long STEPS = 18;             // of a piece of the depth, at most
+constexpr long STEPS = 18;                           // of a piece of the depth, at most
 constexpr long PACKED = 12 * STEPS * PARTS_OF_STEP;  // floats of a block of the weight: it stays in the second cache
-constexpr long SPLIT = 4 << 20;        // floats of rows that are split before they are multiplied
-constexpr long COST_OF_PANEL = 2;      // of splitting a panel of the weight, in products of blocks
+constexpr long SPLIT = 4 << 20;                      // floats of rows that are split before they are multiplied
+constexpr long COST_OF_PANEL = 2;                    // of splitting a panel of the weight, in products of blocks
 
 // Tasks that share `panels` of columns and `blocks` of rows among threads, so that all end at about the same time.
 struct Shares {
@@ -262,7 +262,7 @@ void apply_by_amx(const Linear& l) {
 void normalise(const Linear& l, float* to) { normalise_rows(l, 0, l.rows, to); }
 
 void apply(const Linear& l) {
-  // Not by the rows of all images: what an image gets must not depend on the others.
+  // By the rows of an image, so that what it gets does not depend on the others; a text's are those it is padded to.
   if (l.rows_of_image >= 2 * AMX_SIDE && has_amx()) return apply_by_amx(l);
   const bool norm = l.scale || l.norm_weight;
   const long panels = (l.out + NR - 1) / NR, threads = thread_count();
