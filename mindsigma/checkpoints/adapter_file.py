@@ -28,10 +28,10 @@ from mindsigma import __version__
 from mindsigma.checkpoints.dit_names import DIFFUSERS
 from mindsigma.checkpoints.name_map import slots
 from mindsigma.checkpoints.reader import open_checkpoint
-from mindsigma.checkpoints.safetensors_file import load_json, one_line
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import load_json
 
 FORMAT = {"format": "mindsigma", "format_version": "1", "kind": "adapter"}
 PARTS = {"attn.qkv": "qkv", "cross_attn.kv_linear": "kv"}  # fused layers, their parts in the order of the rows

@@ -26,8 +26,8 @@ from mindsigma.checkpoints.adapter_file import (
 )
 from mindsigma.checkpoints.adapter_names import TEXT_PREFIXES, diffusers_name, entry_name, other_kind, split_key
 from mindsigma.checkpoints.reader import open_checkpoint
-from mindsigma.checkpoints.safetensors_file import load_json, map_file, one_line
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import load_json, map_file
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")

@@ -10,8 +10,9 @@ A tensor of more than 512 MB is cut into Values of the same tag, each with the d
 import ml_dtypes
 import numpy as np
 
-from mindsigma.checkpoints.safetensors_file import MAX_RANK, byte_length, map_file, one_line
-from mindsigma.errors import MindSigmaError
+from mindsigma.checkpoints.safetensors_file import MAX_RANK, byte_length
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import map_file
 
 MAX_VALUES = 2**16
 MAX_TEXT = 2**20  # bytes of a tag, or of a text saved beside the tensors

@@ -2,9 +2,8 @@
 
 from mindsigma.checkpoints.atomic import replacing
 from mindsigma.checkpoints.mindspore_file import TYPES
-from mindsigma.checkpoints.safetensors_file import one_line
 from mindsigma.checkpoints.tensor_stream import checked_specs, fetch, pieces, write_pieces
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
 
 TYPE_NAMES = {dtype: name for name, dtype in TYPES.items()}
 SLICE = 512 * 2**20  # bytes of content in one Value, as save_checkpoint has it

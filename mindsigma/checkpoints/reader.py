@@ -6,16 +6,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import numpy as np
 
 from mindsigma.checkpoints.mindspore_file import read_mindspore_ckpt
-from mindsigma.checkpoints.safetensors_file import (
-    MAX_HEADER,
-    MAX_TENSORS,
-    load_json,
-    map_file,
-    one_line,
-    read_safetensors,
-)
+from mindsigma.checkpoints.safetensors_file import MAX_HEADER, MAX_TENSORS, read_safetensors
 from mindsigma.checkpoints.torch_file import read_torch
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import load_json, map_file
 
 WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.")  # of DDP, torch.compile and training scripts
 MAX_SHARDS = 2**12

@@ -1,18 +1,17 @@
 """Memory-mapped reader of one `.safetensors` file that believes nothing its header says."""
 
-import json
 import math
 
 import ml_dtypes
 import numpy as np
 
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import load_json, map_file
 
 MAX_HEADER = 25_000_000  # some 200,000 tensors; the reference implementation allows four times as much
 MAX_TENSORS = 2**15  # whole Stable Diffusion checkpoints hold some 2500
 MAX_RANK = 32  # of NumPy 1.x
 MAX_BYTES = 2**62
-MAX_DIGITS = 20  # no size in a file of this world is longer; Python's int() is quadratic
 
 DTYPES = {
     "BOOL": np.dtype(np.bool_),
@@ -57,48 +56,6 @@ def read_safetensors(path):
     return tensors, metadata
 
 
-def map_file(path):
-    """The bytes of a regular file as a read-only, memory-mapped uint8 array (bytes,). Raises MindSigmaError."""
-    if not path.is_file():
-        raise MindSigmaError(f"{path}: no such file" if not path.exists() else f"{path}: not a regular file")
-    try:
-        if path.stat().st_size == 0:  # cannot be mapped
-            raise MindSigmaError(f"{path}: the file is empty; copy or download it again")
-        return np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-    except OSError as error:
-        raise MindSigmaError(f"{path}: cannot be read ({error.strerror or 'input/output error'})") from error
-
-
-def load_json(path, text, what):
-    """The JSON object in `text` (bytes, UTF-8). Raises MindSigmaError, also where a key comes twice."""
-
-    def wrong(fault):
-        return MindSigmaError(f"{path}: {what} {fault}; copy or download the file again")
-
-    def unique(pairs):
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            seen = set()
-            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-            raise wrong(f"gives the key '{one_line(twice)}' twice")
-        return table
-
-    def bounded_int(digits):
-        if len(digits) > MAX_DIGITS:
-            raise wrong(f"holds a number of {len(digits)} digits")
-        return int(digits)
-
-    try:
-        table = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_int=bounded_int)
-    except MindSigmaError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise wrong("is not valid JSON") from error
-    if not isinstance(table, dict):
-        raise wrong("is not a JSON object")
-    return table
-
-
 def byte_length(dtype, shape):
     """Bytes of a tensor, or None where `shape` is no shape NumPy can hold (a size that is no int >= 0, too large)."""
     if len(shape) > MAX_RANK or not all(type(n) is int and 0 <= n < MAX_BYTES for n in shape):
@@ -106,13 +63,6 @@ def byte_length(dtype, shape):
     if math.prod(max(n, 1) for n in shape) * dtype.itemsize > MAX_BYTES:  # NumPy minds this even where a size is 0
         return None
     return math.prod(shape) * dtype.itemsize
-
-
-def one_line(text, limit=120):
-    """Text taken from a foreign file, made fit for a one-line message: escaped where unprintable, cut at `limit`."""
-    text = str(text)
-    cut = text if len(text) <= limit else text[:limit] + "..."
-    return cut if cut.isprintable() else repr(cut)[1:-1]
 
 
 def _header(path, data):

@@ -3,9 +3,10 @@
 import json
 
 from mindsigma.checkpoints.atomic import replacing
-from mindsigma.checkpoints.safetensors_file import DTYPES, MAX_HEADER, map_file, read_safetensors
+from mindsigma.checkpoints.safetensors_file import DTYPES, MAX_HEADER, read_safetensors
 from mindsigma.checkpoints.tensor_stream import checked_specs, checksum, fetch, pieces, write_pieces
 from mindsigma.errors import MindSigmaError
+from mindsigma.foreign import map_file
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

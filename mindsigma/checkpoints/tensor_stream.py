@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mindsigma.checkpoints.safetensors_file import byte_length, one_line
-from mindsigma.errors import MindSigmaError
+from mindsigma.checkpoints.safetensors_file import byte_length
+from mindsigma.errors import MindSigmaError, one_line
 
 PIECE = 64 * 2**20  # bytes written at once, between two reports of progress
 

@@ -13,8 +13,9 @@ import zlib
 import ml_dtypes
 import numpy as np
 
-from mindsigma.checkpoints.safetensors_file import byte_length, map_file, one_line
-from mindsigma.errors import MindSigmaError
+from mindsigma.checkpoints.safetensors_file import byte_length
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import map_file
 
 MAX_PICKLE = 64 * 2**20  # bytes; a state dict takes about a hundred per tensor
 MAX_OPCODES = 4_000_000  # bounds the stack and the memo as well: no opcode adds more than one item to either

@@ -5,10 +5,9 @@ import struct
 import zipfile
 
 from mindsigma.checkpoints.atomic import replacing
-from mindsigma.checkpoints.safetensors_file import one_line
 from mindsigma.checkpoints.tensor_stream import checked_specs, fetch, pieces
 from mindsigma.checkpoints.torch_file import STORAGES
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
 
 STORAGE_NAMES = {dtype: name for name, dtype in STORAGES.items()}
 ALIGNMENT = 64  # bytes, of every member's data, as torch.save has it

@@ -4,8 +4,8 @@ import numpy as np
 
 from mindsigma.checkpoints.dit_names import stored_null_caption
 from mindsigma.checkpoints.reader import file_in_folder
-from mindsigma.checkpoints.safetensors_file import load_json
 from mindsigma.errors import MindSigmaError
+from mindsigma.foreign import load_json
 from mindsigma.models.dit import DiTConfig, KVCompression
 from mindsigma.models.dit.config import canonical_fields
 from mindsigma.models.t5 import T5Config

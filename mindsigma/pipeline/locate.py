@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from mindsigma.checkpoints.safetensors_file import load_json, map_file
 from mindsigma.errors import MindSigmaError
+from mindsigma.foreign import load_json, map_file
 from mindsigma.pipeline.released import advice, release_named
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"

@@ -5,8 +5,7 @@ import re
 from contextlib import contextmanager
 from dataclasses import fields
 
-from mindsigma.checkpoints.safetensors_file import one_line
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
 
 LARGEST = 2**20  # of any size; the largest published one is T5-XXL's vocabulary of 32128
 LONGEST = 16  # levels of a VAE

@@ -21,10 +21,10 @@ from mindspore import Tensor
 
 from mindsigma.checkpoints import open_checkpoint
 from mindsigma.checkpoints.atomic import naming, write_json
-from mindsigma.checkpoints.safetensors_file import load_json
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError
+from mindsigma.foreign import load_json
 
 NAME = re.compile(r"step_(\d{8,})")
 UNFINISHED = re.compile(r"\.step_(\d{8,})\.(part|gone)")
