@@ -5,37 +5,50 @@ import json
 import os
 import re
 import tarfile
+import threading
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from mindsigma.checkpoints.atomic import naming, replacing, write_json
-from mindsigma.data.layouts import OFFICIAL_DATA, OFFICIAL_IMAGES, OFFICIAL_INDEX, STATE
+from mindsigma.data.conversion_note import STATE, is_complete, read_note
+from mindsigma.data.layouts import OFFICIAL_DATA, OFFICIAL_IMAGES, OFFICIAL_INDEX
+from mindsigma.data.own_folder import Held, check_places, is_free, is_own_file
 from mindsigma.data.records import open_image
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, printable
+from mindsigma.foreign import open_regular
 
 LAYOUTS = ("official", "jsonl", "webdataset")
+IMAGES = "images"  # folder of the layout "jsonl"
+TABLE = "metadata.jsonl"  # its table
 SHARD_RECORDS = 1000
 FOLDER_FILES = 1000  # in one folder of the target; more go to folders within, as writing looks through the folder
 AHEAD = 64  # images copied or awaited at once
+
+# What no part of a name may hold: controls, what other systems refuse, halves of characters (a name of wrong UTF-8).
+UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\\:*?\"<>|]")
+LONGEST_PART = 180  # bytes, of 255; the rest is room for a number and for what stands beside while writing
+LONGEST_SUFFIX = 16  # bytes
+LONGEST_FOLDERS = 1000  # bytes of all folders of a name; below deeper ones nothing can be opened
 
 
 def convert(records, target, to, threads=8, shard_records=SHARD_RECORDS, progress=None):
     """Write Records into the folder `target` in the layout `to`; images are copied byte for byte.
 
     Every file is written beside its place and renamed, and a note in the folder says that it is not complete until it
-    is. The same conversion run again keeps the files that are there.
+    is. The same conversion run again keeps the files that are what it would write, and writes the others anew.
 
     Args:
         records: Records.
-        target: folder, absent, empty, or of an interrupted run of the same conversion.
+        target: folder, absent, empty, or of an earlier run of the same conversion.
         to: "official", "jsonl" or "webdataset".
         threads: images copied at once.
         shard_records: samples of a WebDataset shard.
         progress: called with the number of records done since the last call.
 
     Raises:
-        MindSigmaError: the folder holds something else, or cannot be written.
+        MindSigmaError: the folder holds something else or is being written, something is in the way, or it cannot be
+            written. Obstructions are told before anything is changed.
     """
     if to not in LAYOUTS:
         raise MindSigmaError(f"layout {to!r} is unknown; choose from {', '.join(LAYOUTS)}")
@@ -43,41 +56,59 @@ def convert(records, target, to, threads=8, shard_records=SHARD_RECORDS, progres
         raise MindSigmaError(f"a shard must hold at least 1 record, not {shard_records}")
     target = Path(target)
     task = {"to": to, "source": records.fingerprint(), "shard_records": shard_records if to == "webdataset" else None}
-    _claim(target, task)
     names = safe_names([record.key for record in records])
+    _require_own(target, task)
+    check_places(target, _places(to, names, shard_records))
     progress = progress or (lambda count: None)
-    if to == "webdataset":
-        _write_shards(records, names, target, shard_records, progress)
-    elif to == "official":
-        _copy_images(records, names, target / OFFICIAL_IMAGES, threads, progress)
-        _write_list(target / OFFICIAL_DATA / OFFICIAL_INDEX, [_official(*pair) for pair in zip(records, names)])
-    else:
-        _copy_images(records, names, target / "images", threads, progress)
-        rows = [{"file_name": f"images/{name}", **_texts(record)} for record, name in zip(records, names)]
-        write_lines(target / "metadata.jsonl", (json.dumps(row, ensure_ascii=False) for row in rows))
-    write_json(target / STATE, {**task, "complete": True})
+    with Held(target):
+        _require_own(target, task)  # still, now that nobody else can change it
+        writer = _Writer(target, task)
+        if to == "webdataset":
+            _write_shards(records, names, writer, shard_records, progress)
+        elif to == "official":
+            _copy_images(records, names, writer, OFFICIAL_IMAGES, threads, progress)
+            writer.put(f"{OFFICIAL_DATA}/{OFFICIAL_INDEX}", lambda file: _write_lines(file, _official(records, names)))
+        else:
+            _copy_images(records, names, writer, IMAGES, threads, progress)
+            writer.put(TABLE, lambda file: _write_lines(file, _table(records, names)))
+        writer.complete()
 
 
 def safe_names(keys):
     """A relative path for each key, all different, that stays below any folder whatever the key."""
-    names, taken, filled = [], set(), Counter()
+    names, files, folders, filled = [], set(), set(), Counter()
     for number, key in enumerate(keys):
-        parts = [re.sub(r"[\x00-\x1f\\:*?\"<>|]", "_", part) for part in key.split("/")]
+        parts = [UNSAFE.sub("_", part) for part in key.split("/")]
         parts = [part.removesuffix(".tar") for part in parts if part not in ("", ".", "..")]
         parts = [part.lstrip(".") or "_" for part in parts]  # hidden names are not read again
         stem, suffix = os.path.splitext(parts.pop() if parts else "_")
+        stem, suffix = _cut(stem, LONGEST_PART), _cut(suffix, LONGEST_SUFFIX)
+        parts = [_cut(part, LONGEST_PART) for part in parts]
+        if len("/".join(parts).encode()) > LONGEST_FOLDERS:
+            parts = ["deep"]
         folder = tuple(parts)
         if filled[folder] >= FOLDER_FILES:
             parts.append(f"part-{filled[folder] // FOLDER_FILES:04d}")
         filled[folder] += 1
-        # A file system's limit is 255 bytes; the rest is room for a number and for what stands beside while writing.
-        stem = stem.encode("utf-8", "replace")[:180].decode("utf-8", "ignore")
-        name = "/".join([*parts, stem + suffix])
-        if name.lower() in taken:
-            name = "/".join([*parts, f"{stem}-{number}{suffix}"])
-        taken.add(name.lower())
+        while any(part in files for part in _folders(parts)):  # a file has the name of one of the folders
+            parts[0] += "_"
+        name, again = "/".join([*parts, stem + suffix]), 0
+        while name.lower() in files or name.lower() in folders:
+            name = "/".join([*parts, f"{stem}-{number}{'_' * again}{suffix}"])
+            again += 1
+        files.add(name.lower())
+        folders.update(_folders(parts))
         names.append(name)
     return names
+
+
+def _folders(parts):
+    """Paths, in lower case, of a folder and of those above it."""
+    return ["/".join(parts[: i + 1]).lower() for i in range(len(parts))]
+
+
+def _cut(text, length):
+    return text.encode("utf-8")[:length].decode("utf-8", "ignore")
 
 
 def write_lines(path, lines):
@@ -85,37 +116,113 @@ def write_lines(path, lines):
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        for line in lines:
-            file.write((line + "\n").encode("utf-8", "backslashreplace"))
+        _write_lines(file, lines)
 
 
-def _claim(target, task):
-    """Mark the folder as the incomplete target of this task, or raise."""
-    state = target / STATE
-    if state.is_file():
-        try:
-            stored = json.loads(state.read_text())
-            same = all(stored.get(name) == value for name, value in task.items())
-        except (OSError, ValueError, AttributeError):
-            same = False
-        if not same:
-            raise MindSigmaError(f"{target}: holds another conversion; choose another folder, or delete this one")
-    elif target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise MindSigmaError(f"{target}: is not an empty folder; choose another target")
-    write_json(state, {**task, "complete": False})
+def write_bad_rows(path, rows):
+    """Write a list of BadRow as lines `reason, where, detail` between tabs; what cannot be printed is escaped."""
+    write_lines(path, ("\t".join(printable(part) for part in (row.reason, row.where, row.detail)) for row in rows))
 
 
-def _copy_images(records, names, folder, threads, progress):
-    def copy(record, name):
-        with open_image(record) as source:
-            data = source.read()
-        path = folder / name
-        if path.is_file() and path.stat().st_size == len(data):
-            return  # of an earlier run of this task, as it was renamed into place
+class _Writer:
+    """Puts files below `target`; the note there says "complete" only while every file is what the task makes."""
+
+    def __init__(self, target, task):
+        self.target, self.task = target, task
+        self._lock, self._marked = threading.Lock(), False
+        if not is_own_file(target / STATE):
+            self._mark()
+
+    def put(self, name, write):
+        """Let write(file) make the file `name` unless it already is what that makes."""
+        path = self.target / name
+        if is_own_file(path) and _makes(path, write):
+            return
+        self._mark()
         with naming(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as file:
-            file.write(data)
+            write(file)
+
+    def complete(self):
+        """Every file is there."""
+        if self._marked or not is_complete(self.target):
+            write_json(self.target / STATE, {**self.task, "complete": True})
+
+    def _mark(self):
+        with self._lock:
+            if not self._marked:
+                write_json(self.target / STATE, {**self.task, "complete": False})
+                self._marked = True
+
+
+class _Differs(Exception):
+    pass
+
+
+class _Comparison(io.RawIOBase):
+    """A file to write to that raises _Differs unless what is written are the bytes of another."""
+
+    def __init__(self, file):
+        super().__init__()
+        self._file = file
+
+    def writable(self):
+        return True
+
+    def tell(self):
+        return self._file.tell()
+
+    def write(self, data):
+        if self._file.read(len(data)) != data:
+            raise _Differs
+        return len(data)
+
+
+def _makes(path, write):
+    """Whether write(file) makes just the bytes of the file `path`."""
+    with open_regular(path) as file:
+        try:
+            write(_Comparison(file))
+        except _Differs:
+            return False
+        return not file.read(1)
+
+
+def _require_own(target, task):
+    """Raise MindSigmaError unless the folder is free or holds what an earlier run of this task wrote."""
+    if is_own_file(target / STATE):
+        try:
+            stored = read_note(target)
+        except MindSigmaError:
+            stored = {}
+        if any(stored.get(name) != value for name, value in task.items()):
+            raise MindSigmaError(
+                f"{target}: holds another conversion, or one of other captions, sizes or order; choose another folder, "
+                "or delete this one"
+            )
+    elif not is_free(target, STATE):
+        raise MindSigmaError(f"{target}: is not an empty folder; choose another target")
+
+
+def _places(to, names, shard_records):
+    """Relative paths of all files that a conversion writes."""
+    if to == "webdataset":
+        return [_shard_name(number) for number in range(-(-len(names) // shard_records))]
+    if to == "official":
+        return [*(f"{OFFICIAL_IMAGES}/{name}" for name in names), f"{OFFICIAL_DATA}/{OFFICIAL_INDEX}"]
+    return [*(f"{IMAGES}/{name}" for name in names), TABLE]
+
+
+def _shard_name(number):
+    return f"{number:05d}.tar"
+
+
+def _copy_images(records, names, writer, folder, threads, progress):
+    def copy(record, name):
+        with open_image(record) as source:
+            data = source.read()
+        writer.put(f"{folder}/{name}", lambda file: file.write(data))
 
     pool, pending = ThreadPoolExecutor(max(1, threads)), deque()
     try:
@@ -131,27 +238,41 @@ def _copy_images(records, names, folder, threads, progress):
         pool.shutdown(cancel_futures=True)
 
 
-def _write_shards(records, names, target, shard_records, progress):
-    for start in range(0, len(records), shard_records):
-        path = target / f"{start // shard_records:05d}.tar"
-        count = min(shard_records, len(records) - start)
-        if not path.is_file():
-            with replacing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-                for number in range(start, start + count):
-                    record = records[number]
-                    with open_image(record) as source:
-                        image = source.read()
-                    suffix = os.path.splitext(names[number])[1].lower()
-                    texts = {"key": record.key, **_texts(record)}
-                    for ending, data in ((suffix, image), (".json", json.dumps(texts).encode())):
-                        member = tarfile.TarInfo(f"{number:09d}{ending}")
-                        member.size = len(data)
-                        tar.addfile(member, io.BytesIO(data))
-        progress(count)
+def _write_shards(records, names, writer, shard_records, progress):
+    for number, start in enumerate(range(0, len(records), shard_records)):
+        members = range(start, min(start + shard_records, len(records)))
+        writer.put(_shard_name(number), lambda file, members=members: _write_shard(file, records, names, members))
+        progress(len(members))
 
 
-def _official(record, name):
-    return {"path": name, **_texts(record), "ratio": record.height / record.width}
+def _write_shard(file, records, names, members):
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number in members:
+            record = records[number]
+            with open_image(record) as source:
+                image = source.read()
+            suffix = os.path.splitext(names[number])[1].lower()
+            texts = {"key": record.key, **_texts(record)}
+            for ending, data in ((suffix, image), (".json", json.dumps(texts).encode())):
+                member = tarfile.TarInfo(f"{number:09d}{ending}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+
+
+def _official(records, names):
+    """Lines of the official index: a JSON list with an entry a line."""
+    last = len(records) - 1
+    yield "["
+    for i, (record, name) in enumerate(zip(records, names)):
+        row = {"path": name, **_texts(record), "ratio": record.height / record.width}
+        yield json.dumps(row, ensure_ascii=False) + ("," if i < last else "")
+    yield "]"
+
+
+def _table(records, names):
+    """Lines of a table of JSON lines."""
+    for record, name in zip(records, names):
+        yield json.dumps({"file_name": f"{IMAGES}/{name}", **_texts(record)}, ensure_ascii=False)
 
 
 def _texts(record):
@@ -163,8 +284,6 @@ def _texts(record):
     }
 
 
-def _write_list(path, rows):
-    """A JSON list with an entry a line."""
-    last = len(rows) - 1
-    lines = (json.dumps(row, ensure_ascii=False) + ("," if i < last else "") for i, row in enumerate(rows))
-    write_lines(path, ["[", *lines, "]"])
+def _write_lines(file, lines):
+    for line in lines:
+        file.write((line + "\n").encode("utf-8", "backslashreplace"))

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from mindsigma.data import shards
+from mindsigma.data.conversion_note import is_complete
 from mindsigma.data.images import SUFFIXES
 from mindsigma.data.record import (
     BROKEN,
@@ -22,7 +23,6 @@ from mindsigma.data.record import (
 from mindsigma.errors import MindSigmaError
 
 OFFICIAL_IMAGES, OFFICIAL_DATA, OFFICIAL_INDEX = "InternImgs", "InternData", "data_info.json"
-STATE = ".prepare.json"  # beside a conversion's result: what it is of, and whether it is complete
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 LARGEST_CAPTION = 2**20  # bytes of a .txt beside an image
 
@@ -64,13 +64,7 @@ def find_layout(path, image_root=None):
 
 
 def _require_complete(folder):
-    try:
-        complete = json.loads((folder / STATE).read_text())["complete"]
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
+    if not is_complete(folder):
         raise MindSigmaError(f"{folder}: its conversion was interrupted; run the same tools/prepare_data.py again")
 
 

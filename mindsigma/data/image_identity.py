@@ -1,0 +1,50 @@
+"""Whether the image of a record is the one that something was made of: its file's stamp, else its bytes, decide."""
+
+import hashlib
+import os
+
+from mindsigma.data.records import open_image
+from mindsigma.errors import MindSigmaError
+
+PIECE = 1 << 20  # bytes read at once
+
+
+def image_identity(record):
+    """dict of two texts, "stamp" and "digest", of a Record's image as it is now. Raises MindSigmaError.
+
+    The stamp is taken before the bytes are read: an image replaced in between then differs from what is stored.
+    """
+    return {"stamp": _stamp(record), "digest": _digest(record)}
+
+
+def is_same_image(record, identity):
+    """Whether `identity`, a dict that holds what `image_identity` gave, is of a Record's image as it is now.
+
+    Size, times and inode of the file tell that nobody touched it. Where they differ, as after a copy, its bytes are
+    read.
+    """
+    if "stamp" not in identity or "digest" not in identity:
+        return False
+    try:
+        return identity["stamp"] == _stamp(record) or identity["digest"] == _digest(record)
+    except MindSigmaError:
+        return False
+
+
+def _stamp(record):
+    try:
+        found = os.stat(record.file)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not the name of a file"
+        raise MindSigmaError(f"{record.where}: cannot be read ({reason})") from None
+    # The time of the last change of the inode differs, too, where somebody set the time of the content back.
+    parts = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, record.offset, record.length]
+    return " ".join(map(str, parts))
+
+
+def _digest(record):
+    digest = hashlib.blake2b(digest_size=16)
+    with open_image(record) as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
