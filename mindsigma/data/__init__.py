@@ -1,6 +1,7 @@
 """Captioned images for training: records of any layout, buckets, decoding, batches, stored features."""
 
-from mindsigma.data.features import FeatureSet, is_feature_folder
+from mindsigma.data.feature_set import FeatureSet
+from mindsigma.data.features import is_feature_folder
 from mindsigma.data.loader import Batch, Loader
 from mindsigma.data.randomness import generator
 from mindsigma.data.records import Records, open_records

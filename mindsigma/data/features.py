@@ -1,7 +1,16 @@
-"""Stored features of a data set: the VAE's moments and T5's states of every record, one safetensors file a record."""
+"""Stored features of a data set: the VAE's moments and T5's states of every record, one safetensors file a record.
+
+features.json                what they were made with
+null_caption.safetensors     T5's states of the empty caption
+samples/ab/ab...safetensors  moments and states of a record, or why its image cannot be read
+index.jsonl                  the records, written when all are there
+left_out.txt                 those whose image cannot be read, if there are any
+"""
 
 import hashlib
 import json
+import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +19,23 @@ from mindsigma.checkpoints.atomic import naming, replacing, write_json
 from mindsigma.checkpoints.safetensors_file import read_safetensors
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
+from mindsigma.data.conversion import write_bad_rows
+from mindsigma.data.image_identity import find_identity, is_same_image
+from mindsigma.data.own_folder import Held
 from mindsigma.data.records import fingerprint
 from mindsigma.data.resolution import Resolution
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import load_json, read_bytes, understanding
 
 CONFIG, INDEX, NULL, SAMPLES = "features.json", "index.jsonl", "null_caption.safetensors", "samples"
+LEFT_OUT = "left_out.txt"
 FORMAT = {"format": "mindsigma-features", "format_version": 1}
 MOMENTS, STATES, LONG_STATES = "moments", "states", "long_states"
+BAD = "bad"  # key of the metadata that tells why there are no features
 AGAIN = "run tools/extract_features.py again"
+LARGEST_CONFIG = 1 << 16  # bytes
+LARGEST = {"max_length": 2**16, "latent_channels": 2**10, "downsampling": 2**6, "state_width": 2**16}
+DTYPES = (np.float32, np.float16)
 
 
 def is_feature_folder(path):
@@ -25,61 +43,158 @@ def is_feature_folder(path):
     return (Path(path) / CONFIG).is_file()
 
 
+def sample_file(folder, key):
+    """Path of a record's file in a folder (Path). Named by a digest: a key may be anything."""
+    try:
+        data = key.encode("utf-8", "surrogateescape")  # a name of wrong UTF-8 as its bytes
+    except UnicodeEncodeError:
+        data = key.encode("utf-8", "surrogatepass")
+    name = hashlib.blake2b(data, digest_size=16).hexdigest()
+    return folder / SAMPLES / name[:2] / f"{name}.safetensors"
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Sizes of a folder's arrays: what its config tells of them, a Resolution and whole numbers."""
+
+    resolution: Resolution
+    max_length: int
+    latent_channels: int
+    downsampling: int
+    state_width: int
+
+    @classmethod
+    def of(cls, path, config):
+        """From the config of the folder `path`. Raises MindSigmaError for what no extraction writes."""
+        file = path / CONFIG
+        with understanding(file, AGAIN):
+            resolution = dict(config["resolution"])
+            for name, kind in (("base", int), ("multi_scale", bool), ("table", str)):
+                if type(resolution[name]) is not kind:
+                    raise ValueError(f"resolution: {name} is {one_line(repr(resolution[name]), 40)}")
+            numbers = {name: config[name] for name in LARGEST}
+            for name, value in numbers.items():
+                if type(value) is not int or not 1 <= value <= LARGEST[name]:
+                    raise ValueError(f"{name} is {one_line(repr(value), 40)}, not a number of 1 to {LARGEST[name]}")
+            side = numbers["downsampling"]
+            try:
+                shapes = cls(Resolution(**resolution), **numbers)
+            except MindSigmaError as error:
+                raise MindSigmaError(f"{file}: {error}; {AGAIN}") from None
+            if any(bucket.height % side or bucket.width % side for bucket in shapes.resolution.buckets()):
+                raise ValueError(f"downsampling is {side}, of which the resolution is no multiple")
+        return shapes
+
+    def moments(self, bucket):
+        """Shape of the moments of an image of a bucket."""
+        return 2 * self.latent_channels, bucket.height // self.downsampling, bucket.width // self.downsampling
+
+    def bucket_of(self, height, width):
+        """Bucket of an image of this size."""
+        return self.resolution.buckets()[self.resolution.assign([(height, width)])[0]]
+
+    def fault(self, tensors, bucket, names):
+        """What is wrong with a record's arrays, of which `names` are asked for, or ""."""
+        for name in (MOMENTS, *names):
+            if name not in tensors:
+                return f"holds no {name}"
+            shape, dtype = tensors[name].shape, tensors[name].dtype
+            if name == MOMENTS:
+                fits, wanted = shape == self.moments(bucket), self.moments(bucket)
+            else:
+                wanted = f"(1 to {self.max_length}, {self.state_width})"
+                fits = len(shape) == 2 and shape[1] == self.state_width and 1 <= shape[0] <= self.max_length
+            if not fits or dtype not in DTYPES:
+                return f"its {name} are {dtype} {shape}, not floats of {wanted}"
+        return ""
+
+
 class FeatureFolder:
-    """Files of a folder of features, as they are written.
+    """A folder of features while it is written, held so that no other kind of writer comes between.
 
     Args:
-        path: the folder.
+        path: the folder: absent, empty, or one of features.
         config: dict that tells what the features were made with; it is stored, and must be that of an earlier run.
 
     Raises:
-        MindSigmaError: the folder holds features made otherwise.
+        MindSigmaError: the folder holds something else, or features made otherwise.
     """
 
     def __init__(self, path, config):
         self.path = Path(path)
         self.config = json.loads(json.dumps(config))
+        self.shapes = Shapes.of(self.path, self.config)
+        self._require_free()
+        self._held = Held(self.path, shared=True)
         if is_feature_folder(self.path):
-            _, stored = _read_config(self.path)
+            stored = read_config(self.path)
             for name in dict.fromkeys([*self.config, *stored]):
                 if stored.get(name) != self.config.get(name):
+                    old, new = (one_line(repr(config.get(name)), 200) for config in (stored, self.config))
                     raise MindSigmaError(
-                        f"{self.path}: holds features made with {name} {stored.get(name)!r}, now it is "
-                        f"{self.config.get(name)!r}; choose another folder, or delete this one"
+                        f"{self.path}: holds features made with {one_line(name)} {old}, now it is {new}; choose "
+                        "another folder, or delete this one"
                     )
         else:
             write_json(self.path / CONFIG, {**FORMAT, "config": self.config})
 
     def sample_file(self, key):
-        """Path of a record's file. Named by a digest: a key may be anything."""
-        name = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
-        return self.path / SAMPLES / name[:2] / f"{name}.safetensors"
+        """Path of a record's file."""
+        return sample_file(self.path, key)
 
-    def write(self, record, tensors):
-        """Write a record's arrays by name, whole or not at all."""
-        self._write(self.sample_file(record.key), tensors, self._identity(record))
+    def write(self, record, tensors, image=None):
+        """Write a record's arrays by name, whole or not at all; `image`: what image_identity.find_identity gave."""
+        self._withdraw_index(record)
+        self._write(self.sample_file(record.key), tensors, {**self._identity(record), **(image or {})})
+
+    def write_bad(self, record, reason, image=None):
+        """Note that a record's image cannot be read, in the place of its arrays."""
+        self._withdraw_index(record)
+        note = {**self._identity(record), **(image or {}), BAD: one_line(reason, 500)}
+        self._write(self.sample_file(record.key), {BAD: np.zeros(1, np.uint8)}, note)  # a file of no tensor is none
 
     def write_null_caption(self, states, tokens):
         """Write T5's states of the empty caption (max_length, d), of which the first `tokens` are of real tokens."""
         self._write(self.path / NULL, {STATES: states}, {"tokens": str(tokens)})
 
     def has_null_caption(self):
-        """Whether the null caption is there and readable."""
-        return _tensors(self.path / NULL)[0] is not None
+        """Whether the null caption is there and sound."""
+        try:
+            read_null_caption(self.path, self.shapes)
+        except MindSigmaError:
+            return False
+        return True
 
     def tokens(self, record):
         """(tokens of the short caption, of the long one), 0 where there is none; None if the record has no good file.
 
-        A file is good if it is complete and was made of the same captions and size with the same configuration.
+        A file is good if it is sound and was made of the same image, captions and size with the same configuration.
         """
-        tensors, metadata = _tensors(self.sample_file(record.key))
-        if tensors is None or MOMENTS not in tensors or metadata != self._identity(record):
+        tensors, metadata = self._read(record)
+        names = [name for name, text in ((STATES, record.prompt), (LONG_STATES, record.long_prompt)) if text]
+        if tensors is None or self.shapes.fault(tensors, self.shapes.bucket_of(record.height, record.width), names):
             return None
-        return tuple(len(tensors[name]) if name in tensors else 0 for name in (STATES, LONG_STATES))
+        if BAD in metadata or not is_same_image(record, metadata):
+            return None
+        return tuple(len(tensors[name]) if name in names else 0 for name in (STATES, LONG_STATES))
 
-    def write_index(self, records, tokens):
-        """Declare the folder complete: list of Record and of what `tokens` told of them."""
+    def bad(self, record):
+        """Why the record's image, as it is now, could not be read; "" unless that was noted."""
+        _, metadata = self._read(record)
+        if not metadata or BAD not in metadata:
+            return ""
+        if "stamp" in metadata:
+            return metadata[BAD] if is_same_image(record, metadata) else ""
+        return "" if find_identity(record) else metadata[BAD]
+
+    def write_index(self, records, tokens, left_out=()):
+        """Declare the folder complete: lists of Record, of what `tokens` told of them, and of BadRow."""
         target = self.path / INDEX
+        if left_out:
+            write_bad_rows(self.path / LEFT_OUT, left_out)
+        else:
+            with naming(self.path / LEFT_OUT):
+                (self.path / LEFT_OUT).unlink(missing_ok=True)
         with naming(target), replacing(target) as file:
             for record, (short, long) in zip(records, tokens):
                 row = {
@@ -90,12 +205,39 @@ class FeatureFolder:
                     "width": record.width,
                     "tokens": [short, long],
                 }
-                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+                # A key may hold bytes that are no UTF-8, as JSON's own escapes.
+                file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
+
+    def _require_free(self):
+        """Raise unless the folder is absent, one of features, or empty but for what is hidden, as leftovers are."""
+        if not self.path.is_dir():
+            return
+        with naming(self.path):
+            foreign = [name for name in os.listdir(self.path) if not name.startswith(".")]
+        if foreign and not is_feature_folder(self.path):  # asked last: another process may just begin
+            raise MindSigmaError(
+                f"{self.path}: holds something else, such as {one_line(foreign[0])}; choose an empty folder"
+            )
+
+    def _withdraw_index(self, record):
+        """What replaces a record's file makes the folder incomplete until all that changed is done again."""
+        if os.path.lexists(self.sample_file(record.key)):
+            with naming(self.path / INDEX):
+                (self.path / INDEX).unlink(missing_ok=True)
 
     def _identity(self, record):
         """What a file of features says of itself."""
         source = (record.key, record.prompt, record.long_prompt, record.height, record.width)
         return {"source": fingerprint([source]), "config": fingerprint([sorted(self.config.items())])}
+
+    def _read(self, record):
+        """(tensors, metadata) of a record's file, (None, None) if it is absent, damaged or of something else."""
+        try:
+            tensors, metadata = read_safetensors(self.sample_file(record.key))
+        except MindSigmaError:
+            return None, None
+        same = all(metadata.get(name) == value for name, value in self._identity(record).items())
+        return (tensors, metadata) if same else (None, None)
 
     @staticmethod
     def _write(path, tensors, metadata):
@@ -105,128 +247,25 @@ class FeatureFolder:
         write_safetensors(path, specs, tensors.__getitem__, metadata)
 
 
-class FeatureSet:
-    """Features as tools/extract_features.py wrote them; stands where Records stand.
-
-    Attributes:
-        path: the folder.
-        config: dict, what the features were made with.
-        resolution: Resolution that the images were cut for.
-        sizes: int64 (n, 2), height and width of each image in pixels before it was cut.
-        state_width: channels of T5's states.
-
-    Raises:
-        MindSigmaError: no features there, or not complete.
-    """
-
-    def __init__(self, path):
-        self.path = Path(path)
-        if not is_feature_folder(self.path):
-            raise MindSigmaError(f"{self.path}: no folder of features ({CONFIG} is absent)")
-        self.config = _read_config(self.path)[1]
-        try:
-            self.resolution = Resolution(**self.config["resolution"])
-            self.state_width = int(self.config["state_width"])
-            self.max_length = int(self.config["max_length"])
-            self._channels, self._downsampling = (int(self.config[n]) for n in ("latent_channels", "downsampling"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise MindSigmaError(f"{self.path / CONFIG}: not as this version writes it ({error}); {AGAIN}") from None
-        self._folder = FeatureFolder(self.path, self.config)
-        self._rows = self._read_index()
-        self.sizes = np.array([row[3] for row in self._rows], np.int64).reshape(-1, 2)
-
-    def __len__(self):
-        return len(self._rows)
-
-    def caption(self, index, real):
-        """Caption of a record, as Record.caption."""
-        _, prompt, long_prompt, _, _ = self._rows[index]
-        return (prompt or long_prompt) if real else (long_prompt or prompt)
-
-    def moments_shape(self, bucket):
-        """Shape of the moments of an image of a bucket."""
-        side = self._downsampling
-        return 2 * self._channels, bucket.height // side, bucket.width // side
-
-    def read(self, index, real):
-        """(moments float32 (2c, h, w), T5 states float32 (L, d) without padding) of a record and the caption chosen."""
-        key, prompt, long_prompt, _, _ = self._rows[index]
-        name = STATES if (real and prompt) or not long_prompt else LONG_STATES
-        file = self._folder.sample_file(key)
-        tensors, _ = read_safetensors(file)
-        if MOMENTS not in tensors or name not in tensors or tensors[name].shape[1:] != (self.state_width,):
-            raise MindSigmaError(f"{file}: holds no {MOMENTS} or no {name} of {self.state_width} channels; {AGAIN}")
-        return tensors[MOMENTS].astype(np.float32), tensors[name].astype(np.float32)
-
-    def null_caption(self, max_length=None):
-        """T5's states of the empty caption: (states float32 (max_length, d), mask int32 (max_length,)).
-
-        All rows are T5's, as in the official null embedding, also those behind the caption, whose mask is 0.
-        """
-        tensors, metadata = read_safetensors(self.path / NULL)
-        states = tensors[STATES].astype(np.float32)
-        length = max_length or len(states)
-        if length > len(states):
-            raise MindSigmaError(
-                f"{self.path}: the null caption was extracted for {len(states)} tokens, not for {length}; "
-                f"extract again with --max-length {length}"
-            )
-        mask = np.zeros(length, np.int32)
-        mask[: int(metadata["tokens"])] = 1
-        return states[:length], mask
-
-    def check_use(self, resolution, max_length, flip=0.0):
-        """Raise MindSigmaError unless training at this Resolution and caption length can use these features."""
-        if resolution != self.resolution:
-            raise MindSigmaError(f"{self.path}: features are of {self.resolution}, training wants {resolution}")
-        longest = max((max(row[4]) for row in self._rows), default=0)
-        cut = longest == self.max_length and max_length > self.max_length
-        if longest > max_length or cut:
-            raise MindSigmaError(
-                f"{self.path}: captions were extracted with at most {self.max_length} tokens (longest: {longest}), "
-                f"training wants {max_length}; extract again with --max-length {max_length}"
-            )
-        if flip:
-            raise MindSigmaError(f"{self.path}: features cannot be mirrored; train from images, or without flip")
-
-    def fingerprint(self):
-        """Text that differs where the features or their order differ: what a resumed run must find again."""
-        return fingerprint([sorted(self.config.items()), *self._rows])
-
-    def _read_index(self):
-        file = self.path / INDEX
-        if not file.is_file():
-            raise MindSigmaError(f"{self.path}: the extraction is not finished ({INDEX} is absent); {AGAIN}")
-        rows = []
-        try:
-            with open(file, encoding="utf-8") as lines:
-                for line in lines:
-                    row = json.loads(line)
-                    size = int(row["height"]), int(row["width"])
-                    tokens = tuple(int(count) for count in row["tokens"])
-                    rows.append((row["key"], row["prompt"], row["sharegpt4v"], size, tokens))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise MindSigmaError(f"{file}: damaged ({error}); delete it and {AGAIN}") from None
-        return rows
-
-
-def _read_config(path):
-    """(whole document, its config) of a folder of features."""
+def read_config(path):
+    """What the features of a folder (Path) were made with, a dict. Raises MindSigmaError."""
     file = path / CONFIG
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        if document["format"] != FORMAT["format"] or document["format_version"] != FORMAT["format_version"]:
-            raise MindSigmaError(f"{file}: another format than this version's; extract into another folder")
-        return document, dict(document["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, MindSigmaError):
-            raise
-        raise MindSigmaError(f"{file}: not readable as a description of features ({error})") from None
+    document = load_json(file, read_bytes(file, LARGEST_CONFIG), "the description of features")
+    if any(document.get(name) != value for name, value in FORMAT.items()):
+        raise MindSigmaError(f"{file}: another format than this version's; extract into another folder")
+    if not isinstance(document.get("config"), dict):
+        raise MindSigmaError(f"{file}: does not tell what the features were made with; extract into another folder")
+    return document["config"]
 
 
-def _tensors(file):
-    """(tensors, metadata) of a file, (None, None) if it is absent or damaged."""
-    try:
-        return read_safetensors(file)
-    except MindSigmaError:
-        return None, None
+def read_null_caption(path, shapes):
+    """(states float32 (max_length, d), number of its tokens) of the null caption of a folder. Raises MindSigmaError."""
+    file = path / NULL
+    tensors, metadata = read_safetensors(file)
+    wanted = shapes.max_length, shapes.state_width
+    states, tokens = tensors.get(STATES), metadata.get("tokens", "")
+    if states is None or states.shape != wanted or states.dtype not in DTYPES:
+        raise MindSigmaError(f"{file}: holds no states {wanted} of the null caption; delete it and {AGAIN}")
+    if not (tokens.isascii() and tokens.isdigit() and len(tokens) < 6 and 1 <= int(tokens) <= shapes.max_length):
+        raise MindSigmaError(f"{file}: does not tell the tokens of the null caption; delete it and {AGAIN}")
+    return states.astype(np.float32), int(tokens)

@@ -9,16 +9,19 @@ from mindsigma.errors import MindSigmaError
 PIECE = 1 << 20  # bytes read at once
 
 
-def image_identity(record):
-    """dict of two texts, "stamp" and "digest", of a Record's image as it is now. Raises MindSigmaError.
+def find_identity(record):
+    """dict of two texts, "stamp" and "digest", of a Record's image as it is now; empty where its bytes cannot be read.
 
     The stamp is taken before the bytes are read: an image replaced in between then differs from what is stored.
     """
-    return {"stamp": _stamp(record), "digest": _digest(record)}
+    try:
+        return {"stamp": _stamp(record), "digest": _digest(record)}
+    except MindSigmaError:
+        return {}
 
 
 def is_same_image(record, identity):
-    """Whether `identity`, a dict that holds what `image_identity` gave, is of a Record's image as it is now.
+    """Whether `identity`, a dict that holds what `find_identity` gave, is of a Record's image as it is now.
 
     Size, times and inode of the file tell that nobody touched it. Where they differ, as after a copy, its bytes are
     read.

@@ -1,5 +1,6 @@
 """Batches of a rank from any step on: threads decode images or read features a bounded number of batches ahead."""
 
+import warnings
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -7,12 +8,15 @@ from typing import List, Optional
 
 import numpy as np
 
-from mindsigma.data.features import FeatureSet
+from mindsigma.data.feature_set import FeatureSet
 from mindsigma.data.images import training_array
 from mindsigma.data.randomness import generator
 from mindsigma.errors import MindSigmaError
 
 MAX_LENGTH = 300  # tokens of a caption in Sigma
+MAX_BAD_IMAGES = 100  # that a run leaves out before it ends
+CHECK = "find all such files with: tools/prepare_data.py DATA --check"
+LARGEST_COVER = 16  # how many times a bucket's pixels an image has that was resized to cover it
 
 
 @dataclass
@@ -32,6 +36,7 @@ class Batch:
         mask: int32 (n, max_length), 1 for tokens.
         image_size: float32 (n, 2), height and width of the size condition (Resolution.condition).
         aspect_ratio: float32 (n, 1), key of the bucket.
+        replaced: number of rows where another record stands than the one that was drawn, which cannot be read.
     """
 
     step: int
@@ -46,12 +51,29 @@ class Batch:
     mask: Optional[np.ndarray]
     image_size: np.ndarray
     aspect_ratio: np.ndarray
+    replaced: int = 0
+
+
+def training_image(records, index, height, width, resampling):
+    """float32 (3, height, width) in [-1, 1] of a record's image, covering that size, its centre cut out.
+
+    Raises MindSigmaError, which names the file, for one that cannot be read or is no image of anywhere near this shape.
+    """
+    image = records.image(index)
+    scale = max(height / image.height, width / image.width)
+    if scale * scale * image.height * image.width > LARGEST_COVER * height * width:
+        raise MindSigmaError(
+            f"{records[index].where}: is {image.height} x {image.width}, far from the shape of {height} x {width}"
+        )
+    return training_array(image, height, width, resampling)
 
 
 class Loader:
     """Reads the batches that a sampler names.
 
-    Every random choice is keyed by seed and draw, so the number of threads and of ranks changes nothing.
+    Every random choice is keyed by seed and draw, so the number of threads and of ranks changes nothing. Where a record
+    cannot be read another of its bucket takes its place, with a warning, the same at every reading; if none is left,
+    images of other buckets are cut to size.
 
     Args:
         source: Records, read as images, or FeatureSet.
@@ -64,6 +86,12 @@ class Loader:
         flip: share of draws mirrored left to right; images only, captions stay as they are.
         threads: images decoded at once.
         prefetch: batches that are read ahead.
+        max_bad_images: how many records may turn out not to be readable; 0: the first one is an error.
+        places: int (n,), index in `source` of each record of the sampler, -1 for one that is gone; by default they
+            are the same.
+
+    Attributes:
+        bad: dict from the index in `source` of a record that could not be read to what is wrong with it.
 
     Raises:
         MindSigmaError: a share outside 0 ... 1, a batch that the ranks cannot share equally, features of another
@@ -83,6 +111,8 @@ class Loader:
         flip=0.0,
         threads=4,
         prefetch=2,
+        max_bad_images=MAX_BAD_IMAGES,
+        places=None,
     ):
         for name, value in (
             ("real_prompt_ratio", real_prompt_ratio),
@@ -94,6 +124,8 @@ class Loader:
         for name, value in (("threads", threads), ("prefetch", prefetch), ("max_length", max_length), ("ranks", ranks)):
             if value < 1:
                 raise MindSigmaError(f"{name} must be at least 1, not {value}")
+        if max_bad_images < 0:
+            raise MindSigmaError(f"max_bad_images must be at least 0, not {max_bad_images}")
         if not 0 <= rank < ranks:
             raise MindSigmaError(f"rank {rank} of {ranks}: ranks count from 0")
         if sampler.batch_size % ranks:
@@ -105,14 +137,16 @@ class Loader:
         self.seed, self.max_length = seed, max_length
         self.real_prompt_ratio, self.caption_dropout, self.flip = real_prompt_ratio, caption_dropout, flip
         self.threads, self.prefetch = threads, prefetch
+        self.max_bad_images, self.bad = max_bad_images, {}
+        self._places = np.arange(len(source)) if places is None else places
         share = sampler.batch_size // ranks
         self._rows = slice(rank * share, (rank + 1) * share)
 
     def batches(self, start=0, stop=None):
         """Iterate over the Batch of the steps start, start + 1, ... up to stop (exclusive); None never ends.
 
-        Raises MindSigmaError that names the file for one that cannot be read, at the step it belongs to. Closing the
-        iterator, or leaving it, ends its threads.
+        Raises MindSigmaError that names a file where more cannot be read than may, at the step it belongs to. Closing
+        the iterator, or leaving it, ends its threads.
         """
         pool = ThreadPoolExecutor(self.threads, thread_name_prefix="loader")
         pending = deque()
@@ -126,7 +160,9 @@ class Loader:
                     return
                 batch, tasks = pending.popleft()
                 for task in tasks:
-                    task.result()
+                    replaced, faults = task.result()
+                    batch.replaced += replaced
+                    self._note(faults)
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -144,7 +180,7 @@ class Loader:
         return tuple(draws)
 
     def _submit(self, pool, step):
-        """An empty Batch and the tasks that fill it."""
+        """An empty Batch and the tasks that fill it, each of which returns what `_fill` does."""
         bucket, indices, draws = self.sampler.batch(step)
         indices, draws = indices[self._rows], draws[self._rows]
         count = len(indices)
@@ -154,13 +190,13 @@ class Loader:
             height=bucket.height,
             width=bucket.width,
             draws=draws,
-            captions=[self.source.caption(i, real) for i, (real, _, _) in zip(indices, choices)],
+            captions=[""] * count,
             dropped=np.array([dropped for _, dropped, _ in choices], bool),
             images=None,
             moments=None,
             states=None,
             mask=None,
-            image_size=self.sampler.resolution.condition(self.source.sizes[indices]),
+            image_size=np.empty((count, 2), np.float32),
             aspect_ratio=np.full((count, 1), bucket.aspect_ratio, np.float32),
         )
         if self.features:
@@ -168,27 +204,67 @@ class Loader:
             batch.moments = np.empty((count, *self.source.moments_shape(bucket)), np.float32)
             batch.states = np.zeros((count, self.max_length, width), np.float32)
             batch.mask = np.zeros((count, self.max_length), np.int32)
-            fill = self._fill_features
         else:
             batch.images = np.empty((count, 3, bucket.height, bucket.width), np.float32)
-            fill = self._fill_image
-        return batch, [pool.submit(fill, batch, row, int(i), choices[row]) for row, i in enumerate(indices)]
+        tasks = [pool.submit(self._fill, batch, bucket, row, int(i), choices[row]) for row, i in enumerate(indices)]
+        return batch, tasks
+
+    def _fill(self, batch, bucket, row, drawn, choices):
+        """Fill a row with the record `drawn` of the sampler or, where it cannot be read, another.
+
+        Returns (whether it is another, list of (index in the source, what is wrong with it) of those that failed).
+        """
+        fill = self._fill_features if self.features else self._fill_image
+        faults = []
+        for candidate in self._candidates(bucket, drawn, batch.draws[row]):
+            index = int(self._places[candidate])
+            if index < 0:
+                continue
+            try:
+                fill(batch, row, index, choices)
+            except MindSigmaError as error:
+                faults.append((index, str(error)))
+                if len(faults) > self.max_bad_images:
+                    raise self._too_many(faults[0][1], len(faults)) from None
+                continue
+            batch.captions[row] = self.source.caption(index, choices[0])
+            batch.image_size[row] = self.sampler.resolution.condition(self.source.sizes[index : index + 1])[0]
+            return candidate != drawn, faults
+        which = f"records of {bucket.height} x {bucket.width}" if self.features else "images"
+        example = f", e.g. {faults[0][1]}" if faults else ""
+        raise MindSigmaError(f"{self.source.path}: none of the {which} can be read{example}; {self._remedy()}")
+
+    def _candidates(self, bucket, drawn, draw):
+        yield drawn
+        # Features are of one size; an image can be cut to any.
+        for candidate in self.sampler.substitutes(bucket, draw, elsewhere=not self.features):
+            if candidate != drawn:
+                yield candidate
+
+    def _note(self, faults):
+        """Count records that cannot be read; warn, or raise if they are too many."""
+        for index, fault in faults:
+            if index in self.bad:
+                continue
+            self.bad[index] = fault
+            if len(self.bad) > self.max_bad_images:
+                raise self._too_many(fault, len(self.bad))
+            warnings.warn(f"{fault}; another takes its place ({len(self.bad)} so far)", stacklevel=2)
+
+    def _too_many(self, fault, count):
+        more = f" (one of {count} that cannot be read)" if count > 1 else ""
+        return MindSigmaError(f"{fault}{more}; {self._remedy()}; --max-bad-images N leaves out up to N")
+
+    def _remedy(self):
+        mend = "run tools/extract_features.py again" if self.features else f"mend or remove what is bad ({CHECK})"
+        return f"{mend}, then the same command goes on"
 
     def _fill_image(self, batch, row, index, choices):
-        try:
-            image = self.source.image(index)
-        except MindSigmaError as error:
-            raise MindSigmaError(f"{error}; find all such files with: tools/prepare_data.py DATA --check") from None
-        array = training_array(image, batch.height, batch.width, self.sampler.resolution.resampling)
+        array = training_image(self.source, index, batch.height, batch.width, self.sampler.resolution.resampling)
         batch.images[row] = array[:, :, ::-1] if choices[2] else array
 
     def _fill_features(self, batch, row, index, choices):
         moments, states = self.source.read(index, choices[0])
-        if moments.shape != batch.moments.shape[1:]:
-            raise MindSigmaError(
-                f"{self.source.path}: features of record {index} have shape {moments.shape} where "
-                f"{batch.moments.shape[1:]} belong; delete the folder and run tools/extract_features.py again"
-            )
         batch.moments[row] = moments
         batch.states[row, : len(states)] = states
         batch.mask[row, : len(states)] = 1

@@ -115,6 +115,26 @@ class BucketSampler:
         draws = np.arange(self.batch_size, dtype=np.int64) + int(step) * self.batch_size
         return self._buckets[batch[0]], batch[1].astype(np.int64), draws
 
+    def substitutes(self, bucket, draw, elsewhere=False):
+        """Iterate over the records that may take the place of one of a draw, the same on every process.
+
+        Args:
+            bucket: Bucket of the batch.
+            draw: number of the draw.
+            elsewhere: go on with the records of other buckets, of the nearest aspect ratio first.
+
+        Yields:
+            indices of records: those of the bucket, once each, from one on that seed and draw tell.
+        """
+        random = generator(self.seed, "substitute", draw)
+        ratios = {i: self._buckets[i].aspect_ratio / bucket.aspect_ratio for i in self._members}
+        nearest = sorted(self._members, key=lambda i: (self._buckets[i] != bucket, max(ratios[i], 1 / ratios[i]), i))
+        for i in nearest if elsewhere else nearest[:1]:
+            members = self._members[i]
+            first = int(random.integers(len(members)))
+            for k in range(len(members)):
+                yield int(members[(first + k) % len(members)])
+
     def _count(self, i, incomplete):
         records = len(self._members[i])
         batches, rest = divmod(records, self.batch_size)

@@ -11,7 +11,9 @@ import numpy as np
 from mindspore import Tensor
 
 from mindsigma.data.features import LONG_STATES, MOMENTS, STATES, FeatureFolder
-from mindsigma.data.images import training_array
+from mindsigma.data.image_identity import find_identity
+from mindsigma.data.loader import CHECK, training_image
+from mindsigma.data.record import UNREADABLE, BadRow
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.loading import open_t5, open_vae
 from mindsigma.pipeline.locate import locate
@@ -84,9 +86,13 @@ class Extraction:
         batch_size: images encoded at once; incomplete batches are filled, so that there is one graph a bucket.
         states_dtype, moments_dtype: "fp16" or "fp32", of what is stored.
         threads: images decoded at once.
+        strict: an image that cannot be read is an error; else it is noted and left out.
+
+    Attributes:
+        left_out: list of BadRow, images of all processes that cannot be read, known after `finish`.
 
     Raises:
-        MindSigmaError: the folder holds features made otherwise.
+        MindSigmaError: the folder holds something else, or features made otherwise.
     """
 
     def __init__(
@@ -100,12 +106,14 @@ class Extraction:
         states_dtype="fp16",
         moments_dtype="fp32",
         threads=4,
+        strict=False,
     ):
         for name, value in (("max_length", max_length), ("batch_size", batch_size), ("threads", threads)):
             if value < 1:
                 raise MindSigmaError(f"{name} must be at least 1, not {value}")
         self.records, self.encoders, self.resolution = records, encoders, resolution
         self.max_length, self.batch_size, self.threads = max_length, batch_size, threads
+        self.strict, self.left_out = strict, []
         self._states, self._moments = STORED[states_dtype], STORED[moments_dtype]
         config = {
             "resolution": resolution.as_dict(),
@@ -131,8 +139,8 @@ class Extraction:
     def run(self, indices, progress=None):
         """Extract the records of these indices; every file is written beside its place and renamed.
 
-        `progress` is called with the number of records done since the last call. Raises MindSigmaError for an image
-        that cannot be read and for states that fp16 cannot hold.
+        `progress` is called with the number of records done since the last call. Raises MindSigmaError for states that
+        fp16 cannot hold and, if strict, for an image that cannot be read.
         """
         if not self.folder.has_null_caption():
             self.encoders.load()
@@ -155,12 +163,23 @@ class Extraction:
                         task.cancel()
 
     def finish(self):
-        """Write the index if every record of the data set has its features; returns how many have not."""
+        """Write the index if every record of the data set has its features or cannot; returns how many are to come.
+
+        Raises MindSigmaError where none has them.
+        """
         tokens = self._tokens(range(len(self.records)))
-        absent = sum(row is None for row in tokens)
-        if not absent:
-            self.folder.write_index(self.records, tokens)
-        return absent
+        without = [self.records[index] for index, row in enumerate(tokens) if row is None]
+        rows = [BadRow(record.where, UNREADABLE, self.folder.bad(record)) for record in without]
+        self.left_out = [row for row in rows if row.detail]
+        absent = len(rows) - len(self.left_out)
+        if absent:
+            return absent
+        if len(rows) == len(tokens):
+            example = f"{rows[0].where}: {rows[0].detail}; " if rows else ""
+            raise MindSigmaError(f"{example}{self.records.path}: no image can be read; {CHECK}")
+        good = [index for index, row in enumerate(tokens) if row is not None]
+        self.folder.write_index([self.records[i] for i in good], [tokens[i] for i in good], self.left_out)
+        return 0
 
     def _tokens(self, indices):
         with ThreadPoolExecutor(self.threads) as pool:
@@ -179,17 +198,32 @@ class Extraction:
                 yield buckets[number], members[start : start + self.batch_size]
 
     def _image(self, index, bucket):
+        """(array or what is wrong with the image, its identity) of a record."""
+        record = self.records[index]
+        identity = find_identity(record)
         try:
-            image = self.records.image(index)
+            return training_image(self.records, index, *bucket[1:], self.resolution.resampling), identity
         except MindSigmaError as error:
-            raise MindSigmaError(f"{error}; find all such files with: tools/prepare_data.py DATA --check") from None
-        return training_array(image, bucket.height, bucket.width, self.resolution.resampling)
+            if self.strict:
+                raise MindSigmaError(f"{error}; mend or remove it, or run without --strict; {CHECK}") from None
+            return str(error).removeprefix(f"{record.where}: "), identity
 
     def _extract(self, chunk, tasks, progress):
-        images = np.stack([task.result() for task in tasks])
-        fill = self.batch_size - len(chunk)
-        moments = self.encoders.moments(np.concatenate([images, np.repeat(images[-1:], fill, 0)]))
-        records = [self.records[index] for index in chunk]
+        read = [(self.records[index], *task.result()) for index, task in zip(chunk, tasks)]
+        for record, image, identity in read:
+            if isinstance(image, str):
+                self.folder.write_bad(record, image, identity)
+        self._encode([row for row in read if not isinstance(row[1], str)])
+        if progress:
+            progress(len(chunk))
+
+    def _encode(self, rows):
+        """Write the features of at most `batch_size` (Record, array, identity)."""
+        if not rows:
+            return
+        records, images, identities = zip(*rows)
+        images = np.stack([*images, *[images[-1]] * (self.batch_size - len(rows))])
+        moments = self.encoders.moments(images)
         short = self._captions([record.prompt for record in records])
         long = self._captions([record.long_prompt for record in records])
         for row, record in enumerate(records):
@@ -197,9 +231,7 @@ class Extraction:
             for name, states in ((STATES, short[row]), (LONG_STATES, long[row])):
                 if states is not None:
                     tensors[name] = self._stored(states, self._states, record)
-            self.folder.write(record, tensors)
-        if progress:
-            progress(len(chunk))
+            self.folder.write(record, tensors, identities[row])
 
     def _captions(self, texts):
         """T5 states (L, d) of each text, None for an empty one."""

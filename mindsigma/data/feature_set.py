@@ -1,0 +1,158 @@
+"""Features as training reads them, in the place of records."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+
+from mindsigma.checkpoints.safetensors_file import read_safetensors
+from mindsigma.data.features import (
+    AGAIN,
+    CONFIG,
+    INDEX,
+    LONG_STATES,
+    MOMENTS,
+    STATES,
+    Shapes,
+    is_feature_folder,
+    read_config,
+    read_null_caption,
+    sample_file,
+)
+from mindsigma.data.records import fingerprint
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import load_json, open_regular, understanding
+
+LONGEST_LINE = 16 << 20  # bytes of a row of the index: two captions of at most 1 MB, as JSON
+LARGEST_INDEX = 16 << 30  # bytes; some 50 million records
+LARGEST_SIDE = 2**31  # pixels
+
+
+class FeatureSet:
+    """Features as tools/extract_features.py wrote them; stands where Records stand.
+
+    Attributes:
+        path: the folder.
+        config: dict, what the features were made with.
+        resolution: Resolution that the images were cut for.
+        sizes: int64 (n, 2), height and width of each image in pixels before it was cut.
+        max_length: tokens at which captions were cut.
+        state_width: channels of T5's states.
+
+    Raises:
+        MindSigmaError: no features there, not complete, or not as an extraction writes them.
+    """
+
+    def __init__(self, path):
+        self.path = Path(path)
+        if not is_feature_folder(self.path):
+            raise MindSigmaError(f"{self.path}: no folder of features ({CONFIG} is absent)")
+        self.config = read_config(self.path)
+        self._shapes = Shapes.of(self.path, self.config)
+        self.resolution, self.max_length = self._shapes.resolution, self._shapes.max_length
+        self.state_width = self._shapes.state_width
+        self._rows = self._read_index()
+        self.sizes = np.array([row[3] for row in self._rows], np.int64).reshape(-1, 2)
+        self._buckets, self._assigned = self.resolution.buckets(), self.resolution.assign(self.sizes)
+
+    def __len__(self):
+        return len(self._rows)
+
+    def __iter__(self):
+        """(key, prompt, long prompt, (height, width), (tokens of the short caption, of the long one)) of each."""
+        return iter(self._rows)
+
+    def caption(self, index, real):
+        """Caption of a record, as Record.caption."""
+        _, prompt, long_prompt, _, _ = self._rows[index]
+        return (prompt or long_prompt) if real else (long_prompt or prompt)
+
+    def moments_shape(self, bucket):
+        """Shape of the moments of an image of a bucket."""
+        return self._shapes.moments(bucket)
+
+    def where(self, index):
+        """Path of a record's file."""
+        return sample_file(self.path, self._rows[index][0])
+
+    def read(self, index, real):
+        """(moments float32 (2c, h, w), T5 states float32 (L, d) without padding) of a record and the caption chosen."""
+        _, prompt, long_prompt, _, tokens = self._rows[index]
+        short = bool((real and prompt) or not long_prompt)
+        name = STATES if short else LONG_STATES
+        file = self.where(index)
+        tensors, _ = read_safetensors(file)
+        fault = self._shapes.fault(tensors, self._buckets[self._assigned[index]], [name])
+        if not fault and len(tensors[name]) != tokens[not short]:
+            fault = f"its {name} are of {len(tensors[name])} tokens, where {INDEX} tells {tokens[not short]}"
+        if fault:
+            raise MindSigmaError(f"{file}: {fault}; delete it and {AGAIN}")
+        return tensors[MOMENTS].astype(np.float32), tensors[name].astype(np.float32)
+
+    def null_caption(self, max_length=None):
+        """T5's states of the empty caption: (states float32 (max_length, d), mask int32 (max_length,)).
+
+        All rows are T5's, as in the official null embedding, also those behind the caption, whose mask is 0.
+        """
+        states, tokens = read_null_caption(self.path, self._shapes)
+        length = max_length or len(states)
+        if length > len(states):
+            raise MindSigmaError(
+                f"{self.path}: the null caption was extracted for {len(states)} tokens, not for {length}; "
+                f"extract again with --max-length {length}"
+            )
+        mask = np.zeros(length, np.int32)
+        mask[:tokens] = 1
+        return states[:length], mask
+
+    def check_use(self, resolution, max_length, flip=0.0):
+        """Raise MindSigmaError unless training at this Resolution and caption length can use these features."""
+        if resolution != self.resolution:
+            raise MindSigmaError(f"{self.path}: features are of {self.resolution}, training wants {resolution}")
+        longest = max((max(row[4]) for row in self._rows), default=0)
+        cut = longest == self.max_length and max_length > self.max_length
+        if longest > max_length or cut:
+            raise MindSigmaError(
+                f"{self.path}: captions were extracted with at most {self.max_length} tokens (longest: {longest}), "
+                f"training wants {max_length}; extract again with --max-length {max_length}"
+            )
+        if flip:
+            raise MindSigmaError(f"{self.path}: features cannot be mirrored; train from images, or without flip")
+
+    def fingerprint(self):
+        """Text that differs where the features or their order differ: what a resumed run must find again."""
+        return fingerprint([sorted(self.config.items()), *self._rows])
+
+    def _read_index(self):
+        file = self.path / INDEX
+        if not file.is_file():
+            raise MindSigmaError(f"{self.path}: the extraction is not finished ({INDEX} is absent); {AGAIN}")
+        rows = []
+        with open_regular(file) as lines, understanding(file):
+            size = lines.seek(0, os.SEEK_END)
+            if size > LARGEST_INDEX:
+                raise MindSigmaError(f"{file}: {size} bytes, more than the {LARGEST_INDEX} that are read")
+            lines.seek(0)
+            while line := lines.readline(LONGEST_LINE):
+                where = f"{file}: line {len(rows) + 1}"
+                if not line.endswith(b"\n"):
+                    raise MindSigmaError(f"{where} is cut off or too long; delete the file and {AGAIN}")
+                with understanding(where, f"delete the file and {AGAIN}"):
+                    rows.append(self._row(where, line))
+        if len({row[0] for row in rows}) != len(rows):
+            raise MindSigmaError(f"{file}: tells a record twice; delete it and {AGAIN}")
+        return rows
+
+    def _row(self, where, line):
+        """Row of a line of the index. Raises what `understanding` expects for one that no extraction writes."""
+        row = load_json(where, line, "the row")
+        key, *texts = (row[name] for name in ("key", "prompt", "sharegpt4v"))
+        size, tokens = (row["height"], row["width"]), row["tokens"]
+        if not all(isinstance(text, str) for text in (key, *texts)) or not any(texts):
+            raise ValueError("key, prompt and sharegpt4v must be texts, and one of the captions must not be empty")
+        if not all(type(side) is int and 1 <= side < LARGEST_SIDE for side in size):
+            raise ValueError(f"height and width are {one_line(size, 60)}")
+        fits = isinstance(tokens, list) and len(tokens) == 2 and all(type(count) is int for count in tokens)
+        if not fits or any(not bool(t) <= n <= self.max_length * bool(t) for t, n in zip(texts, tokens)):
+            raise ValueError(f"tokens are {one_line(tokens, 60)}, of captions of at most {self.max_length}")
+        return key, *texts, size, tuple(tokens)
