@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma.errors import MindSigmaError, printable  # noqa: E402
 
 
 def build_parser():
@@ -32,7 +32,7 @@ def build_parser():
     add("--max-length", type=int, default=300, help="tokens at which captions are cut")
     add("--max-ratio", type=float, default=4.5, help="leave out images whose sides differ by more than this factor")
     add("--image-root", metavar="FOLDER", help="what the image paths of a table are relative to, if not its folder")
-    add("--strict", action="store_true", help="stop with an error if any row of the data is bad")
+    add("--strict", action="store_true", help="stop with an error if any row or image of the data is bad")
     add("--batch-size", type=int, default=4, help="images encoded at once")
     add("--states-dtype", choices=("fp16", "fp32"), default="fp16", help="in which T5's states are stored")
     add("--moments-dtype", choices=("fp16", "fp32"), default="fp32", help="in which the VAE's moments are stored")
@@ -70,6 +70,7 @@ def main():
     from tqdm import tqdm
 
     from mindsigma.data import Resolution, open_records
+    from mindsigma.data.features import LEFT_OUT
     from mindsigma.runtime import set_device
     from mindsigma.training.features import Encoders, Extraction
 
@@ -87,6 +88,7 @@ def main():
         args.states_dtype,
         args.moments_dtype,
         args.threads,
+        args.strict,
     )
     missing = extraction.missing(rank, ranks)
     share = len(range(rank, len(records), ranks))
@@ -103,6 +105,10 @@ def main():
     if absent:
         print(f"{absent} records of other ranks are not there yet; the rank that ends last completes {args.features}")
     else:
+        if extraction.left_out:
+            first = extraction.left_out[0]
+            print(f"left out, as they cannot be read: {len(extraction.left_out)} images, all in {LEFT_OUT} there, e.g.")
+            print(printable(f"  {first.where}: {first.detail}"))
         print(f"complete: {args.features}")
     return 0
 

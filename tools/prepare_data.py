@@ -86,7 +86,7 @@ def main():
 
 def report(records, args):
     """Print what was read and what is bad, and write the bad rows to a file."""
-    from mindsigma.data.conversion import write_lines
+    from mindsigma.data.conversion import write_bad_rows
 
     print(f"layout: {records.layout}")
     print(f"rows {len(records) + len(records.bad)}, kept {len(records)}, bad {len(records.bad)}")
@@ -100,7 +100,7 @@ def report(records, args):
     if args.bad_rows is None and (args.target is None or not records.bad):
         return
     file = Path(args.bad_rows) if args.bad_rows else Path(f"{args.target.rstrip('/')}.bad_rows.txt")
-    write_lines(file, (f"{row.reason}\t{row.where}\t{row.detail}" for row in records.bad))
+    write_bad_rows(file, records.bad)
     print(f"bad rows: {file}")
 
 

@@ -113,6 +113,8 @@ def _cut(text, length):
 
 def write_lines(path, lines):
     """Write texts as lines of a UTF-8 file, whole or not at all; the folder is made if it is absent."""
+    if path.exists() and not path.is_file():
+        raise MindSigmaError(f"{path}: is no file; choose another name")
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:

@@ -3,6 +3,7 @@
 import argparse
 import math
 
+from mindsigma.data.loader import MAX_BAD_IMAGES
 from mindsigma.data.resolution import TABLES
 from mindsigma.data.sampler import INCOMPLETE
 from mindsigma.diffusion.loss import WEIGHTINGS
@@ -18,7 +19,7 @@ FREE = (
     "data", "class_data", "model", "components", "batch_size", "accumulation",
     "config", "output", "steps", "save_every", "keep", "log_every", "validate_every", "validation_data", "overwrite",
     "validation_points", "validation_batches", "prompts", "sample_every", "sample_steps", "sample_guidance", "threads",
-    "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero",
+    "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero", "max_bad_images",
 )  # fmt: skip
 
 AT_LEAST_1 = (
@@ -34,6 +35,7 @@ NOT_NEGATIVE = (
     "seed",
     "sample_guidance",
     "prior_weight",
+    "max_bad_images",
 )
 
 
@@ -59,6 +61,8 @@ def build_parser():
     add("--max-length", type=int, default=300, help="tokens that captions are padded to")
     add("--flip", type=float, default=0.0, help="share of images mirrored; captions stay as they are")
     add("--threads", type=int, default=4, help="images read at once")
+    bad = "images that may turn out bad, each process counting its own; others take their places. 0: stop at the first"
+    add("--max-bad-images", type=int, default=MAX_BAD_IMAGES, metavar="N", help=bad)
 
     group = parser.add_argument_group("network")
     add = group.add_argument

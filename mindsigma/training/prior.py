@@ -10,8 +10,10 @@ from tqdm import tqdm
 
 from mindsigma.checkpoints.atomic import naming, replacing
 from mindsigma.errors import MindSigmaError
+from mindsigma.foreign import read_text
 
 DRAWN = "class"  # folder of drawn images in that of a run
+LARGEST_PROMPT = 1 << 16  # bytes
 
 
 def class_micro_batches(subject, of_class, prior_weight):
@@ -37,20 +39,25 @@ def draw_class_images(pipeline, folder, prompt, count, **options):
         options: of the pipeline's call.
 
     Raises:
-        MindSigmaError: the folder holds images of another prompt.
+        MindSigmaError: the folder holds images of another prompt, or something is in the way of one.
     """
     folder, seed, drawn = Path(folder), options.pop("seed"), 0
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for i in tqdm(range(count), desc="class images", unit="image", disable=None):
         image, text = folder / f"{i:06d}.png", folder / f"{i:06d}.txt"
-        with naming(text):
-            if text.exists() and text.read_text(encoding="utf-8").strip() != prompt.strip():
-                raise MindSigmaError(f"{text}: not the prompt {prompt!r}; remove {folder} or give another --class-data")
-            if image.exists() and text.exists():
-                continue
-            with replacing(text) as file:
-                file.write(f"{prompt.strip()}\n".encode())
+        remedy = f"remove {folder} or give another --class-data"
+        for path in (image, text):
+            if path.exists() and not path.is_file():
+                raise MindSigmaError(f"{path}: is in the way of an image of {prompt!r}; {remedy}")
+        if text.exists() and read_text(text, LARGEST_PROMPT).strip() != prompt.strip():
+            raise MindSigmaError(f"{text}: not the prompt {prompt!r}; {remedy}")
+        if image.exists():
+            if not text.exists():  # ours are written after their text
+                raise MindSigmaError(f"{image}: has no {text.name}, so it is not of {prompt!r}; {remedy}")
+            continue
+        with replacing(text) as file:
+            file.write(f"{prompt.strip()}\n".encode())
         picture = pipeline([prompt], progress=False, output_type="pil", seed=seed + i, **options).images[0]
         with naming(image), replacing(image) as file:
             picture.save(file, format="png")

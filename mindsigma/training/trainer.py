@@ -27,6 +27,7 @@ from mindsigma.training.learner import AdapterLearner, WholeLearner
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
 from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.prior import DRAWN, class_micro_batches, draw_class_images
+from mindsigma.training.record_list import RecordList
 from mindsigma.training.report import Report
 from mindsigma.training.start import Components, build_dit, open_start
 from mindsigma.training.step import StepConfig, TrainingStep
@@ -34,6 +35,7 @@ from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_
 from mindsigma.training.validation import HeldOutLoss, Ready, SampleImages
 
 OPTIONS = "options.json"
+DATA, CLASS_DATA = "data.safetensors", "class_data.safetensors"  # what the run draws from
 FIRST_LOSS_SCALE = 65536.0
 
 # What a continuation must agree in, where that is not the option of the same name.
@@ -72,24 +74,34 @@ class Trainer:
     def _open_data(self):
         args = self.args
         self.resolution = Resolution(args.resolution, args.multi_scale, args.table)
-        self.source = open_data(args.data)
+        self.records = self._record_list(args.data, DATA)
+        self.source = self.records.source
         self.batch = args.batch_size * args.accumulation * self.ranks.count
         self.loading = {
             "seed": args.seed,
             "real_prompt_ratio": args.real_prompt_ratio,
             "max_length": args.max_length,
             "threads": args.threads,
+            "max_bad_images": args.max_bad_images,
         }
-        self.sampler, self.loader = self._sampled(self.source, args.seed)
+        self.sampler, self.loader = self._sampled(self.records, args.seed)
         self._say(str(self.sampler.summary()))
 
-    def _sampled(self, source, seed):
-        """BucketSampler and Loader of a data set that is trained on."""
+    def _record_list(self, path, name):
+        """RecordList of a data set that is trained on."""
+        resumed = bool(self.checkpoints.steps()) and not self.args.overwrite
+        records = RecordList(open_data(path), self.folder / name, resumed)
+        if records.gone:
+            self._say(f"{path}: {records.gone} records of the run are gone; others of their buckets take their places")
+        return records
+
+    def _sampled(self, records, seed):
+        """BucketSampler and Loader of a RecordList."""
         args = self.args
-        sampler = BucketSampler(source, self.batch, self.resolution, seed, args.incomplete)
+        sampler = BucketSampler(records, self.batch, self.resolution, seed, args.incomplete)
         chances = {"caption_dropout": args.caption_dropout, "flip": args.flip}
-        options = {**self.loading, **chances, "seed": seed}
-        return sampler, Loader(source, sampler, self.ranks.rank, self.ranks.count, **options)
+        options = {**self.loading, **chances, "seed": seed, "places": records.places}
+        return sampler, Loader(records.source, sampler, self.ranks.rank, self.ranks.count, **options)
 
     def _build_network(self):
         args = self.args
@@ -181,7 +193,7 @@ class Trainer:
         scale = args.loss_scale if args.loss_scale is not None else (FIRST_LOSS_SCALE if half else 0.0)
         self.loss = LossConfig(self.dit.config.learn_sigma, args.snr_loss, args.loss_weighting, args.snr_gamma)
         optimizer = OptimizerConfig(args.optimizer, args.betas, args.eps, args.weight_decay)
-        self.prior = open_data(self.class_data) if self.class_data else None
+        self.prior = self._record_list(self.class_data, CLASS_DATA) if self.class_data else None
         count = args.accumulation * (2 if self.prior else 1)
         config = StepConfig(count, args.max_norm, args.ema_decay, scale, zero=args.zero)
         self.training = TrainingStep(self.dit, self.learner.parameters, optimizer, config, self.ranks)
@@ -191,7 +203,7 @@ class Trainer:
             # Of another seed, as the numbers of the draws are the same.
             seed = (args.seed + 1) % 2**64
             _, self.prior_loader = self._sampled(self.prior, seed)
-            self.prior_inputs = self._step_inputs(self.prior, seed)
+            self.prior_inputs = self._step_inputs(self.prior.source, seed)
 
     def _step_inputs(self, source, seed):
         from_images = not isinstance(source, FeatureSet)
@@ -210,9 +222,9 @@ class Trainer:
     def _resume(self):
         """Step that the run goes on from, 0 for a new one."""
         options = {name: value for name, value in vars(self.args).items() if name not in FREE}
-        options.update(batch=self.batch, data=self.source.fingerprint())
+        options.update(batch=self.batch, data=self.records.fingerprint)
         if self.prior:
-            options["class_data"] = self.prior.fingerprint()
+            options["class_data"] = self.prior.fingerprint
         self.identity = json.loads(json.dumps(options))
         if self.args.overwrite:
             self.checkpoints.clear()
@@ -220,6 +232,9 @@ class Trainer:
         step = self._restore(path) if path else 0
         if self.ranks.first:
             write_json(self.folder / OPTIONS, vars(self.args))
+            self.records.write()
+            if self.prior:
+                self.prior.write()
         return step
 
     def _restore(self, path):
@@ -228,8 +243,10 @@ class Trainer:
         for name in sorted(set(stored) | set(self.identity)):
             if stored.get(name) != self.identity.get(name):
                 what = NAMES.get(name, f"--{name.replace('_', '-')}")
+                lists = {"data": self.records, "class_data": self.prior}
+                why = f" ({lists[name].difference})" if lists.get(name) and lists[name].difference else ""
                 raise MindSigmaError(
-                    f"{path}: was trained with {what} {stored.get(name)!r}, not {self.identity.get(name)!r}; "
+                    f"{path}: was trained with {what} {stored.get(name)!r}, not {self.identity.get(name)!r}{why}; "
                     "use that, another --output, or --overwrite"
                 )
         state = self.checkpoints.restore(path, self.learner, self.training)
@@ -279,17 +296,22 @@ class Trainer:
             if self.ranks.first:
                 self._report = stack.enter_context(Report(self.folder, args.steps, self.step, args.tensorboard))
             saved = self._loop()
+        for loader in self._loaders():
+            if loader.bad:
+                self._say(f"left out: {len(loader.bad)} of {loader.source.path} that cannot be read")
         if saved == args.steps:
             self._say(f"{args.steps} steps in {time.perf_counter() - began:.0f} s")
         return self.checkpoints.latest()
+
+    def _loaders(self):
+        return [self.loader, self.prior_loader] if self.prior else [self.loader]
 
     def _loop(self):
         """All steps that are left; returns the step of the last checkpoint."""
         args, report, saved, self._seen = self.args, self._report, self.step, set()
         if self.step == 0:
             self._validate(0)
-        loaders = [self.loader, self.prior_loader] if self.prior else [self.loader]
-        for batches in zip(*(loader.batches(self.step, args.steps) for loader in loaders)):
+        for batches in zip(*(loader.batches(self.step, args.steps) for loader in self._loaders())):
             values, stop = self._one_step(*batches)
             self.step += 1
             if report:
@@ -324,7 +346,8 @@ class Trainer:
                 seconds = compile_seconds() - before or time.perf_counter() - began
                 self._report.say(f"bucket {size[0]} x {size[1]}: first step, {seconds:.1f} s with compilation")
         count = self.ranks.count
-        mse, bound, asked = self.collectives.total([mse / count, bound / count, float(self.stop())])
+        replaced = batch.replaced + (class_batch.replaced if class_batch else 0)
+        mse, bound, asked, replaced = self.collectives.total([mse / count, bound / count, self.stop(), replaced])
         controls = self.training.controls.asnumpy()
         if controls[SKIPPED_IN_A_ROW] >= args.max_skipped:
             raise MindSigmaError(
@@ -334,6 +357,8 @@ class Trainer:
             )
         values = {"loss": mse + bound, "mse": mse, "bound": bound, "grad_norm": norm, "lr": rate}
         values["skipped"] = int(controls[SKIPPED])
+        if replaced:
+            values["replaced"] = int(replaced)
         if self.training.config.loss_scale > 0:
             values.update(loss_scale=float(controls[SCALE]), good_steps=int(controls[GOOD_STEPS]))
         values["height"], values["width"] = size

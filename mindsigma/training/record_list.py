@@ -1,0 +1,123 @@
+"""The records that a run began with, kept in its folder: it goes on with its batches where some were removed since."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from mindsigma.checkpoints.safetensors_file import read_safetensors
+from mindsigma.checkpoints.safetensors_writer import write_safetensors
+from mindsigma.checkpoints.tensor_stream import TensorSpec, checksum
+from mindsigma.data import FeatureSet
+from mindsigma.data.records import fingerprint
+from mindsigma.errors import MindSigmaError, one_line
+
+COLUMNS = {"keys": 1, "contents": 1, "sizes": 2}  # axes of each array, of one row a record
+CHANGED = "{} has another caption or size than when the run began: put the old one back, or remove it"
+
+
+class RecordList:
+    """A data set in the order that a run draws from.
+
+    Args:
+        source: Records or FeatureSet, as they are now.
+        file: Path of the list in the folder of the run.
+        resumed: whether the run has begun before. Then the order is the list's, and records may be gone.
+
+    Attributes:
+        source: as given.
+        sizes: int64 (n, 2), height and width of each record of the run.
+        places: int64 (n,), index in the source of each, -1 where it is gone.
+        fingerprint: of the data that the run began with, if `source` is that, of `source` if not.
+        gone: number of records that were removed since.
+        difference: why `source` is not what the run began with, or "".
+    """
+
+    def __init__(self, source, file, resumed=False):
+        self.source, self._file = source, Path(file)
+        self._keys, self._contents = _digests(source)
+        self.sizes, self.places = source.sizes, np.arange(len(source))
+        self.fingerprint, self.gone, self.difference = source.fingerprint(), 0, ""
+        self._kept = None
+        if resumed and self._file.exists():
+            self._follow()
+
+    def write(self):
+        """Keep the list, unless it is the one of this run already."""
+        if self._kept == self.fingerprint:
+            return
+        arrays = {"keys": self._keys, "contents": self._contents, "sizes": self.sizes.astype(np.int64)}
+        metadata = {"fingerprint": self.fingerprint, "kind": _kind(self.source), "checksum": _checksum(arrays)}
+        specs = [TensorSpec(name, array.dtype, array.shape) for name, array in arrays.items()]
+        write_safetensors(self._file, specs, arrays.__getitem__, metadata)
+
+    def _follow(self):
+        """Take the order of the list, if the source holds nothing that is not on it."""
+        try:
+            keys, contents, sizes, metadata = _read(self._file)
+        except MindSigmaError as error:
+            self.difference = str(error)
+            return
+        self._kept = metadata["fingerprint"]
+        if self._kept == self.fingerprint:
+            return
+        if metadata["kind"] != _kind(self.source):
+            self.difference = "images in the place of features, or features made otherwise"
+            return
+        order = np.argsort(self._keys)
+        found = order[np.searchsorted(self._keys, keys, sorter=order).clip(max=len(order) - 1)]
+        present = self._keys[found] == keys
+        changed = present & ((self._contents[found] != contents) | (self.sizes[found] != sizes).any(1))
+        new = np.setdiff1d(np.arange(len(order)), found[present])
+        gone = int(len(keys) - present.sum())
+        if changed.any():
+            self.difference = CHANGED.format(self._name(found[changed][0]))
+        elif len(new):
+            self.difference = f"{len(new)} records are new, e.g. {self._name(new[0])}: remove them"
+        elif 2 * gone > len(keys):
+            self.difference = f"{gone} of {len(keys)} records are gone"
+        else:
+            self.sizes, self.places = sizes, np.where(present, found, -1)
+            self.fingerprint, self.gone = self._kept, gone
+
+    def _name(self, index):
+        """Key of a record, for messages."""
+        return one_line(next(row[0] for i, row in enumerate(self.source) if i == index))
+
+
+def _digests(source):
+    """Two uint64 (n,): of each record's key, and of all that a run depends on besides its size."""
+    result = np.empty((2, len(source)), np.uint64)
+    for i, row in enumerate(source):
+        # Of features the numbers of tokens, too; of a Record not where its bytes stand.
+        content = row[1:3] + (tuple(row[4]) if isinstance(source, FeatureSet) else ())
+        for j, value in enumerate((row[0], content)):
+            data = repr(value).encode("utf-8", "backslashreplace")
+            result[j, i] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+    return result
+
+
+def _kind(source):
+    """What the records are, besides what stands in each: text that differs between images and kinds of features."""
+    return fingerprint([sorted(source.config.items())]) if isinstance(source, FeatureSet) else "images"
+
+
+def _checksum(arrays):
+    return " ".join(f"{checksum(arrays[name], None):08x}" for name in COLUMNS)
+
+
+def _read(file):
+    """(keys, contents, sizes, metadata) of a list. Raises MindSigmaError for one that is damaged."""
+    tensors, metadata = read_safetensors(file)
+    damaged = MindSigmaError(f"{file}: the list of the run's records is damaged")
+    if set(tensors) != set(COLUMNS) or not {"fingerprint", "kind", "checksum"} <= set(metadata):
+        raise damaged
+    arrays = {name: np.array(tensors[name]) for name in COLUMNS}
+    keys, contents, sizes = arrays.values()
+    if keys.dtype != np.uint64 or contents.dtype != np.uint64 or sizes.dtype != np.int64 or keys.ndim != 1:
+        raise damaged
+    if contents.shape != keys.shape or sizes.shape != (*keys.shape, 2) or not len(keys) or (sizes < 1).any():
+        raise damaged
+    if metadata["checksum"] != _checksum(arrays):
+        raise damaged
+    return keys, contents, sizes, metadata
