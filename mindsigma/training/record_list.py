@@ -1,6 +1,7 @@
 """The records that a run began with, kept in its folder: it goes on with its batches where some were removed since."""
 
 import hashlib
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from mindsigma.data import FeatureSet
 from mindsigma.data.records import fingerprint
 from mindsigma.errors import MindSigmaError, one_line
 
-COLUMNS = {"keys": 1, "contents": 1, "sizes": 2}  # axes of each array, of one row a record
+COLUMNS = ("keys", "contents", "sizes")  # arrays of one row a record
 CHANGED = "{} has another caption or size than when the run began: put the old one back, or remove it"
 
 
@@ -47,7 +48,8 @@ class RecordList:
         if self._kept == self.fingerprint:
             return
         arrays = {"keys": self._keys, "contents": self._contents, "sizes": self.sizes.astype(np.int64)}
-        metadata = {"fingerprint": self.fingerprint, "kind": _kind(self.source), "checksum": _checksum(arrays)}
+        metadata = {"fingerprint": self.fingerprint, "kind": _kind(self.source)}
+        metadata["checksum"] = _checksum(arrays, metadata)
         specs = [TensorSpec(name, array.dtype, array.shape) for name, array in arrays.items()]
         write_safetensors(self._file, specs, arrays.__getitem__, metadata)
 
@@ -102,8 +104,9 @@ def _kind(source):
     return fingerprint([sorted(source.config.items())]) if isinstance(source, FeatureSet) else "images"
 
 
-def _checksum(arrays):
-    return " ".join(f"{checksum(arrays[name], None):08x}" for name in COLUMNS)
+def _checksum(arrays, metadata):
+    text = f"{metadata['fingerprint']} {metadata['kind']}".encode("utf-8", "backslashreplace")
+    return f"{zlib.crc32(text):08x} " + " ".join(f"{checksum(arrays[name]):08x}" for name in COLUMNS)
 
 
 def _read(file):
@@ -118,6 +121,6 @@ def _read(file):
         raise damaged
     if contents.shape != keys.shape or sizes.shape != (*keys.shape, 2) or not len(keys) or (sizes < 1).any():
         raise damaged
-    if metadata["checksum"] != _checksum(arrays):
+    if metadata["checksum"] != _checksum(arrays, metadata):
         raise damaged
     return keys, contents, sizes, metadata
