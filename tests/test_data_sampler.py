@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import sys
 import threading
+import warnings
 from collections import Counter
 from types import SimpleNamespace
 
@@ -249,18 +250,98 @@ def test_one_caption_is_taken_where_the_other_is_missing(images):
         assert batch.captions == [f"{'long' if i % 3 else 'short'} {i}" for i in numbers]
 
 
-def test_a_broken_file_stops_the_run_at_its_step_with_its_name(images, tmp_path):
-    sampler = BucketSampler(images, 4, MULTI, seed=2)
-    broken = tmp_path / "broken.png"
-    data = open(images[0].file, "rb").read()
-    broken.write_bytes(data[: len(data) // 2])
-    records = Records([images[0]._replace(file=str(broken))] + [images[i] for i in range(1, len(images))])
+def broken(images, folder, numbers):
+    """The records with the images of these numbers cut in half behind a sound header."""
+    records = list(images)
+    for number in numbers:
+        file = folder / f"broken{number:02}.png"
+        data = open(images[number].file, "rb").read()
+        file.write_bytes(data[: len(data) // 2])
+        records[number] = records[number]._replace(file=str(file))
+    return Records(records)
+
+
+def test_a_broken_file_stops_a_strict_run_at_its_step_with_its_name(images, tmp_path):
+    records = broken(images, tmp_path, [0])
+    sampler = BucketSampler(records, 4, MULTI, seed=2)
     first = next(step for step in range(len(sampler)) if 0 in sampler.batch(step)[1])
-    loader, steps = Loader(records, BucketSampler(records, 4, MULTI, seed=2), threads=2, prefetch=8), []
-    with pytest.raises(MindSigmaError, match=r"broken\.png.*prepare_data"):
+    loader, steps = Loader(records, sampler, threads=2, prefetch=8, max_bad_images=0), []
+    with pytest.raises(MindSigmaError, match=r"broken00\.png.*prepare_data.*the same command goes on"):
         for batch in loader.batches(0, len(sampler)):
             steps.append(batch.step)
     assert steps == list(range(first))
+
+
+def test_another_record_of_the_bucket_takes_the_place_of_a_broken_one(images, tmp_path):
+    """The same for any number of threads and ranks, after a resume, and where the record is gone instead."""
+    counts = Counter(map(int, MULTI.assign(images.sizes)))
+    bucket = max(counts, key=counts.get)
+    members = np.flatnonzero(MULTI.assign(images.sizes) == bucket)
+    assert len(members) > 2
+    bad = members[:2].tolist()
+    records = broken(images, tmp_path, bad)
+    with pytest.warns(UserWarning, match="another takes its place") as warned:
+        whole = load(records, flip=0.5)
+    assert len(warned) == 2 and sum(batch.replaced for batch in whole)
+    sampler = BucketSampler(images, 4, MULTI, seed=2)
+    for batch, plain in zip(whole, load(images, flip=0.5)):
+        rows = np.isin(sampler.batch(batch.step)[1], bad)
+        assert batch.replaced == rows.sum() and batch.dropped.tolist() == plain.dropped.tolist()
+        assert np.array_equal(batch.images[~rows], plain.images[~rows])
+        for row in np.flatnonzero(rows):
+            number = int(batch.captions[row].split()[1])
+            assert number in members and number not in bad and batch.images[row].std() > 0.1
+            assert batch.image_size[row].tolist() == list(images.sizes[number])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for batch in load(records, flip=0.5, start=5, threads=1):
+            assert_equal(batch, whole[batch.step])
+        for rank in (0, 1):
+            for share in load(records, flip=0.5, rank=rank, ranks=2):
+                half = slice(2 * rank, 2 * rank + 2)
+                assert np.array_equal(share.images, whole[share.step].images[half])
+                assert share.captions == whole[share.step].captions[half]
+    left = [i for i in range(len(images)) if i not in bad]
+    places = np.array([left.index(i) if i in left else -1 for i in range(len(images))])
+    fewer = Records([images[i] for i in left])
+    for batch in Loader(fewer, sampler, seed=9, flip=0.5, places=places, max_bad_images=0).batches(0, len(whole)):
+        assert_equal(batch, whole[batch.step])
+
+
+def test_where_a_bucket_has_no_other_the_nearest_one_gives(images, tmp_path):
+    assigned = MULTI.assign(images.sizes)
+    alone = next(i for i in range(len(images)) if (assigned == assigned[i]).sum() == 1)
+    records = broken(images, tmp_path, [alone])
+    sampler = BucketSampler(records, 4, MULTI, seed=2)
+    step = next(step for step in range(len(sampler)) if alone in sampler.batch(step)[1])
+    loader = Loader(records, sampler, real_prompt_ratio=1)
+    with pytest.warns(UserWarning, match=f"broken{alone:02}"):
+        batch = next(loader.batches(step, step + 1))
+    assert batch.replaced == 4 and batch.images.std() > 0.1
+    ratio = sampler.batch(step)[0].aspect_ratio
+    ratios = np.array([bucket.aspect_ratio for bucket in MULTI.buckets()])[assigned] / ratio
+    nearest = np.delete(np.maximum(ratios, 1 / ratios), alone).min()
+    for caption in batch.captions:
+        number = int(caption.split()[1])
+        assert max(ratios[number], 1 / ratios[number]) == nearest
+
+
+def test_more_bad_images_than_may_be_end_the_run(images, tmp_path):
+    records = broken(images, tmp_path, range(len(images)))
+    for limit, said in ((3, "--max-bad-images N leaves out up to N"), (len(images), "none of the images can be read")):
+        loader = Loader(records, BucketSampler(records, 4, MULTI, seed=2), max_bad_images=limit)
+        with pytest.raises(MindSigmaError, match=f"broken.*{said}|{said}.*broken"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            list(loader.batches(0, 1))
+
+
+def test_an_image_far_from_its_bucket_is_bad(images, tmp_path):
+    """A line of pixels, resized to cover a square, takes gigabytes."""
+    Image.new("RGB", (20000, 1)).save(tmp_path / "line.png")
+    records = Records([images[0]._replace(file=str(tmp_path / "line.png")), images[1]])
+    loader = Loader(records, BucketSampler(records, 2, Resolution(64)), max_bad_images=0)
+    with pytest.raises(MindSigmaError, match=r"line\.png: is 1 x 20000"):
+        list(loader.batches(0, 1))
 
 
 def test_leaving_the_loop_ends_the_threads_and_little_is_read_ahead(images):
@@ -290,6 +371,7 @@ def test_leaving_the_loop_ends_the_threads_and_little_is_read_ahead(images):
         {"real_prompt_ratio": 1.5},
         {"caption_dropout": -0.1},
         {"flip": float("nan")},
+        {"max_bad_images": -1},
     ],
 )
 def test_options_out_of_range_are_refused(images, options):
