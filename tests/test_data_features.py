@@ -1,10 +1,13 @@
 """Extracted features: equal to what the networks give, complete or absent, shared by ranks, continued after a kill."""
 
+import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +20,7 @@ from PIL import Image
 from mindsigma.checkpoints.safetensors_file import read_safetensors
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Records, Resolution, open_data, open_records
 from mindsigma.data.conversion import convert
+from mindsigma.data.features import FeatureFolder, sample_file
 from mindsigma.data.images import training_array
 from mindsigma.data.record import Record
 from mindsigma.errors import MindSigmaError
@@ -244,17 +248,334 @@ def test_damage_is_told_with_its_file(records, tmp_path):
     features = FeatureSet(tmp_path / "whole")
     for file in sample_files(tmp_path / "whole").values():
         file.unlink()
-    with pytest.raises(MindSigmaError, match="no such file"):
-        list(Loader(features, BucketSampler(features, 3, SMALL)).batches(0, 1))
+    for limit in (0, 100):
+        with pytest.raises(MindSigmaError, match="no such file.*extract_features"):
+            list(Loader(features, BucketSampler(features, 3, SMALL), max_bad_images=limit).batches(0, 1))
     with pytest.raises(MindSigmaError, match="no folder of features"):
         FeatureSet(tmp_path / "absent")
 
 
-def test_a_bad_image_is_named(records, tmp_path):
+def copied(records, folder, keys=None):
+    """The records with images of their own, under other keys if given."""
+    folder.mkdir()
+    result = []
+    for i, record in enumerate(records):
+        file = folder / f"{i}.png"
+        shutil.copy(record.file, file)
+        result.append(record._replace(file=str(file), key=keys[i] if keys else record.key))
+    return Records(result, path=str(folder))
+
+
+def spoil(record):
+    """Cut off a record's image behind its sound header; its bytes before."""
+    data = Path(record.file).read_bytes()
+    Path(record.file).write_bytes(data[:100])
+    return data
+
+
+def test_an_image_of_another_content_is_extracted_again(records, tmp_path):
+    """Of the same size, even at the same time; one that was only copied or touched is not."""
+    mine = copied(records, tmp_path / "images")
+    extract(mine, tmp_path / "features")
+
+    def missing():
+        return Extraction(mine, tmp_path / "features", Stub(), SMALL, max_length=LENGTH).missing()
+
+    file = Path(mine[4].file)
+    data, found = bytearray(file.read_bytes()), file.stat()
+    os.utime(file, (1, 1))
+    assert missing() == []
+    data[-20] ^= 1
+    file.write_bytes(data)
+    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    assert file.stat().st_mtime_ns == found.st_mtime_ns and missing() == [4]
+    shutil.copy(records[5].file, file)
+    assert missing() == [4]
+    shutil.copy(records[4].file, file)
+    assert missing() == []
+
+
+def test_images_within_shards_are_told_apart(records, tmp_path):
+    mine = copied(records, tmp_path / "images")
+    convert(mine, tmp_path / "shards", "webdataset")
+    extract(open_records(tmp_path / "shards", progress=False), tmp_path / "features")
+    spoiled = bytearray(Path(mine[2].file).read_bytes())
+    spoiled[-20] ^= 1
+    Path(mine[2].file).write_bytes(spoiled)
+    convert(mine, tmp_path / "shards", "webdataset")
+    again = open_records(tmp_path / "shards", progress=False)
+    assert Extraction(again, tmp_path / "features", Stub(), SMALL, max_length=LENGTH).missing() == [2]
+
+
+def test_what_replaces_features_makes_the_folder_incomplete_until_all_are_done(records, tmp_path):
+    """So that a kill leaves no mixture of old and new that passes for complete; adding records does."""
+    mine, folder = copied(records, tmp_path / "images"), tmp_path / "features"
+    extract(Records(list(mine)[:7]), folder)
+    extraction = Extraction(mine, folder, Stub(), SMALL, max_length=LENGTH)
+    extraction.run([7, 8])
+    assert len(FeatureSet(folder)) == 7
+    extraction.run([3])
+    with pytest.raises(MindSigmaError, match="not finished"):
+        FeatureSet(folder)
+    assert extraction.finish() == 0 and len(FeatureSet(folder)) == 9
+
+
+def test_bad_images_are_listed_and_left_out(records, tmp_path):
+    """Of all ranks; until they are mended."""
+    mine, folder = copied(records, tmp_path / "images"), tmp_path / "features"
+    good = {i: spoil(mine[i]) for i in (0, 4, 5)}
+    assert extract(mine, folder, rank=1, ranks=2) == 5
+    extraction = Extraction(mine, folder, Stub(), SMALL, max_length=LENGTH)
+    extraction.run(extraction.missing(0, 2))
+    assert extraction.finish() == 0 and [Path(row.where).name for row in extraction.left_out] == [
+        f"{i}.png" for i in good
+    ]
+    lines = (folder / "left_out.txt").read_text().splitlines()
+    assert len(lines) == 3 and lines[0].startswith(f"not a readable image\t{mine[0].file}\t")
+    features = FeatureSet(folder)
+    assert [row[0] for row in features] == [record.key for i, record in enumerate(mine) if i not in good]
+    whole = tmp_path / "whole"
+    extract(records, whole)
+    assert np.array_equal(features.read(0, True)[0], FeatureSet(whole).read(1, True)[0])
+    with pytest.raises(MindSigmaError, match=r"0\.png.*--strict.*prepare_data"):
+        extract(mine, folder, strict=True)
+    for i, data in good.items():
+        Path(mine[i].file).write_bytes(data)
+        assert extract(mine, folder) == 0
+    assert len(FeatureSet(folder)) == 9 and not (folder / "left_out.txt").exists()
+
+
+def test_an_image_that_went_bad_loses_its_features(records, tmp_path):
+    mine, folder = copied(records, tmp_path / "images"), tmp_path / "features"
+    extract(mine, folder)
+    spoil(mine[6])
+    Path(mine[7].file).unlink()
+    assert extract(mine, folder) == 0 and len(FeatureSet(folder)) == 7
+
+
+def test_where_every_image_is_bad_one_is_named(records, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"junk")
     broken = Records([records[0]._replace(file=str(tmp_path / "bad.png"))])
     with pytest.raises(MindSigmaError, match=r"bad\.png.*prepare_data"):
         extract(broken, tmp_path / "features")
+
+
+def test_keys_of_any_text(records, tmp_path):
+    """Names that are no UTF-8, line breaks, halves of surrogate pairs."""
+    keys = ["a\udcff.png", "b\n.png", "\ud800", "\u2028", "e" * 5000, "\0", "", "../h", "i"]
+    mine = copied(records, tmp_path / "images", keys)
+    extract(mine, tmp_path / "features")
+    features = FeatureSet(tmp_path / "features")
+    assert [row[0] for row in features] == keys
+    assert all(len(features.read(i, True)[0]) == 4 for i in range(9))
+
+
+def test_a_folder_of_something_else_is_left_alone(records, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(MindSigmaError, match="holds something else, such as notes.txt"):
+        extract(records, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_leftovers_of_kills_are_removed_and_nothing_else(records, tmp_path):
+    """Also of a kill in the first write of all; no link is followed, and nobody who still writes is disturbed."""
+    folder, elsewhere = tmp_path / "features", tmp_path / "elsewhere"
+    (folder / "samples" / "ab").mkdir(parents=True)
+    elsewhere.mkdir()
+    os.symlink(elsewhere, folder / "samples" / "cd")
+    (folder / "samples").rename(folder / ".samples")
+    leftovers = [folder / ".features.json.77.part", folder / ".samples" / "ab" / ".x.safetensors.1234.part"]
+    others = [elsewhere / ".y.safetensors.77.part", folder / ".z.part"]
+    for path in leftovers + others:
+        path.write_text("half")
+    extract(records, folder)
+    assert not any(path.exists() for path in leftovers) and all(path.exists() for path in others)
+    held = Extraction(records, folder, Stub(), SMALL, max_length=LENGTH)
+    leftovers[0].write_text("of a process that writes")
+    Extraction(records, folder, Stub(), SMALL, max_length=LENGTH)
+    assert leftovers[0].exists()
+    del held
+    Extraction(records, folder, Stub(), SMALL, max_length=LENGTH)
+    assert not leftovers[0].exists()
+
+
+ROW = {"key": "0.png", "prompt": "a", "sharegpt4v": "", "height": 64, "width": 64, "tokens": [2, 0]}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"key": 5},
+        {"key": None},
+        {"prompt": ["a"]},
+        {"prompt": "", "tokens": [0, 0]},
+        {"height": "64"},
+        {"height": 64.0},
+        {"height": True},
+        {"width": 0},
+        {"width": -1},
+        {"width": 2**31},
+        {"width": 10**19},
+        {"height": float("inf")},
+        {"height": float("nan")},
+        {"tokens": [2]},
+        {"tokens": "20"},
+        {"tokens": [2.0, 0]},
+        {"tokens": [True, 0]},
+        {"tokens": [LENGTH + 1, 0]},
+        {"tokens": [0, 0]},
+        {"tokens": [2, 1]},
+        {"tokens": {"0": 1}},
+        {"tokens": [[2], 0]},
+    ],
+    ids=str,
+)
+def test_rows_of_an_index_that_no_extraction_writes(whole, changes):
+    (whole / "index.jsonl").write_text(json.dumps(ROW) + "\n" + json.dumps({**ROW, "key": "1.png", **changes}) + "\n")
+    with pytest.raises(MindSigmaError, match=r"index\.jsonl: line 2.*delete the file") as caught:
+        open_data(whole)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def whole(records, tmp_path):
+    """A folder of features."""
+    extract(records, tmp_path / "features")
+    return tmp_path / "features"
+
+
+def lines_of(text):
+    return (json.dumps(ROW) + "\n" + text).encode("utf-8", "surrogateescape")
+
+
+@pytest.mark.parametrize(
+    "data, said",
+    [
+        (lines_of(json.dumps(ROW) + "\n"), "twice"),
+        (lines_of("[" * 10**5 + "\n"), "line 2"),
+        (lines_of("[" * 80 + "]" * 80 + "\n"), "line 2"),
+        (lines_of("[1]\n"), "line 2"),
+        (lines_of('{"key": ' + "9" * 10**6 + "}\n"), "line 2"),
+        (lines_of("\n"), "line 2"),
+        (lines_of("\udcff\n"), "line 2"),
+        (lines_of(json.dumps({**ROW, "key": "x"})), "line 2 is cut off"),
+        (b"\0" * 10**6, "line 1"),
+    ],
+    ids=range(9),
+)
+def test_an_index_that_is_none(whole, data, said):
+    (whole / "index.jsonl").write_bytes(data)
+    with pytest.raises(MindSigmaError, match=rf"index\.jsonl.*{said}"):
+        open_data(whole)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"resolution": 64},
+        {"resolution": {"base": 64}},
+        {"resolution": {"base": 64.0, "multi_scale": False, "table": "training"}},
+        {"resolution": {"base": True, "multi_scale": False, "table": "training"}},
+        {"resolution": {"base": 10**15, "multi_scale": False, "table": "training"}},
+        {"resolution": {"base": 256, "multi_scale": 1, "table": "training"}},
+        {"resolution": {"base": 256, "multi_scale": True, "table": ["training"]}},
+        {"resolution": {"base": 256, "multi_scale": True, "table": "other"}},
+        {"state_width": float("inf")},
+        {"state_width": 10**12},
+        {"state_width": "5"},
+        {"max_length": -1},
+        {"max_length": float("nan")},
+        {"latent_channels": None},
+        {"latent_channels": 2.5},
+        {"downsampling": 0},
+        {"downsampling": 7},
+    ],
+    ids=str,
+)
+def test_a_description_that_no_extraction_writes(whole, changes):
+    file = whole / "features.json"
+    document = json.loads(file.read_text())
+    document["config"].update(changes)
+    file.write_text(json.dumps(document))
+    with pytest.raises(MindSigmaError, match=r"features\.json: ") as caught:
+        open_data(whole)
+    assert "\n" not in str(caught.value)
+    for text in ("[]", '{"format": ["mindsigma-features"]}', "[" * 10**5, json.dumps({**document, "config": [1]})):
+        file.write_text(text)
+        with pytest.raises(MindSigmaError, match=r"features\.json: "):
+            open_data(whole)
+
+
+@pytest.mark.parametrize("name", ["features.json", "index.jsonl", "null_caption.safetensors", "sample"])
+def test_only_regular_files_of_a_sane_size_are_read(whole, records, name):
+    """A FIFO would be waited for, /dev/zero and a sparse giant read until the memory is full."""
+    file = next((whole / "samples").rglob("*.safetensors")) if name == "sample" else whole / name
+
+    def read():
+        features = FeatureSet(whole)
+        features.null_caption()
+        for index in range(len(features)):
+            features.read(index, True)
+
+    read()
+    for make in (os.mkfifo, lambda path: os.symlink("/dev/zero", path), giant, Path.mkdir):
+        file.unlink() if file.is_file() or file.is_fifo() or file.is_symlink() else file.rmdir()
+        make(file)
+        with pytest.raises(MindSigmaError) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+        with pytest.raises(MindSigmaError) if name == "features.json" or make is Path.mkdir else nullcontext():
+            extract(records, whole)
+
+
+def giant(path):
+    with open(path, "wb") as file:
+        file.truncate(2**40)
+
+
+@pytest.mark.parametrize(
+    "tensors, metadata",
+    [
+        ({"states": np.zeros((LENGTH, 4), np.float32)}, {"tokens": "1"}),
+        ({"states": np.zeros((LENGTH, 5), np.int32)}, {"tokens": "1"}),
+        ({"states": np.zeros(5, np.float32)}, {"tokens": "1"}),
+        ({"other": np.zeros((LENGTH, 5), np.float32)}, {"tokens": "1"}),
+        ({"states": np.zeros((LENGTH, 5), np.float32)}, {}),
+        ({"states": np.zeros((LENGTH, 5), np.float32)}, {"tokens": "-1"}),
+        ({"states": np.zeros((LENGTH, 5), np.float32)}, {"tokens": "9" * 5000}),
+        ({"states": np.zeros((LENGTH, 5), np.float32)}, {"tokens": "1e999"}),
+    ],
+    ids=range(8),
+)
+def test_a_null_caption_that_is_none(whole, records, tensors, metadata):
+    FeatureFolder._write(whole / "null_caption.safetensors", tensors, metadata)
+    with pytest.raises(MindSigmaError, match=r"null_caption\.safetensors.*delete it and run"):
+        FeatureSet(whole).null_caption()
+    extract(records, whole)  # makes it again
+    FeatureSet(whole).null_caption()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"moments": np.zeros((4, 8, 9), np.float32)},
+        {"moments": np.zeros((4, 8), np.float32)},
+        {"moments": np.zeros((4, 8, 8), np.complex64)},
+        {"moments": np.zeros((4, 8, 8), np.int32)},
+        {"states": np.zeros((LENGTH + 1, 5), np.float16)},
+        {"states": np.zeros((0, 5), np.float16)},
+        {"states": np.zeros((4, 5), np.bool_)},
+        {"states": np.zeros((), np.float16)},
+    ],
+    ids=range(8),
+)
+def test_arrays_that_do_not_fit_are_told_and_made_again(whole, records, changes):
+    file = sample_file(whole, records[0].key)
+    tensors, metadata = read_safetensors(file)
+    FeatureFolder._write(file, {**{name: np.array(value) for name, value in tensors.items()}, **changes}, metadata)
+    with pytest.raises(MindSigmaError, match=r"its (moments|states) are .*delete it and run"):
+        FeatureSet(whole).read(0, True)
+    assert Extraction(records, whole, Stub(), SMALL, max_length=LENGTH).missing() == [0]
 
 
 def test_rank_comes_from_flags_or_environment(monkeypatch):
