@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from conftest import load_tool, relative_error
+from killing import killed_everywhere
 from mindspore import Tensor
 from PIL import Image
 
@@ -151,6 +152,35 @@ def test_a_killed_extraction_leaves_no_half_file_and_is_continued(records, encod
     whole = tmp_path / "whole"
     extract(again, whole, encoders, batch_size=1)
     assert all(path.read_bytes() == files[name].read_bytes() for name, path in sample_files(whole).items())
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_extraction_killed_at_any_instant_is_continued(records, tmp_path):
+    """The first, and one that replaces what is there: what passes for complete is the old or the new."""
+    folder, old = tmp_path / "features", Records(list(records)[:2])
+    new = Records([old[0]._replace(prompt="another caption"), *list(old)[1:]])
+    extract(old, tmp_path / "old", threads=1)
+    extract(new, tmp_path / "new", threads=1)
+    whole = files_of(tmp_path / "new")
+    for start in (None, tmp_path / "old"):
+        kills = 0
+        for number in killed_everywhere(lambda: extract(new, folder, threads=1)):
+            if (folder / "index.jsonl").exists() and files_of(folder) != whole:
+                found, kept = FeatureSet(folder), FeatureSet(tmp_path / "old")
+                assert list(found) == list(kept)
+                assert all(np.array_equal(found.read(i, True)[1], kept.read(i, True)[1]) for i in range(2))
+            assert extract(new, folder, threads=1) == 0
+            assert files_of(folder) == whole
+            shutil.rmtree(folder)
+            if start:
+                shutil.copytree(start, folder)
+            kills = number
+        assert kills > 10 and files_of(folder) == whole
+        shutil.rmtree(folder)
+        shutil.copytree(tmp_path / "old", folder)
 
 
 def test_loading_features_equals_loading_images(records, tmp_path):

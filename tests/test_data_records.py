@@ -4,18 +4,23 @@ import csv
 import io
 import json
 import os
+import shutil
 import tarfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import killed_everywhere
 from PIL import Image
 
-from mindsigma.data import open_data, open_records
+from mindsigma.data import Records, open_data, open_records
 from mindsigma.data.check import check_images
-from mindsigma.data.conversion import convert, safe_names
+from mindsigma.data.conversion import convert, safe_names, write_bad_rows
+from mindsigma.data.conversion_note import is_complete
 from mindsigma.data.layouts import find_layout
-from mindsigma.data.record import Record
+from mindsigma.data.own_folder import Held
+from mindsigma.data.record import BadRow, Record
 from mindsigma.data.records import read_image
 from mindsigma.errors import MindSigmaError
 
@@ -172,6 +177,129 @@ def test_a_target_that_holds_something_is_left_alone(layouts, tmp_path):
         convert(other, tmp_path / "new", "official")
 
 
+def files_of(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("to", ["official", "jsonl", "webdataset"])
+def test_a_conversion_killed_at_any_instant_is_continued(layouts, tmp_path, to):
+    source, target = open_records(layouts["official"], progress=False), tmp_path / "new" / "target"
+    convert(source, tmp_path / "whole", to, shard_records=3)
+    kills = 0
+    for number in killed_everywhere(lambda: convert(source, target, to, threads=1, shard_records=3)):
+        if not (target / ".prepare.json").exists() or not is_complete(target):
+            convert(source, target, to, threads=1, shard_records=3)
+        assert files_of(target) == files_of(tmp_path / "whole")
+        shutil.rmtree(target.parent)
+        kills = number
+    assert kills > 12 and files_of(target) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("to", ["official", "jsonl", "webdataset"])
+def test_an_image_of_the_same_size_is_written_again_and_alone(layouts, tmp_path, to):
+    source, target = open_records(layouts["official"], progress=False), tmp_path / "target"
+    convert(source, target, to, shard_records=2)
+    before = {path: path.stat().st_mtime_ns for path in target.rglob("*") if path.is_file()}
+    convert(source, target, to, shard_records=2)
+    assert before == {path: path.stat().st_mtime_ns for path in target.rglob("*") if path.is_file()}
+    file = Path(source[1].file)
+    pixels = np.array(picture(1))
+    Image.fromarray(255 - pixels).save(file, compress_level=0)
+    picture(1).save(tmp_path / "1.png", compress_level=0)
+    assert file.stat().st_size == (tmp_path / "1.png").stat().st_size
+    shutil.copy(tmp_path / "1.png", file)
+    convert(source, target, to, shard_records=2)
+    Image.fromarray(255 - pixels).save(file, compress_level=0)
+    found = {path: path.stat().st_mtime_ns for path in target.rglob("*") if path.is_file()}
+    convert(source, target, to, shard_records=2)
+    assert contents(open_records(target, progress=False)) == contents(source)
+    changed = {path.name for path in found if path.stat().st_mtime_ns != found[path]}
+    assert changed == {".prepare.json", "00000.tar" if to == "webdataset" else "1.png"}
+    records = [source[0]._replace(prompt="another"), *list(source)[1:]]
+    with pytest.raises(MindSigmaError, match="other captions"):
+        convert(Records(records), target, to, shard_records=2)
+
+
+NOTES = ["[]", "5", "null", '"complete"', '{"complete": "yes"}', '{"complete": 1}', "{", "", "[" * 10**5]
+NOTES += ["\ud800", '{"complete": true, "complete": true}', '{"a": ' + "9" * 10**6 + "}", " " * 2**17]
+
+
+def test_notes_that_no_conversion_writes(layouts, tmp_path):
+    """Nor links to endless files, FIFOs, folders: neither a data set nor a target, told in one line."""
+    source, target = open_records(layouts["official"], progress=False), tmp_path / "target"
+    convert(source, target, "official")
+    note = target / ".prepare.json"
+    note.unlink()
+    for make in (
+        *(lambda text=text: note.write_bytes(text.encode("utf-8", "surrogatepass")) for text in NOTES),
+        lambda: os.mkfifo(note),
+        lambda: os.symlink("/dev/zero", note),
+        lambda: os.symlink(tmp_path / "absent", note),
+        note.mkdir,
+    ):
+        make()
+        for use in (lambda: open_records(target, progress=False), lambda: convert(source, target, "official")):
+            with pytest.raises(MindSigmaError) as caught:
+                use()
+            assert str(target) in str(caught.value) and len(str(caught.value)) < 400
+        note.rmdir() if note.is_dir() else note.unlink()
+    assert len(open_records(target, progress=False)) == len(source)
+
+
+def test_obstructions_are_told_before_anything_changes_and_no_link_is_followed(layouts, tmp_path):
+    source, target, elsewhere = (
+        open_records(layouts["official"], progress=False),
+        tmp_path / "target",
+        tmp_path / "else",
+    )
+    convert(source, target, "official")
+    shutil.copytree(target / "InternImgs", elsewhere)
+    images = target / "InternImgs"
+    for make in (
+        lambda: (shutil.rmtree(images), os.symlink(elsewhere, images)),
+        lambda: (images.unlink(), images.write_text("a file")),
+        lambda: (images.unlink(), images.mkdir(), os.symlink(elsewhere / "1", images / "1")),
+        lambda: ((images / "1").unlink(), (images / "1" / "3.png").mkdir(parents=True)),
+    ):
+        make()
+        before = files_of(tmp_path)
+        with pytest.raises(MindSigmaError, match="is in the way"):
+            convert(source, target, "official")
+        assert files_of(tmp_path) == before
+    shutil.rmtree(images)
+    (images / "1").mkdir(parents=True)
+    foreign = tmp_path / "foreign.png"
+    foreign.write_bytes(b"mine")
+    os.symlink(foreign, images / "1" / "3.png")
+    convert(source, target, "official")
+    assert foreign.read_bytes() == b"mine" and contents(open_records(target, progress=False)) == contents(source)
+
+
+def test_leftovers_within_a_target_are_removed_and_nothing_else(layouts, tmp_path):
+    source, target = open_records(layouts["official"], progress=False), tmp_path / "target"
+    target.mkdir()
+    (target / "..prepare.json.123.part").write_text("{")
+    convert(source, target, "official")
+    left = [target / "InternImgs" / "0" / ".0.png.77.part", target / ".x.part", tmp_path / ".target.77.part"]
+    for path in left:
+        path.write_text("half")
+    convert(source, target, "official")
+    assert [path.exists() for path in left] == [False, True, True]
+    with Held(target), pytest.raises(MindSigmaError, match="another process is writing there"):
+        convert(source, target, "official")
+
+
+def test_lists_of_bad_rows_take_the_place_of_files_alone(tmp_path):
+    rows = [BadRow("a\nb\tc\udcff", "broken row", "\x1b[31m")]
+    write_bad_rows(tmp_path / "bad.txt", rows)
+    assert (tmp_path / "bad.txt").read_text() == "broken row\ta\\nb\\tc\\udcff\t\\x1b[31m\n"
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", tmp_path):
+        with pytest.raises(MindSigmaError, match="is no file"):
+            write_bad_rows(path, rows)
+    assert (tmp_path / "fifo").is_fifo()
+
+
 def test_bad_rows_are_listed_with_their_reason(tmp_path):
     rows = entries(height=64, width=64)
     rows += [
@@ -281,6 +409,13 @@ def test_names_for_any_key():
         "..",
         "l" * 400 + ".jpg",
         "n\n\0.png",
+        "a-11.png",
+        "A.Png",
+        "d/a.png",
+        "d/a.png/b.png",
+        "x\udcff/\ud800.png",
+        "deep/" * 2000 + "a.png",
+        "e" * 300 + "/" + "ß" * 300 + "." + "s" * 300,
     ]
     names = safe_names(keys)
     assert len({name.lower() for name in names}) == len(keys)
@@ -288,6 +423,8 @@ def test_names_for_any_key():
         parts = name.split("/")
         assert not set(parts) & {"", ".", ".."} and all(len(p.encode()) < 230 and p.isprintable() for p in parts)
     assert names[0] == "a.png" and names[4] == "x/b.png"
+    assert not {"/".join(name.lower().split("/")[:-1]) for name in names} & {name.lower() for name in names}
+    assert all(len(name.encode()) < 1500 for name in names)
 
 
 def test_no_folder_of_a_target_grows_without_bound():
