@@ -26,6 +26,7 @@ from mindsigma.data.images import training_array
 from mindsigma.data.record import Record
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.locate import BUNDLED
+from mindsigma.training import features as features_module
 from mindsigma.training.features import Encoders, Extraction
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -373,6 +374,24 @@ def test_bad_images_are_listed_and_left_out(records, tmp_path):
         Path(mine[i].file).write_bytes(data)
         assert extract(mine, folder) == 0
     assert len(FeatureSet(folder)) == 9 and not (folder / "left_out.txt").exists()
+
+
+def test_the_tool_tells_what_it_left_out(records, tmp_path, monkeypatch, capsys):
+    """And goes on; with --strict it does not."""
+    mine, data = copied(records, tmp_path / "images"), tmp_path / "data"
+    convert(mine, data, "official")
+    bad = open_records(data, progress=False)[2]
+    spoil(bad)
+    monkeypatch.setattr(features_module, "Encoders", lambda *_: Stub())
+    command = ["extract_features.py", str(data), str(tmp_path / "features"), "--model", "x", "--resolution", "64"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert load_tool("extract_features").main() == 0
+    said = capsys.readouterr().out
+    assert "left out, as they cannot be read: 1 images" in said and bad.file in said and "complete: " in said
+    assert bad.file in (tmp_path / "features" / "left_out.txt").read_text()
+    monkeypatch.setattr(sys, "argv", [*command, "--strict"])
+    with pytest.raises(MindSigmaError, match=Path(bad.file).name):
+        load_tool("extract_features").main()
 
 
 def test_an_image_that_went_bad_loses_its_features(records, tmp_path):

@@ -1,5 +1,6 @@
 """Runs whose data are bad or change: bad images are left out and counted, removed ones leave the run as it would be."""
 
+import os
 import shutil
 
 import numpy as np
@@ -12,6 +13,7 @@ from mindsigma.data import FeatureSet, Records, Resolution, open_data
 from mindsigma.data.record import Record
 from mindsigma.errors import MindSigmaError
 from mindsigma.training.arguments import build_parser
+from mindsigma.training.prior import draw_class_images
 from mindsigma.training.record_list import RecordList
 from mindsigma.training.trainer import Trainer
 
@@ -86,6 +88,30 @@ def test_features_that_were_removed_or_damaged(network, tmp_path, capsys):
         file.write_bytes(b"")
     with pytest.raises(MindSigmaError, match=r"can be read.*\.safetensors.*extract_features"):
         train(network, features, tmp_path / "run", steps=3)
+
+
+def test_class_images_take_nobodys_place(tmp_path):
+    """What is no drawn image of this prompt is told, not replaced, not waited for."""
+
+    def draw():
+        draw_class_images(lambda *_, **__: pytest.fail("drawn"), tmp_path, "an alien", 1, seed=0)
+
+    image, text = tmp_path / "000000.png", tmp_path / "000000.txt"
+    image.write_bytes(b"mine")
+    with pytest.raises(MindSigmaError, match=r"000000\.png: has no 000000\.txt"):
+        draw()
+    assert image.read_bytes() == b"mine"
+    text.write_bytes(b"\xff")
+    with pytest.raises(MindSigmaError, match=r"000000\.txt: not UTF-8"):
+        draw()
+    for path in (text, image):
+        path.unlink()
+        os.mkfifo(path)
+        with pytest.raises(MindSigmaError, match=f"{path.name}: is in the way"):
+            draw()
+        path.unlink()
+        path.write_text("an alien")
+    draw()
 
 
 # the list of records, without a run

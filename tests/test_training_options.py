@@ -64,6 +64,7 @@ def run(folders, output, stop=lambda: False, **changes):
         ({"max_norm": "nan"}, "--max-norm must be a number of at least 0"),
         ({"learning_rate": -1}, "--learning-rate must be a number of at least 0"),
         ({"learning_rate": "inf"}, "--learning-rate must be a number of at least 0"),
+        ({"max_bad_images": -1}, "--max-bad-images must be a number of at least 0"),
         ({"seed": -1}, "--seed must be a number of at least 0"),
         ({"loss_scale": -2}, "--loss-scale must be a number of at least 0"),
         ({"warmup": 6, "steps": 6, "lr_schedule": "cosine"}, "more steps"),

@@ -36,7 +36,6 @@ class RecordList:
 
     def __init__(self, source, file, resumed=False):
         self.source, self._file = source, Path(file)
-        self._keys, self._contents = _digests(source)
         self.sizes, self.places = source.sizes, np.arange(len(source))
         self.fingerprint, self.gone, self.difference = source.fingerprint(), 0, ""
         self._kept = None
@@ -47,7 +46,7 @@ class RecordList:
         """Keep the list, unless it is the one of this run already."""
         if self._kept == self.fingerprint:
             return
-        arrays = {"keys": self._keys, "contents": self._contents, "sizes": self.sizes.astype(np.int64)}
+        arrays = dict(zip(COLUMNS, (*_digests(self.source), self.source.sizes)))
         metadata = {"fingerprint": self.fingerprint, "kind": _kind(self.source)}
         metadata["checksum"] = _checksum(arrays, metadata)
         specs = [TensorSpec(name, array.dtype, array.shape) for name, array in arrays.items()]
@@ -66,10 +65,11 @@ class RecordList:
         if metadata["kind"] != _kind(self.source):
             self.difference = "images in the place of features, or features made otherwise"
             return
-        order = np.argsort(self._keys)
-        found = order[np.searchsorted(self._keys, keys, sorter=order).clip(max=len(order) - 1)]
-        present = self._keys[found] == keys
-        changed = present & ((self._contents[found] != contents) | (self.sizes[found] != sizes).any(1))
+        keys_now, contents_now = _digests(self.source)
+        order = np.argsort(keys_now)
+        found = order[np.searchsorted(keys_now, keys, sorter=order).clip(max=len(order) - 1)]
+        present = keys_now[found] == keys
+        changed = present & ((contents_now[found] != contents) | (self.sizes[found] != sizes).any(1))
         new = np.setdiff1d(np.arange(len(order)), found[present])
         gone = int(len(keys) - present.sum())
         if changed.any():
