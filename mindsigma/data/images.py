@@ -1,6 +1,7 @@
 """Image files to arrays: decoding whatever mode, covering a size and cropping its centre, scaling to [-1, 1]."""
 
 import threading
+import warnings
 from functools import cache
 
 import numpy as np
@@ -49,6 +50,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS takes its place
 
 _BAND = 1 << 20  # pixels converted at once
 _LARGE = 1 << 24  # pixels; images beyond are decoded one after the other, whatever the number of threads

@@ -163,17 +163,15 @@ class Keys:
     """Finds the images below a folder that a JSON object names by path or by stem, as kohya's tools do."""
 
     def __init__(self, root):
-        self._root, self._by_stem = root, {}
-        self._names = set()
+        self._root, self._names, self._by_end = root, set(), {}
         for parent, names in listing(root) if os.path.isdir(root) else ():
             for name in names:
                 stem, suffix = os.path.splitext(name)
                 if suffix.lower() in SUFFIXES:
                     path = os.path.relpath(os.path.join(parent, name), root)
                     self._names.add(path)
-                    self._by_stem.setdefault(stem, []).append(path)
-                    if os.sep in path:
-                        self._by_stem.setdefault(os.path.splitext(path)[0], []).append(path)
+                    for end in {name, stem, os.path.splitext(path)[0]}:
+                        self._by_end.setdefault(end, []).append(path)
 
     def has(self, key):
         """Whether a key names one image."""
@@ -195,7 +193,7 @@ class Keys:
         parts = [part for part in key.replace("\\", "/").split("/") if part not in ("", ".")]
         for start in range(len(parts)):
             end = "/".join(parts[start:])
-            found = [end] if end in self._names else self._by_stem.get(end, [])
+            found = [end] if end in self._names else self._by_end.get(end, [])
             if len(found) == 1:
                 return below(self._root, found[0])
             if found:

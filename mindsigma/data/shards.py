@@ -49,7 +49,7 @@ def _shard_rows(path, name):
         samples, fault = _samples(file)
         for key, sample in samples.items():
             try:
-                yield from _sample_rows(file, path, f"{name}/{key}", sample)
+                yield from _sample_rows(file, path, name, key, sample)
             except RowError as error:
                 yield BadRow(f"{path}: {key}", *error.args)
         if fault:
@@ -89,22 +89,22 @@ def _samples(file):
     return samples, fault
 
 
-def _sample_rows(file, path, key, sample):
+def _sample_rows(file, path, name, key, sample):
     where = f"{path}: {key}"
     sample.images.sort(key=lambda image: image[0].count("."))  # key.jpg before key.mask.png; else in their order
     if not sample.images:
-        for name, _ in sample.others:
-            remedy = remedy_for(f"x{name}")
+        for suffix, _ in sample.others:
+            remedy = remedy_for(f"x{suffix}")
             if remedy or sample.texts:
-                yield BadRow(f"{where}{name}", NOT_READ, remedy or f"'{name}' is no suffix of an image")
+                yield BadRow(f"{where}{suffix}", NOT_READ, remedy or f"'{suffix}' is no suffix of an image")
         return  # a text alone is no sample: shards also carry notes
     (suffix, (offset, length)), *more = sample.images
-    for name, _ in more:
-        yield BadRow(f"{where}{name}", DUPLICATE, "a second image of the same sample")
+    for other, _ in more:
+        yield BadRow(f"{where}{other}", DUPLICATE, "a second image of the same sample")
     values = _values(file, sample.texts)
     if not length:
         raise RowError(UNREADABLE, "empty")
-    yield Record(f"{key}{suffix}", *captions_of(values), *size_of(values), str(path), offset, length)
+    yield Record(f"{name}/{key}{suffix}", *captions_of(values), *size_of(values), str(path), offset, length)
 
 
 def _values(file, texts):

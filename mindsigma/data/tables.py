@@ -21,6 +21,7 @@ SEPARATORS = ",;\t|"
 FIRST = 10  # entries looked at to tell whether a file is a table of images
 
 _CSV = (".csv", ".tsv")
+_LINE = json_decoder(MindSigmaError)
 _BLANK = re.compile(r"[ \t\r\n]*")
 
 
@@ -159,7 +160,7 @@ def _line_entries(table):
 def _entry(line):
     """The value of a JSON line, or a text of what is wrong with it."""
     try:
-        value = json_decoder(MindSigmaError).decode(line.decode("utf-8-sig"))
+        value = _LINE.decode(line.decode("utf-8-sig"))
         require_shallow(value, MindSigmaError)
     except (ValueError, RecursionError) as error:
         return f"not JSON ({one_line(error)})"

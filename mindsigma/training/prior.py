@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from mindsigma.checkpoints.atomic import naming, replacing
 from mindsigma.errors import MindSigmaError
+from mindsigma.foreign import read_text
 
 DRAWN = "class"  # folder of drawn images in that of a run
 
@@ -45,7 +46,7 @@ def draw_class_images(pipeline, folder, prompt, count, **options):
     for i in tqdm(range(count), desc="class images", unit="image", disable=None):
         image, text = folder / f"{i:06d}.png", folder / f"{i:06d}.txt"
         with naming(text):
-            if text.exists() and text.read_text(encoding="utf-8").strip() != prompt.strip():
+            if text.exists() and read_text(text).strip() != prompt.strip():
                 raise MindSigmaError(f"{text}: not the prompt {prompt!r}; remove {folder} or give another --class-data")
             if image.exists() and text.exists():
                 continue
