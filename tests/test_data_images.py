@@ -219,6 +219,14 @@ def test_other_formats_are_turned_upright(kind, options):
     assert upright.size == (32, 64) and upright.getpixel((16, 16))[2] > 200 and upright.getpixel((16, 48))[0] > 200
 
 
+def test_a_damaged_tiff_prints_nothing(capfd):
+    data = bytearray(stored(flat("RGB", (1, 2, 3), (64, 64)), "TIFF", compression="tiff_lzw").getvalue())
+    data[8:60] = bytes(range(52))
+    with pytest.raises(MindSigmaError):
+        decode(io.BytesIO(data))
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_first_frame_counts():
     red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
     for kind in ("GIF", "PNG", "WEBP", "TIFF", "MPO"):

@@ -1,7 +1,10 @@
 """Image files to arrays: decoding whatever mode, covering a size and cropping its centre, scaling to [-1, 1]."""
 
+import ctypes
+import logging
 import threading
 import warnings
+from contextlib import suppress
 from functools import cache
 
 import numpy as np
@@ -118,7 +121,18 @@ def training_array(image, height, width, resampling):
 @cache
 def _formats():
     Image.init()
+    _silence()
     return tuple(name for name in FORMATS if name in Image.OPEN)  # AVIF is not in every Pillow
+
+
+def _silence():
+    """Keep Pillow and libtiff from printing what they find in a damaged file, beside the error that is raised."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    with suppress(AttributeError, OSError):
+        library = ctypes.CDLL(Image.core.__file__)  # which finds what it is linked with
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.argtypes, setter.restype = (ctypes.c_void_p,), ctypes.c_void_p
+            setter(None)
 
 
 def _checked(image):
