@@ -84,6 +84,19 @@ def load_json_value(path, text, what):
     def wrong(fault):
         return MindSigmaError(f"{path}: {what} {fault}; copy or download the file again")
 
+    try:
+        value = json_decoder(wrong).decode(text.decode("utf-8"))
+    except MindSigmaError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise wrong("is not valid JSON") from error
+    require_shallow(value, wrong)
+    return value
+
+
+def json_decoder(wrong):
+    """A json.JSONDecoder that raises `wrong(fault)`, a MindSigmaError, for a key given twice and for absurd numbers."""
+
     def unique(pairs):
         table = dict(pairs)
         if len(table) != len(pairs):
@@ -97,15 +110,13 @@ def load_json_value(path, text, what):
             raise wrong(f"holds a number of {len(digits)} digits")
         return int(digits)
 
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=unique, parse_int=bounded_int)
-    except MindSigmaError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise wrong("is not valid JSON") from error
+    return json.JSONDecoder(object_pairs_hook=unique, parse_int=bounded_int)
+
+
+def require_shallow(value, wrong):
+    """Raise `wrong(fault)` for a JSON value that is nested deeper than any code here follows."""
     if _deeper_than(value, MAX_DEPTH):
         raise wrong(f"is nested more than {MAX_DEPTH} deep")
-    return value
 
 
 @contextmanager

@@ -1,15 +1,25 @@
 """Decoding of image files in every mode, and where the pixels of a crop come from."""
 
+import ast
 import io
+import os
 import struct
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
+import hostile_images
 import numpy as np
 import pytest
-from PIL import Image
+from hostile_images import chunk
+from PIL import Image, features
 
-from mindsigma.data.images import cover_and_crop, decode, read_size, to_array, training_array
+from mindsigma.data.images import FORMATS, cover_and_crop, decode, read_size, to_array, training_array
+from mindsigma.data.pixels_only import MAX_PIXELS
 from mindsigma.errors import MindSigmaError
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def stored(image, kind="PNG", **options):
@@ -84,11 +94,9 @@ def test_exif_turns_the_image_upright(orientation):
     assert np.array_equal(np.asarray(decode(file))[..., 0], upright)
 
 
-def bomb():
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0))
+def empty_png(width, height):
+    """A PNG without pixels whose header tells this size."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
@@ -99,12 +107,131 @@ def whole_jpeg():
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"not an image", bomb(), whole_jpeg()[:2000], stored(flat("RGB", 0, (64, 64))).getvalue()[:60]],
+    [
+        b"",
+        b"not an image",
+        empty_png(60000, 60000),
+        whole_jpeg()[:2000],
+        stored(flat("RGB", 0, (64, 64))).getvalue()[:60],
+    ],
     ids=["empty", "text", "bomb", "cut jpeg", "cut png"],
 )
 def test_what_is_no_image_is_named(data):
     with pytest.raises(MindSigmaError):
         decode(io.BytesIO(data))
+
+
+def test_more_pixels_than_the_limit_are_refused_before_decoding():
+    side = int(MAX_PIXELS**0.5)
+    assert read_size(io.BytesIO(empty_png(side, side))) == (side, side)
+    wide_webp = b"RIFF\0\0\0\0WEBPVP8X\x0a\0\0\0\0\0\0\0" + b"\xff\xff\0" * 2
+    for data in (empty_png(side + 2, side), empty_png(MAX_PIXELS + 1, 1), wide_webp):
+        for function in (read_size, decode):
+            with pytest.raises(MindSigmaError, match="pixels, more than the"):
+                function(io.BytesIO(data))
+
+
+def test_hostile_images_take_the_memory_of_their_pixels():
+    """The largest has 64 MB of pixels; two copies of it may be in use, and what loads with the first image."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = subprocess.run(
+        [sys.executable, hostile_images.__file__], capture_output=True, text=True, timeout=100, env=environment
+    )
+    assert run.returncode == 0 and int(run.stdout) < 2.6 * 64, run
+
+
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (hostile_images.scans(200), "scans"),
+        (
+            hostile_images.tiff_with(*((number, 7, 299_000, 8) for number in (301, 332, 338, 532))),
+            "larger than the file",
+        ),
+        (hostile_images.tiff_with((322, 4, 1, 90_000), (323, 4, 1, 90_000)), "tiles are larger"),
+        (b"MM*\0" + bytes(100), "not an image"),
+    ],
+    ids=["scans", "shared tags", "tiles", "wrong TIFF"],
+)
+def test_more_work_than_pixels_is_refused(data, words):
+    with pytest.raises(MindSigmaError, match=words):
+        decode(io.BytesIO(data))
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.eps"])
+def test_no_image_starts_a_program(tmp_path, monkeypatch, name):
+    """Pillow hands an EPS file, however it is called, to Ghostscript."""
+    marker, stub = tmp_path / "started", tmp_path / "gs"
+    stub.write_text(f"#!/bin/sh\ntouch {marker}\n")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    (tmp_path / name).write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+    for function in (read_size, decode):
+        with open(tmp_path / name, "rb") as file, pytest.raises(MindSigmaError, match="not an image"):
+            function(file)
+    assert not marker.exists()
+
+
+def test_every_call_of_pillow_names_its_formats():
+    calls = [
+        (path, node)
+        for folder in ("mindsigma", "tools")
+        for path in (ROOT / folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("Image.open", "PIL.Image.open")
+    ]
+    assert len(calls) >= 3
+    assert all("formats" in [keyword.arg for keyword in node.keywords] for _, node in calls)
+    assert not {"EPS", "PDF", "WMF", "HDF5", "GRIB", "BUFR"} & set(FORMATS)
+
+
+def test_texts_and_profiles_do_no_harm_and_tell_which_way_is_up():
+    plain = Image.new("RGB", (6, 4), "red")
+    profile = b"\nexif\n      %d\n" % 26 + hostile_images.orientation(6).hex().encode()
+    xmp = b'XML:com.adobe.xmp\0\0\0\0\0<x:xmpmeta tiff:Orientation="8"/>'
+    for text in (
+        chunk(b"eXIf", hostile_images.orientation(6)),
+        chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)),
+        chunk(b"tEXt", b"Raw profile type exif\0" + profile),
+        chunk(b"iTXt", xmp),
+    ):
+        data = hostile_images.png_with(text, image=plain)
+        assert decode(io.BytesIO(data)).size == (4, 6) and read_size(io.BytesIO(data)) == (6, 4)
+        behind = hostile_images.png_with(image=plain)[:-12] + text + chunk(b"IEND", b"")
+        assert decode(io.BytesIO(behind)).size == (4, 6) and read_size(io.BytesIO(behind)) == (6, 4)
+
+
+@pytest.mark.parametrize(
+    "kind, options", [("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("WEBP", {}), ("AVIF", {})]
+)
+def test_other_formats_are_turned_upright(kind, options):
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow reads no AVIF")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010F] = "maker"
+    image = Image.new("RGB", (64, 32), "red")
+    image.paste("blue", (0, 0, 32, 32))
+    file = stored(image, kind, exif=exif, **options)
+    assert read_size(file) == (64, 32)
+    file.seek(0)
+    upright = decode(file)
+    assert upright.size == (32, 64) and upright.getpixel((16, 16))[2] > 200 and upright.getpixel((16, 48))[0] > 200
+
+
+def test_a_damaged_tiff_prints_nothing(capfd):
+    data = bytearray(stored(flat("RGB", (1, 2, 3), (64, 64)), "TIFF", compression="tiff_lzw").getvalue())
+    data[8:60] = bytes(range(52))
+    with pytest.raises(MindSigmaError):
+        decode(io.BytesIO(data))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_first_frame_counts():
+    red, blue = Image.new("RGB", (8, 8), "red"), Image.new("RGB", (8, 8), "blue")
+    for kind in ("GIF", "PNG", "WEBP", "TIFF", "MPO"):
+        pixel = decode(stored(red, kind, save_all=True, append_images=[blue])).getpixel((4, 4))
+        assert np.abs(np.array(pixel) - (255, 0, 0)).max() <= 4, kind
 
 
 def test_float_pixels_are_refused():

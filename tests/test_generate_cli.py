@@ -200,7 +200,7 @@ WRONG = {
     "bf16 on the CPU": ((*DRAW, "--dtype", "bf16", "--device", "CPU"), "dtype bf16"),
     "no prompt": (("--steps", "2"), "nothing to draw; give a prompt"),
     "no prompt in the file": (("--prompts-file", "{}/empty.txt"), "{}/empty.txt: holds no prompt"),
-    "no file of prompts": (("--prompts-file", "{}/absent.txt"), "{}/absent.txt: cannot be read"),
+    "no file of prompts": (("--prompts-file", "{}/absent.txt"), "{}/absent.txt: no such file"),
     "unknown key": ((*DRAW, "--config", "{}/unknown_key.yaml"), "unknown_key.yaml: unknown key 'stepz'; known:"),
     "value of the wrong kind": (("a red apple", "--config", "{}/wrong_kind.yaml"), "steps has a value of the wrong"),
     "no option file": ((*DRAW, "--config", "{}/absent.yaml"), "{}/absent.yaml: cannot be read"),

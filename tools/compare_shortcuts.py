@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindsigma import command_line  # noqa: E402
 from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma.pipeline.prompts import Prompt, read_lines  # noqa: E402
 
 PROMPTS = (
     "a penguin on a yellow background",
@@ -150,13 +151,7 @@ def main():
         raise MindSigmaError("--steps must be at least 4")
     prompts = PROMPTS
     if args.prompts_file:
-        try:
-            text = Path(args.prompts_file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise MindSigmaError(f"--prompts-file {args.prompts_file}: cannot be read ({error})") from None
-        prompts = [line.strip() for line in text.splitlines() if line.strip()]
-        if not prompts:
-            raise MindSigmaError(f"--prompts-file {args.prompts_file}: holds no prompt")
+        prompts = [Prompt.parse(line).text for line in read_lines(args.prompts_file)]  # all in one size
     from mindsigma import PixArtSigmaPipeline
     from mindsigma.checkpoints.atomic import write_json
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindsigma import __version__, command_line  # noqa: E402
 from mindsigma.config_file import parse_with_config  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma.errors import MindSigmaError, one_line  # noqa: E402
 from mindsigma.pipeline.options import build_parser, check, is_png, read_prompts  # noqa: E402
 
 MAX_NAME_BYTES = 80
@@ -44,7 +44,8 @@ def file_names(jobs):
 def main():
     """Parse, draw, write; returns the exit code."""
     args = parse_with_config(build_parser())
-    prompts = read_prompts(args)
+    asked = read_prompts(args)
+    prompts = [prompt.text for prompt in asked]
     jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]
     check(args, len(jobs))
     shapes = shapes_of(args)
@@ -79,14 +80,15 @@ def main():
             "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
             "For the released PixArt-Sigma weights: --model FOLDER, see README, Released weights"
         )
-    size = pipeline.image_size(args.height, args.width, args.resolution_binning)
-    asked = args.height or pipeline.default_size, args.width or pipeline.default_size
-    if asked != size:
-        say(f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped")
+    each = [size_of(prompt, pipeline, args, say) for prompt in asked]
+    given = [size for size in each for _ in range(args.num_images)]
+    kinds = dict.fromkeys(given or [(args.height, args.width)])
+    sizes = {pair: drawn_size(pair, pipeline, args, say) for pair in kinds}
     if args.parallel:
-        sent = traffic(pipeline, size, prompts, args)
-        if args.verbose:
-            say(sent)
+        for size in dict.fromkeys(sizes.values()):
+            sent = traffic(pipeline, size, prompts, args)
+            if args.verbose:
+                say(sent)
     out = Path(args.out)
     make_folder(out)
     if shapes:
@@ -101,14 +103,15 @@ def main():
     pipeline.release_text_encoder()
 
     images, names = [], file_names(jobs)
-    for start in range(0, len(jobs), args.batch_size):
-        batch = jobs[start : start + args.batch_size]
+    for start, stop in batches_of(given, args.batch_size):
+        batch, (height, width) = jobs[start:stop], given[start]
+        size = sizes[height, width]
         rows = [prompts.index(prompt) for prompt, _ in batch]
         begin = time.perf_counter()
         result = pipeline(
             **captions.select(rows),
-            height=args.height,
-            width=args.width,
+            height=height,
+            width=width,
             num_inference_steps=args.steps,
             guidance_scale=args.guidance_scale,
             seed=[seed for _, seed in batch],
@@ -133,11 +136,43 @@ def main():
     if args.grid and first:
         path = (out.parent if is_png(out) else out) / "grid.png"
         grid = image_grid(images)
-        save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **metadata(args, size, grid.size)})
+        drawn = sizes[given[0]]
+        save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **metadata(args, drawn, grid.size)})
         say(path)
     if args.verbose:
         say(clock.table())
     return 0
+
+
+def size_of(prompt, pipeline, args, say):
+    """(height, width) in pixels of a Prompt's picture, as it has it or else the options; None is the default."""
+    if prompt.size is None and prompt.ratio is None:
+        return args.height, args.width
+    shown = one_line(prompt.text, 60)
+    try:
+        size = prompt.size or pipeline.size_of_ratio(prompt.ratio, args.resolution_binning)
+        pipeline.image_size(*size, args.resolution_binning)
+    except MindSigmaError as error:
+        raise MindSigmaError(f"the prompt '{shown}': {error}") from None
+    say(f"size: {size[0]} x {size[1]} (height x width), as the prompt's HEIGHT:WIDTH has it: {shown}")
+    return size
+
+
+def drawn_size(asked, pipeline, args, say):
+    """(height, width) that the model works at for what is asked; says so where it is another."""
+    size = pipeline.image_size(*asked, args.resolution_binning)
+    if tuple(side or pipeline.default_size for side in asked) != size:
+        say(f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped")
+    return size
+
+
+def batches_of(sizes, batch_size):
+    """(start, stop) of the batches of pictures of these sizes: only neighbours of one size are drawn at once."""
+    start = 0
+    for stop in range(1, len(sizes) + 1):
+        if stop == len(sizes) or sizes[stop] != sizes[start] or stop - start == batch_size:
+            yield start, stop
+            start = stop
 
 
 def shapes_of(args):

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from mindsigma.data.record import RATIO, UNREADABLE, BadRow
-from mindsigma.data.records import MAX_RATIO, Records, read_image
+from mindsigma.data.records import MAX_RATIO, Records, fault_of, read_image
 from mindsigma.errors import MindSigmaError
 
 CHUNK = 16  # images decoded by one task of a thread
@@ -56,4 +56,4 @@ def _decoded_size(record):
         width, height = read_image(record).size
         return (height, width), ""
     except MindSigmaError as error:
-        return (0, 0), str(error).removeprefix(f"{record.where}: ")
+        return (0, 0), fault_of(record, error)

@@ -1,16 +1,17 @@
-"""The layouts of a data set on disk: which one it is, and its rows (official folder, images with texts, tables)."""
+"""The layouts of a data set on disk: which one it is, by what it holds, and its rows."""
 
-import csv
-import json
 import os
 from pathlib import Path
+from typing import Callable, NamedTuple, Tuple
 
-from mindsigma.data import shards
+from mindsigma.data import shards, tables
 from mindsigma.data.conversion_note import is_complete
+from mindsigma.data.folders import folder_rows, is_beside_image, listing
 from mindsigma.data.images import SUFFIXES
 from mindsigma.data.record import (
     BROKEN,
-    NO_CAPTION,
+    KEY,
+    NOT_READ,
     BadRow,
     Record,
     RowError,
@@ -18,17 +19,26 @@ from mindsigma.data.record import (
     captions_of,
     image_path,
     size_of,
-    text_of,
 )
-from mindsigma.errors import MindSigmaError
+from mindsigma.data.tar_index import is_compressed
+from mindsigma.data.unread import remedy_for, remedy_for_compressed
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import open_regular, understanding
 
 OFFICIAL_IMAGES, OFFICIAL_DATA, OFFICIAL_INDEX = "InternImgs", "InternData", "data_info.json"
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
-LARGEST_CAPTION = 2**20  # bytes of a .txt beside an image
+METADATA = ("metadata", OFFICIAL_INDEX[:-5])  # stems of a table that counts before others
+
+
+class Layout(NamedTuple):
+    """name; rows: function that yields its Record and BadRow; passed_over: why tables there do not count."""
+
+    name: str
+    rows: Callable
+    passed_over: Tuple[str, ...] = ()
 
 
 def find_layout(path, image_root=None):
-    """(name of the layout, function that yields its Record and BadRow) of a file or folder, by what it holds.
+    """Layout of a file or folder.
 
     Args:
         path: folder, table (.csv, .tsv, .json, .jsonl) or shard (.tar).
@@ -38,29 +48,67 @@ def find_layout(path, image_root=None):
         MindSigmaError: absent, empty, or not to be told.
     """
     path = Path(path)
-    if path.is_file():
-        return _of_file(path, image_root)
     if not path.is_dir():
-        raise MindSigmaError(f"{path}: no such file or folder; give the data set's folder, table or .tar shard")
+        if not os.path.lexists(path):
+            raise MindSigmaError(f"{path}: no such file or folder; give the data set's folder, table or .tar shard")
+        return _of_file(path, image_root)
     _require_complete(path)
-    official = path.parent if path.name == OFFICIAL_DATA and (path / OFFICIAL_INDEX).is_file() else path
-    index = official / OFFICIAL_DATA / OFFICIAL_INDEX
-    if index.is_file():
-        return "official", lambda: table_rows(index, image_root or official / OFFICIAL_IMAGES)
-    try:
-        names = sorted(name for name in os.listdir(path) if not name.startswith("."))
-    except OSError as error:
-        raise _unreadable(error) from None
-    tars = [path / name for name in names if name.lower().endswith(".tar")]
-    tables = [path / name for name in names if name.lower().endswith(TABLE_SUFFIXES) and _is_table(path / name)]
+    official = path.parent if path.name == OFFICIAL_DATA else path
+    indices = _official_indices(official / OFFICIAL_DATA)
+    if indices:
+        root = image_root or official / OFFICIAL_IMAGES
+        name = "official" if len(indices) == 1 else f"official, {len(indices)} indices"
+        return Layout(name, lambda: (row for index in indices for row in table_rows(index, root)))
+    files = listing(path)
+    tars = [Path(parent, name) for parent, names in files for name in names if name.lower().endswith(".tar")]
     if tars:
-        return "webdataset", lambda: shards.rows(tars)
-    metadata = [table for table in tables if table.stem in ("metadata", OFFICIAL_INDEX[:-5])]
-    if len(metadata or tables) == 1:
-        return _of_file((metadata or tables)[0], image_root)
-    if tables:
-        raise MindSigmaError(f"{path}: holds several tables ({', '.join(t.name for t in tables)}); give one of them")
-    return "folder", lambda: folder_rows(path)
+        return Layout("webdataset", lambda: _shards_of_folder(path, files, tars))
+    return _of_listed_folder(path, files, image_root)
+
+
+def _of_listed_folder(path, files, image_root):
+    names, found, passed_over = set(files[0][1]), [], []
+    for name in files[0][1]:
+        table = path / name
+        if table.suffix.lower() in tables.SUFFIXES and not is_beside_image(name, names):
+            fault = tables.why_no_table(table) or _why_no_keys(table, image_root or path)
+            if not fault or table.stem in METADATA:  # whose fault is worth telling
+                found.append(table)
+            else:
+                passed_over.append(f"{name}: {fault}")
+    found = [table for table in found if table.stem in METADATA] or found
+    if len(found) > 1:
+        raise MindSigmaError(f"{path}: holds several tables ({', '.join(t.name for t in found)}); give one of them")
+    if found:
+        return _of_file(found[0], image_root)
+    for parent, within in files[1:]:
+        passed_over += [
+            f"{os.path.relpath(os.path.join(parent, name), path)}: give this table, or its folder"
+            for name in within
+            if name.lower().endswith(tables.SUFFIXES) and os.path.splitext(name)[0] in METADATA
+        ]
+    return Layout("folder", lambda: folder_rows(path, files), tuple(passed_over))
+
+
+def _why_no_keys(table, root):
+    """What keeps a JSON object from being one of images: its keys may be anything. "" for other tables."""
+    keys = tables.keys(table)
+    names = Keys(root) if keys else None
+    return "" if not keys or any(names.has(key) for key in keys) else f"its keys name no image in {root}"
+
+
+def _official_indices(folder):
+    """The index files of the official layout in a folder, the usual one first."""
+    if not folder.is_dir():
+        return []
+    usual = folder / OFFICIAL_INDEX
+    found = [
+        Path(parent, name)
+        for parent, names in listing(folder)
+        for name in names
+        if name.lower().endswith(tables.SUFFIXES) and not is_beside_image(name, set(names))
+    ]
+    return [usual] * (usual in found) + [i for i in found if i != usual and not tables.why_no_table(i)]
 
 
 def _require_complete(folder):
@@ -69,150 +117,87 @@ def _require_complete(folder):
 
 
 def _of_file(path, image_root):
-    try:
-        with open(path, "rb") as file:
-            start = file.read(1024)
-    except OSError as error:
-        raise MindSigmaError(f"{path}: cannot be read ({error.strerror})") from None
-    if start[257:262] == b"ustar" or path.suffix.lower() == ".tar":
-        return "webdataset", lambda: shards.rows([path])
-    if path.suffix.lower() in (".gz", ".tgz", ".zst") and ".t" in path.name:
-        raise MindSigmaError(f"{path}: compressed shards cannot be read in place; decompress it to .tar")
-    if path.suffix.lower() not in TABLE_SUFFIXES:
-        raise MindSigmaError(f"{path}: neither a table ({', '.join(TABLE_SUFFIXES)}) nor a .tar shard")
+    with understanding(path), open_regular(path) as file:
+        start = file.read(1024)
+    suffix = path.suffix.lower()
+    if is_compressed(start) or remedy_for(path.name) == remedy_for_compressed(path):
+        raise MindSigmaError(f"{path}: {remedy_for_compressed(path)}")
+    if start[257:262] == b"ustar" or suffix == ".tar":
+        return Layout("webdataset", lambda: shards.rows([path]))
+    if suffix not in tables.SUFFIXES:
+        remedy = remedy_for(path.name)
+        kinds = f"neither a table ({', '.join(tables.SUFFIXES)}) nor a .tar shard"
+        raise MindSigmaError(f"{path}: {kinds}{'; ' if remedy else ''}{remedy}")
     official = path.parent.name == OFFICIAL_DATA and (path.parent.parent / OFFICIAL_IMAGES).is_dir()
     root = image_root or (path.parent.parent / OFFICIAL_IMAGES if official else path.parent)
-    kind = "official" if official else "csv" if path.suffix.lower() in (".csv", ".tsv") else "jsonl"
-    return kind, lambda: table_rows(path, root)
+    kind = "official" if official else "csv" if suffix in (".csv", ".tsv") else "jsonl"
+    return Layout(kind, lambda: table_rows(path, root))
 
 
 def table_rows(table, root):
-    """Rows of a CSV, TSV, JSON list or JSON lines file whose image paths are relative to the folder `root`."""
-    for where, values in _entries(Path(table)):
+    """Rows of a CSV, TSV, JSON or JSON lines file whose image paths are relative to the folder `root`."""
+    keys = None
+    for where, values in tables.entries(Path(table)):
         try:
             if not isinstance(values, dict):
                 raise RowError(BROKEN, values if isinstance(values, str) else "not an object")
-            file, key = below(root, image_path(values))
+            if KEY in values:
+                keys = keys or Keys(root)
+                file, key = keys.find(values[KEY])
+            else:
+                file, key = below(root, image_path(values))
             yield Record(key, *captions_of(values), *size_of(values), file)
         except RowError as error:
             yield BadRow(where, *error.args)
 
 
-def folder_rows(folder):
-    """Rows of a folder, at any depth: every image, with the caption of the .txt file of its name."""
-    folder = os.path.abspath(folder)
-    seen = {os.path.realpath(folder)}  # links are followed, but into no folder twice: they may form a circle
-    for parent, folders, names in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if not name.startswith(".") and _is_new(parent, name, seen)]
-        present = set(names)
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() not in SUFFIXES or name.startswith("."):
-                continue
-            file = os.path.join(parent, name)
-            key = os.path.relpath(file, folder)
-            try:
-                caption = _caption_file(parent, [f"{stem}.txt", f"{name}.txt"], present)
-                yield Record(key, *captions_of({"prompt": caption}), 0, 0, file)
-            except RowError as error:
-                yield BadRow(file, *error.args)
+class Keys:
+    """Finds the images below a folder that a JSON object names by path or by stem, as kohya's tools do."""
 
+    def __init__(self, root):
+        self._root, self._names, self._by_end = root, set(), {}
+        for parent, names in listing(root) if os.path.isdir(root) else ():
+            for name in names:
+                stem, suffix = os.path.splitext(name)
+                if suffix.lower() in SUFFIXES:
+                    path = os.path.relpath(os.path.join(parent, name), root)
+                    self._names.add(path)
+                    for end in {name, stem, os.path.splitext(path)[0]}:
+                        self._by_end.setdefault(end, []).append(path)
 
-def _is_new(parent, name, seen):
-    """Whether the folder is none of `seen`, real paths, to which it is added."""
-    real = os.path.realpath(os.path.join(parent, name))
-    new = real not in seen
-    seen.add(real)
-    return new
-
-
-def _unreadable(error):
-    return MindSigmaError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions")
-
-
-def _raise_unreadable(error):
-    raise _unreadable(error) from None
-
-
-def _caption_file(parent, candidates, present):
-    for name in candidates:
-        if name in present:
-            try:
-                with open(os.path.join(parent, name), "rb") as file:
-                    return text_of(file.read(LARGEST_CAPTION), name)
-            except (OSError, MindSigmaError) as error:
-                raise RowError(BROKEN, str(error)) from None
-    raise RowError(NO_CAPTION, f"no {candidates[0]} beside it")
-
-
-def _is_table(path):
-    """Whether a file of a table's suffix has images in it, judging by its first entry."""
-    try:
-        _, first = next(_entries(path))
-    except (MindSigmaError, StopIteration):
-        return path.stem in ("metadata", OFFICIAL_INDEX[:-5])  # its fault is worth telling
-    try:
-        return isinstance(first, dict) and bool(image_path(first))
-    except RowError:
-        return False
-
-
-def _entries(table):
-    """(where, dict of a row or what is wrong with it) of a table; MindSigmaError where rows cannot be told apart."""
-    if table.suffix.lower() in (".csv", ".tsv"):
-        yield from _csv_entries(table)
-    elif table.suffix.lower() == ".jsonl" or not _starts_with_list(table):
-        yield from _json_lines(table)
-    else:
-        text = _read(table)
+    def has(self, key):
+        """Whether a key names one image."""
         try:
-            entries = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise MindSigmaError(f"{table}: not valid JSON ({error})") from None
-        for number, entry in enumerate(entries):
-            yield f"{table}: entry {number}", entry
+            return self.find(key)[1] in self._names
+        except RowError:
+            return False
+
+    def find(self, key):
+        """(path of the file, its name relative to the root), as `below`."""
+        try:
+            file, name = below(self._root, key)
+            if name in self._names:
+                return file, name
+        except RowError:
+            if ".." in key.split("/"):
+                raise
+        # A path of another computer, or one without suffix: what its end names.
+        parts = [part for part in key.replace("\\", "/").split("/") if part not in ("", ".")]
+        for start in range(len(parts)):
+            end = "/".join(parts[start:])
+            found = [end] if end in self._names else self._by_end.get(end, [])
+            if len(found) == 1:
+                return below(self._root, found[0])
+            if found:
+                raise RowError(BROKEN, f"'{one_line(key)}' may be any of {', '.join(found[:3])}")
+        return below(self._root, key)
 
 
-def _csv_entries(table):
-    try:
-        with open(table, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if table.suffix.lower() == ".tsv" else ",")
-            if reader.fieldnames is None:
-                raise MindSigmaError(f"{table}: the table is empty; its first line must name the columns")
-            reader.fieldnames = [(name or "").strip().lower() for name in reader.fieldnames]
-            for row in reader:
-                broken = None in row or None in row.values()
-                yield f"{table}: line {reader.line_num}", "more or fewer fields than columns" if broken else row
-    except OSError as error:
-        raise MindSigmaError(f"{table}: cannot be read ({error.strerror})") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise MindSigmaError(f"{table}: not a UTF-8 CSV table ({error})") from None
-
-
-def _json_lines(table):
-    try:
-        with open(table, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    try:
-                        entry = json.loads(line.decode("utf-8-sig"))
-                    except (ValueError, RecursionError) as error:
-                        entry = f"not JSON ({error})"
-                    yield f"{table}: line {number}", entry
-    except OSError as error:
-        raise MindSigmaError(f"{table}: cannot be read ({error.strerror})") from None
-
-
-def _starts_with_list(table):
-    try:
-        with open(table, "rb") as file:
-            return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    except OSError as error:
-        raise MindSigmaError(f"{table}: cannot be read ({error.strerror})") from None
-
-
-def _read(file):
-    try:
-        return text_of(file.read_bytes(), file)
-    except OSError as error:
-        raise MindSigmaError(f"{file}: cannot be read ({error.strerror})") from None
+def _shards_of_folder(folder, files, tars):
+    """Rows of the shards at any depth of a folder, then what lies beside them and is not read."""
+    yield from shards.rows(tars, folder)
+    for row in folder_rows(folder, files):
+        if isinstance(row, Record):
+            yield BadRow(row.file, NOT_READ, "a loose image beside shards; give its folder, or remove one of both")
+        elif row.reason == NOT_READ:
+            yield row

@@ -4,15 +4,25 @@ import math
 import os
 from typing import NamedTuple
 
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import load_json
 
 # Names that the columns of a table or the keys of a JSON entry may have; the first that is present counts.
 IMAGE_NAMES = ("path", "image", "file_name", "filename", "file")
+IMAGE_NAMES += ("image_path", "img_path", "file_path", "filepath", "img")
 PROMPT_NAMES = ("prompt", "caption", "text")
 LONG_NAMES = ("sharegpt4v", "long_caption", "long_prompt")
+TAG_NAMES = ("tags",)  # taken where there is no caption
+KEY = "\0key"  # of a row that a JSON object names by its key: no name of a column
+
+# Suffixes, in lower case, of a text that is the caption of the image beside it, and of a side-car with more.
+CAPTION_SUFFIXES = (".txt", ".caption", ".cap", ".captions", ".text", ".tags")
+SIDE_CAR = ".json"
+LARGEST_TEXT = 2**20  # bytes of either
 
 BROKEN, OUTSIDE, ABSENT, UNREADABLE = "broken row", "outside the folder", "no image file", "not a readable image"
 NO_CAPTION, BAD_SIZE, DUPLICATE, RATIO = "no caption", "bad size", "duplicate", "aspect ratio out of range"
+NOT_READ = "kind of file that is not read"
 
 
 class Record(NamedTuple):
@@ -52,14 +62,36 @@ class BadRow(NamedTuple):
     reason: str
     detail: str = ""
 
+    def shown(self):
+        """The row as it may be printed: what it tells comes from strangers."""
+        return BadRow(one_line(self.where, 500), self.reason, one_line(self.detail, 300))
+
 
 class RowError(Exception):
     """Why a row is bad: reason and detail; caught by the layouts' readers."""
 
 
+def first_caption(texts, read):
+    """The first text that is not empty of those beside an image, or "".
+
+    Args:
+        texts: dict from suffix, of CAPTION_SUFFIXES, to whatever `read` takes.
+        read: function from that to at most LARGEST_TEXT bytes.
+    """
+    captions = (text_of(read(texts[suffix]), suffix) for suffix in CAPTION_SUFFIXES if suffix in texts)
+    return next((caption for caption in captions if caption.strip()), "")
+
+
+def side_car_values(data):
+    """Dict that the bytes of a side-car tell. Raises MindSigmaError."""
+    return load_json(SIDE_CAR, text_of(data, SIDE_CAR).encode(), "the text beside the image")
+
+
 def captions_of(values):
     """(prompt, long prompt) from a dict of a row, stripped; RowError if both are empty."""
     prompt, long_prompt = (_first_text(values, names) for names in (PROMPT_NAMES, LONG_NAMES))
+    if not prompt and not long_prompt:
+        prompt = _first_text(values, TAG_NAMES)
     if not prompt and not long_prompt:
         raise RowError(NO_CAPTION, f"none of {', '.join(PROMPT_NAMES + LONG_NAMES)} holds a text")
     return prompt, long_prompt
@@ -105,9 +137,9 @@ def below(root, path):
 
 
 def text_of(data, what):
-    """Bytes as UTF-8 text, with or without a byte order mark; MindSigmaError naming `what`."""
+    """Bytes as text, UTF-8 with or without a byte order mark, or UTF-16 with one; MindSigmaError naming `what`."""
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError:
         raise MindSigmaError(f"{what}: not UTF-8 text") from None
 
@@ -115,6 +147,8 @@ def text_of(data, what):
 def _first_text(values, names):
     for name in names:
         value = values.get(name)
+        if isinstance(value, list) and all(isinstance(part, str) for part in value) and name in TAG_NAMES:
+            value = ", ".join(value)
         if isinstance(value, str) and value.strip():
             # JSON can hold halves of surrogate pairs, which no tokenizer takes.
             return value.strip().encode("utf-8", "replace").decode()

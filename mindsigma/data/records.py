@@ -14,10 +14,13 @@ from mindsigma.data import images
 from mindsigma.data.layouts import find_layout
 from mindsigma.data.record import ABSENT, BAD_SIZE, DUPLICATE, RATIO, UNREADABLE, BadRow, Record
 from mindsigma.data.shards import Section
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line, printable
+from mindsigma.foreign import open_regular
 
 MAX_RATIO = 4.5  # of the sides, as the official Sigma loaders keep (reference.md 2.11)
 CHUNK = 64  # headers read by one task of a thread
+LARGEST_IMAGE = 1 << 28  # bytes of an image's file, which is read whole
+MOST_BAD = 1_000_000  # rows; a table of more is no table of images
 
 
 def open_records(path, max_ratio=MAX_RATIO, strict=False, image_root=None, threads=8, progress=True):
@@ -40,10 +43,12 @@ def open_records(path, max_ratio=MAX_RATIO, strict=False, image_root=None, threa
     """
     if max_ratio is not None and not max_ratio >= 1:
         raise MindSigmaError(f"max_ratio must be at least 1, not {max_ratio}")
-    layout, rows = find_layout(path, image_root)
+    layout = find_layout(path, image_root)
     good, bad = [], []
-    for row in _unique(_existing(rows(), layout)):
+    for row in _unique(_existing(layout.rows(), layout.name)):
         (good if isinstance(row, Record) else bad).append(row)
+        if len(bad) > MOST_BAD:
+            raise MindSigmaError(f"{path}: more than {MOST_BAD} bad rows{_listed(bad)}; mend it first")
     unsized = [i for i, record in enumerate(good) if not record.height]
     faults = {}
     for i, (size, fault) in zip(unsized, _read_sizes([good[i] for i in unsized], threads, progress)):
@@ -60,11 +65,12 @@ def open_records(path, max_ratio=MAX_RATIO, strict=False, image_root=None, threa
             bad.append(BadRow(record.where, RATIO, f"{record.height} x {record.width} (height x width)"))
         else:
             kept.append(record)
-    records = Records(kept, bad, layout, str(path))
+    records = Records(kept, bad, layout.name, str(path))
     if strict:
         records.require_no_bad()
     if not kept:
-        raise MindSigmaError(f"{path}: no usable image with a caption ({layout} layout{_listed(bad)})")
+        notes = [_listed(records.bad) or "; it holds none", *(f"; {note}" for note in layout.passed_over[:3])]
+        raise MindSigmaError(f"{path}: no usable image with a caption ({layout.name} layout{''.join(notes)})")
     return records
 
 
@@ -80,7 +86,7 @@ class Records:
 
     def __init__(self, records, bad=(), layout="records", path=""):
         self._records = list(records)
-        self.bad = list(bad)
+        self.bad = [row.shown() for row in bad]
         self.layout = layout
         self.path = path
         self.sizes = np.array([(r.height, r.width) for r in self._records], np.int64).reshape(-1, 2)
@@ -129,13 +135,23 @@ def fingerprint(rows):
 
 @contextmanager
 def open_image(record):
-    """The bytes of a record's image as a seekable binary file. OSError becomes a MindSigmaError that names it."""
+    """The bytes of a record's image as a seekable binary file, of at most LARGEST_IMAGE bytes.
+
+    Raises MindSigmaError, which names the record, for what is no regular file, larger, or cannot be read.
+    """
     try:
-        file = io.BufferedReader(Section(record.file, record.offset, record.length)) if record.length else None
-        with file or open(record.file, "rb") as file:
-            yield file
+        with open_regular(record.file) as file:
+            size = record.length or os.fstat(file.fileno()).st_size
+            if size > LARGEST_IMAGE:
+                raise MindSigmaError(f"{record.where}: {size} bytes, more than the {LARGEST_IMAGE} that are read")
+            yield io.BufferedReader(Section(file, record.offset, record.length)) if record.length else file
     except OSError as error:
         raise MindSigmaError(f"{record.where}: cannot be read ({error.strerror or error})") from None
+
+
+def fault_of(record, error):
+    """The message of a MindSigmaError that names a record, without the name."""
+    return str(error).removeprefix(f"{printable(record.where)}: ").removeprefix(f"{printable(record.file)}: ")
 
 
 def read_image(record):
@@ -202,10 +218,14 @@ def _size(record):
         with open_image(record) as file:
             return images.read_size(file), ""
     except MindSigmaError as error:
-        return (0, 0), str(error).removeprefix(f"{record.where}: ")
+        return (0, 0), fault_of(record, error)
 
 
 def _listed(bad):
-    counts = Counter(row.reason for row in bad)
-    text = "; ".join(f"{count} x {reason}" for reason, count in counts.most_common())
-    return f"; bad rows: {text}, e.g. {bad[0].where}" if text else ""
+    if not bad:
+        return ""
+    counts = Counter(row.reason for row in bad).most_common()
+    first = next(row for row in bad if row.reason == counts[0][0])
+    text = "; ".join(f"{count} x {reason}" for reason, count in counts)
+    detail = f": {one_line(first.detail, 300)}" if first.detail else ""
+    return f"; bad rows: {text}, e.g. {one_line(first.where, 300)}{detail}"

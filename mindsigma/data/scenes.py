@@ -227,5 +227,5 @@ def _unit_hash(text):
 
 @lru_cache(maxsize=1024)
 def _sprite(stem):
-    with Image.open(SPRITES / "sprites" / f"{stem}.webp") as image:
+    with Image.open(SPRITES / "sprites" / f"{stem}.webp", formats=("WEBP",)) as image:
         return image.convert("RGBA")

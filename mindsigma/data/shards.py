@@ -1,128 +1,143 @@
 """WebDataset shards: tar files whose members key.jpg, key.txt, key.json are one sample, read in place by offset."""
 
 import io
-import json
 import os
-import tarfile
 
 from mindsigma.data.images import SUFFIXES
 from mindsigma.data.record import (
     BROKEN,
+    CAPTION_SUFFIXES,
     DUPLICATE,
+    LARGEST_TEXT,
+    NOT_READ,
+    SIDE_CAR,
     UNREADABLE,
     BadRow,
     Record,
     RowError,
     captions_of,
+    first_caption,
+    side_car_values,
     size_of,
-    text_of,
 )
+from mindsigma.data.tar_index import is_compressed, members
+from mindsigma.data.unread import remedy_for, remedy_for_compressed
 from mindsigma.errors import MindSigmaError
+from mindsigma.foreign import open_regular, understanding
 
-LARGEST_TEXT = 2**20  # bytes of a .txt or .json member
+TEXTS = (*CAPTION_SUFFIXES, SIDE_CAR)
 
 
-def rows(paths):
+def rows(paths, folder=None):
     """Record and BadRow of all samples of the shards `paths`, in the order of each shard.
 
     Nothing is unpacked and no member's name is used as a path, so hostile names do no harm. What stands before the
-    place where a shard is damaged is kept.
+    place where a shard is damaged is kept. Keys begin with the shard's path below `folder`, else with its name.
     """
     for path in paths:
-        yield from _shard_rows(path)
+        try:
+            yield from _shard_rows(path, os.path.relpath(path, folder) if folder else path.name)
+        except MindSigmaError as error:
+            yield BadRow(str(path), BROKEN, str(error).removeprefix(f"{path}: "))
 
 
-def _shard_rows(path):
-    samples, fault = _index(path)
-    with open(path, "rb") as file:
-        for key, members in samples.items():
-            where = f"{path}: {key}"
-            images = [(suffix, place) for suffix, place in members if suffix in SUFFIXES]
-            if not images:
-                continue  # a text without an image is no sample: shards also carry notes
+def _shard_rows(path, name):
+    with understanding(path), open_regular(path) as file:
+        if is_compressed(file.read(16)):
+            yield BadRow(str(path), NOT_READ, remedy_for_compressed(path))
+            return
+        samples, fault = _samples(file)
+        for key, sample in samples.items():
             try:
-                values = _values(file, dict(members))
-                suffix, (offset, length) = images[0]
-                if not length:
-                    raise RowError(UNREADABLE, "empty")
-                yield Record(
-                    f"{path.name}/{key}{suffix}", *captions_of(values), *size_of(values), str(path), offset, length
-                )
-                for suffix, _ in images[1:]:
-                    yield BadRow(f"{where}{suffix}", DUPLICATE, "a second image of the same sample")
+                yield from _sample_rows(file, path, name, key, sample)
             except RowError as error:
-                yield BadRow(where, *error.args)
-    if fault:
-        yield BadRow(str(path), BROKEN, fault)
+                yield BadRow(f"{path}: {key}", *error.args)
+        if fault:
+            yield BadRow(str(path), BROKEN, fault)
 
 
-def _index(path):
-    """(dict from key to list of (suffix, (offset, length)), what is wrong with the shard or "")."""
-    samples, fault = {}, ""
+class _Sample:
+    """Members of one sample: lists of (name, (offset, length)) of images, texts and others."""
+
+    def __init__(self):
+        self.images, self.texts, self.others = [], [], []
+
+
+def _samples(file):
+    """(dict from key to _Sample, what is wrong with the shard or "").
+
+    WebDataset ends a key at the first dot of a member's name. Where a text and an image are called alike up to their
+    last dot, they are a sample of their own, as files with dots in their names are.
+    """
+    found, fault = [], ""
     try:
-        size = os.path.getsize(path)
-        with tarfile.open(path, "r:") as tar:
-            while True:
-                member = tar.next()
-                if member is None:
-                    break
-                tar.members = []  # else tarfile keeps every header
-                if not member.isreg() or member.issparse():
-                    continue
-                if member.offset_data + member.size > size:
-                    raise tarfile.ReadError(f"member {member.name!r} is cut off")
-                folder, _, name = member.name.rpartition("/")
-                stem, dot, suffix = name.partition(".")
-                if stem:  # else a hidden file
-                    key = f"{folder}/{stem}" if folder else stem
-                    place = member.offset_data, member.size
-                    samples.setdefault(key, []).append((f"{dot}{suffix}".lower(), place))
-    except OSError as error:
-        raise MindSigmaError(f"{path}: cannot be read ({error.strerror or error})") from None
-    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
-        fault = f"damaged or no tar file: {error}"
-        if not samples:
-            raise MindSigmaError(f"{path}: {fault}; copy or download it again") from None
+        for path, *place in members(file):
+            folder, _, name = path.rpartition("/")
+            if not name.startswith("."):
+                stem, suffix = os.path.splitext(name)
+                found.append((f"{folder}/" if folder else "", stem, suffix.lower(), tuple(place)))
+    except MindSigmaError as error:
+        fault = f"damaged or no tar file: {error}; copy or download it again"
+    own = {(folder, stem) for folder, stem, suffix, _ in found if suffix in TEXTS}
+    own &= {(folder, stem) for folder, stem, suffix, _ in found if suffix not in TEXTS}
+    samples = {}
+    for folder, stem, suffix, place in found:
+        key = stem if (folder, stem) in own else stem.partition(".")[0]
+        sample = samples.setdefault(folder + key, _Sample())
+        kind = sample.images if suffix in SUFFIXES else sample.texts if suffix in TEXTS else sample.others
+        kind.append((f"{stem[len(key) :]}{suffix}", place))
     return samples, fault
 
 
-def _values(file, members):
-    """What the text members of a sample tell, as a dict."""
-    values = {}
-    if ".json" in members:
-        try:
-            values = json.loads(_text(file, members[".json"]))
-        except (ValueError, RecursionError) as error:
-            raise RowError(BROKEN, f".json: {error}") from None
-        if not isinstance(values, dict):
-            raise RowError(BROKEN, ".json: not an object")
-    if ".txt" in members:
-        values.setdefault("prompt", _text(file, members[".txt"]))
+def _sample_rows(file, path, name, key, sample):
+    where = f"{path}: {key}"
+    sample.images.sort(key=lambda image: image[0].count("."))  # key.jpg before key.mask.png; else in their order
+    if not sample.images:
+        for suffix, _ in sample.others:
+            remedy = remedy_for(f"x{suffix}")
+            if remedy or sample.texts:
+                yield BadRow(f"{where}{suffix}", NOT_READ, remedy or f"'{suffix}' is no suffix of an image")
+        return  # a text alone is no sample: shards also carry notes
+    (suffix, (offset, length)), *more = sample.images
+    for other, _ in more:
+        yield BadRow(f"{where}{other}", DUPLICATE, "a second image of the same sample")
+    values = _values(file, sample.texts)
+    if not length:
+        raise RowError(UNREADABLE, "empty")
+    yield Record(f"{name}/{key}{suffix}", *captions_of(values), *size_of(values), str(path), offset, length)
+
+
+def _values(file, texts):
+    """What the texts of a sample tell, as a dict: the side-car's, and a caption where it tells none."""
+
+    def read(place):
+        offset, length = place
+        if length > LARGEST_TEXT:
+            raise MindSigmaError(f"{length} bytes of text, more than {LARGEST_TEXT}")
+        file.seek(offset)
+        return file.read(length)
+
+    places = {os.path.splitext(f"x{name}")[1]: place for name, place in sorted(texts, reverse=True)}
+    try:
+        values = side_car_values(read(places[SIDE_CAR])) if SIDE_CAR in places else {}
+        caption = first_caption(places, read)
+    except MindSigmaError as error:
+        raise RowError(BROKEN, str(error)) from None
+    if caption:
+        values.setdefault("prompt", caption)
     return values
 
 
-def _text(file, place):
-    offset, length = place
-    if length > LARGEST_TEXT:
-        raise RowError(BROKEN, f"{length} bytes of text, more than {LARGEST_TEXT}")
-    file.seek(offset)
-    try:
-        return text_of(file.read(length), "member")
-    except MindSigmaError as error:
-        raise RowError(BROKEN, str(error)) from None
-
-
 class Section(io.RawIOBase):
-    """A part of a file as a binary file of its own, read only.
+    """A part of an open file as a binary file of its own, read only.
 
     Args:
-        path: the whole file.
+        file: the whole, a binary file; it is not closed.
         offset, length: bytes.
     """
 
-    def __init__(self, path, offset, length):
-        self._file = open(path, "rb")
-        self._offset, self._length, self._position = offset, length, 0
+    def __init__(self, file, offset, length):
+        self._file, self._offset, self._length, self._position = file, offset, length, 0
 
     def readable(self):
         return True
@@ -144,7 +159,3 @@ class Section(io.RawIOBase):
         count = self._file.readinto(memoryview(buffer)[:count])
         self._position += count
         return count
-
-    def close(self):
-        self._file.close()
-        super().close()

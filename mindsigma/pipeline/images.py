@@ -36,9 +36,12 @@ def cover_and_crop(images, height, width):
 
 
 def image_grid(images, columns=None):
-    """One picture of equally large PIL images, row by row; as square as it goes unless `columns` is given."""
+    """One picture of PIL images, row by row; as square as it goes unless `columns` is given.
+
+    Smaller ones stand in the upper left corner of a cell of the largest height and width.
+    """
     columns = columns or int(np.ceil(len(images) ** 0.5))
-    width, height = images[0].size
+    width, height = (max(sides) for sides in zip(*(image.size for image in images)))
     rows = -(-len(images) // columns)
     grid = Image.new("RGB", (columns * width, rows * height), "white")
     for i, image in enumerate(images):

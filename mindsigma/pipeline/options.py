@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.pipeline.prompts import Prompt, read_lines
 
 
 def build_parser():
@@ -15,7 +16,11 @@ def build_parser():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("prompt", nargs="*", help="what to draw; several prompts draw several images")
+    add(
+        "prompt",
+        nargs="*",
+        help="what to draw; several prompts draw several images; may hold --ar HEIGHT:WIDTH or --hw HEIGHT:WIDTH",
+    )
     add("--config", metavar="FILE.yaml", help="options from a file (configs/infer/); flags override it")
     add("--prompts-file", metavar="FILE", help="one prompt a line")
     add("--model", default="sigma-mini", help="bundled name, folder, hub id, or DiT weight file")
@@ -111,23 +116,16 @@ def build_parser():
 
 
 def read_prompts(args):
-    """Prompts of the command line and of --prompts-file."""
+    """List of Prompt of the command line and of --prompts-file."""
     prompts = list(args.prompt)
     if args.prompts_file:
-        try:
-            lines = Path(args.prompts_file).read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise MindSigmaError(f"--prompts-file {args.prompts_file}: cannot be read ({error})") from None
-        listed = [line.strip() for line in lines if line.strip()]
-        prompts += listed
-        if not listed:
-            raise MindSigmaError(f"--prompts-file {args.prompts_file}: holds no prompt")
+        prompts += read_lines(args.prompts_file)
     if not prompts and not args.warm_up:
         raise MindSigmaError('nothing to draw; give a prompt, as in: tools/generate.py "a red apple"')
     for prompt in prompts:
         if not is_text(prompt):
             raise MindSigmaError(f"the prompt {prompt!r} is not UTF-8 text")
-    return prompts
+    return [Prompt.parse(prompt) for prompt in prompts]
 
 
 def is_text(value):

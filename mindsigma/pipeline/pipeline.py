@@ -190,6 +190,16 @@ class PixArtSigmaPipeline:
                 )
         return height, width
 
+    def size_of_ratio(self, ratio, use_resolution_binning=True):
+        """Return (height, width) in pixels for a ratio height / width: the nearest trained one, else of equal area."""
+        if use_resolution_binning:
+            self.image_size()  # there may be no trained sizes
+            return closest_bin(ratio, 1, self._bins())[1]
+        unit = self._pending["vae"].config.downsampling * self._pending["dit"].config.patch_size
+        root = min(max(ratio, 1 / 16), 16) ** 0.5
+        sides = (max(1, round(self.default_size * part / unit)) * unit for part in (root, 1 / root))
+        return self.image_size(*sides, use_resolution_binning=False)
+
     def _bins(self):
         return inference_bins(bin_base(self._pending["dit"].config.input_size))
 
