@@ -73,7 +73,7 @@ def change(component, args):
             if not 0 <= args.merge_weight <= 1:
                 raise MindSigmaError(f"--merge-weight must lie in 0 ... 1, not {args.merge_weight}")
             other = open_source(args.merge, "dit", **known_config(args)).components[0]
-            component = surgery.merge(component, other, args.merge_weight)
+            component = surgery.merge(component, other, args.merge_weight, NUMPY.get(args.dtype))
         if args.kv_compression:
             component = surgery.compress_keys(component, args.kv_compression)
         if args.grow_to:
