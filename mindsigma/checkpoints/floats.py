@@ -1,4 +1,4 @@
-"""Which dtypes are floating point: NumPy's own, bfloat16 and the float8 forms, which NumPy does not count among them."""
+"""Which dtypes are floating point: NumPy's own, bfloat16, and float8, which NumPy does not count among them."""
 
 import ml_dtypes
 import numpy as np

@@ -126,7 +126,7 @@ def _recognise(file):
         return "mindspore"
     if head[:4] == b"GGUF":
         raise MindSigmaError(
-            f"{file}: a GGUF file, quantised for llama.cpp, is not read; use the fp32, fp16 or bf16 weights as safetensors"
+            f"{file}: a GGUF file, quantised for llama.cpp, is not read; use fp32, fp16 or bf16 weights as safetensors"
         )
     if head.startswith(b"version https://git-lfs"):
         raise MindSigmaError(f"{file}: a Git LFS pointer instead of the weights; fetch them with `git lfs pull`")

@@ -1,10 +1,10 @@
 """Quantised checkpoints: float8 weights with a scale become numbers, every other form is refused by its name.
 
 Facts, with where they are written down:
-* ComfyUI (comfy/ops.py, comfy/model_detection.py): beside the float8 `X.weight` stand `X.scale_weight`, one float32, and
-  perhaps `X.scale_input`; an empty `scaled_fp8` marks the file. The weight is `weight * scale_weight`; the scale of the
-  input is for kernels that multiply in float8. Its newer files have `X.weight_scale`, `X.input_scale` and a uint8 text
-  `X.comfy_quant`, {"format": "float8_e4m3fn"}.
+* ComfyUI (comfy/ops.py, comfy/model_detection.py): beside the float8 `X.weight` stands `X.scale_weight`, one float32,
+  and perhaps `X.scale_input`; an empty `scaled_fp8` marks the file. The weight is `weight * scale_weight`; the scale
+  of the input is for kernels that multiply in float8. Its newer files have `X.weight_scale`, `X.input_scale` and a
+  uint8 text `X.comfy_quant`, {"format": "float8_e4m3fn"}.
 * NVIDIA's ModelOpt and vLLM's compressed-tensors: `X.weight_scale`, of one number or of one for each row.
 * DeepSeek and transformers' FineGrainedFP8: `X.weight_scale_inv`, a scale for each block of 128 x 128.
 * bitsandbytes (functional.py, QuantState.as_dict): `X.weight.absmax`, `.quant_map`,
@@ -93,7 +93,7 @@ def unscaled(path, tensors):
             left_out.append(name)
             del result[name]
     for name, tensor in result.items():
-        if name.rpartition(".")[2] == "weight" and tensor.dtype.kind in "iu":
+        if name.rpartition(".")[2] == "weight" and tensor.dtype.name in ("int8", "uint8"):
             raise _refused(path, f"{tensor.dtype} weights, with scales elsewhere", name)
     return result, scaled, left_out
 

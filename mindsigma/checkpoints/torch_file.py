@@ -254,17 +254,23 @@ class _Interpreter:
         self._require(type(target) is dict and len(items) % 2 == 0)
         # a tuple for a key would be hashed, to any depth, on the C stack
         self._require(all(isinstance(key, (str, int)) for key in keys))
+        for value in items[1::2]:
+            if type(value) is _Global:  # known, but of no use as a value
+                raise self._refused(value.name)
         target.update(zip(keys, items[1::2]))
 
     def _global(self, name):
         if name in TORCH_DTYPES:
             return name
         if name not in CALLABLES and name not in STORAGES and name != BYTES:
-            raise MindSigmaError(
-                f"refuses the pickle's reference to {one_line(name)} in {self.path}; "
-                "convert it to safetensors where you trust it"
-            )
+            raise self._refused(name)
         return _Global(name)
+
+    def _refused(self, name):
+        return MindSigmaError(
+            f"refuses the pickle's reference to {one_line(name)} in {self.path}; "
+            "convert it to safetensors where you trust it"
+        )
 
     def _call(self, function, args):
         self._require(type(function) is _Global and function.name in CALLABLES and type(args) is tuple)
