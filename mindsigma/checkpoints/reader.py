@@ -5,6 +5,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
+from mindsigma.checkpoints.exchange import ASIDE, PLAN
 from mindsigma.checkpoints.mindspore_file import read_mindspore_ckpt
 from mindsigma.checkpoints.safetensors_file import MAX_HEADER, MAX_TENSORS, read_safetensors
 from mindsigma.checkpoints.scaled import unscaled
@@ -140,6 +141,11 @@ def _recognise(file):
 
 def _weights_in_folder(folder):
     """The one file of a folder that holds, or lists, its weights."""
+    for home in (folder, folder.parent):
+        if (home / ASIDE / PLAN).exists():
+            raise MindSigmaError(
+                f"{home}: what wrote it ended while its files moved in; run it again, which puts the old ones back first"
+            )
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     for suffixes in FOLDER_SUFFIXES:
         found = [name for name in names if name.endswith(suffixes)]

@@ -1,0 +1,106 @@
+"""Writing a folder of several files whole or not at all: into a hidden folder in it, exchanged when it is complete."""
+
+import contextlib
+import os
+import shutil
+from pathlib import Path, PurePosixPath
+
+from mindsigma.checkpoints.atomic import LEFTOVER, naming, remove_leftovers, replacing
+from mindsigma.checkpoints.exchange import ASIDE, alone_in, exchange, planned, recover
+from mindsigma.checkpoints.safetensors_shards import older_weights
+from mindsigma.errors import MindSigmaError
+
+STAGING, MARKER = ".converting.new", ".converting"
+OURS = (STAGING, MARKER, ASIDE)
+
+
+@contextlib.contextmanager
+def replacing_files(root, identity=None, leaving=()):
+    """A folder (Path) to write files into that take their places in `root` (Path) when the block ends well.
+
+    They replace files of the same names, and weights replace all that belongs to weights of the same stem (shards,
+    index). Nothing else in `root` is touched, no link in it is followed. Whatever ends the block early leaves `root` as
+    it was; a kill while the files move in leaves a plan, by which the next call puts the old ones back.
+
+    Args:
+        root: is made if it is absent.
+        identity: text that is equal for the same files only; what a kill or an interrupt left of the same is there
+            again in the next block. None: nothing is kept.
+        leaving: places of further files that go.
+
+    Raises:
+        MindSigmaError: of one line naming what cannot be replaced or written, or an OSError of the block; or another
+            process is writing to `root`.
+    """
+    root = Path(root)
+    place = root / STAGING
+    with naming(root):
+        made = [folder for folder in [*reversed(root.parents), root] if not folder.exists()]
+        root.mkdir(parents=True, exist_ok=True)
+    try:
+        with alone_in(root):
+            recover(root)
+            remove_leftovers(root)
+            resumed = _begin(place, identity)
+            try:
+                with naming(root):
+                    yield place
+                    exchange(root, *_moves(root, place, leaving))
+            except Exception:
+                # Where the old files could not be put back, a later run needs the new ones to do it.
+                if not resumed and not os.path.lexists(root / ASIDE):
+                    shutil.rmtree(place, ignore_errors=True)
+                raise
+            shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                (root / MARKER).unlink()
+    except Exception:
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):  # somebody else's file has come
+                folder.rmdir()
+        raise
+
+
+def is_empty(folder):
+    """Whether nothing is in a folder (Path), or below it, but what a kill of `replacing_files` left."""
+    moves, made = planned(folder)
+    if any(target.parts[0] == ASIDE for _, target in moves):
+        return False
+    ours = {*map(str, made), *(str(target) for _, target in moves), *OURS}
+    entries = list(folder.iterdir())
+    while entries:
+        entry = entries.pop()
+        name = entry.relative_to(folder).as_posix()
+        if name in map(str, made):
+            entries += entry.iterdir()
+        elif name not in ours and not LEFTOVER.fullmatch(entry.name):
+            return False
+    return True
+
+
+def _begin(place, identity):
+    """Make the staging folder, empty unless it is left from the same work; returns whether it is."""
+    marker = place / MARKER
+    with naming(place):
+        if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+            raise MindSigmaError(f"{place}: is no folder of a conversion; remove it, or choose another target")
+        resumed = identity is not None and marker.is_file() and not marker.is_symlink() and place.is_dir()
+        resumed = resumed and marker.stat().st_size < 2**10 and marker.read_bytes() == identity.encode()
+        if not resumed and place.exists():
+            shutil.rmtree(place)
+        place.mkdir(exist_ok=True)
+        with replacing(marker) as file:
+            file.write((identity or "").encode())
+    return resumed
+
+
+def _moves(root, place, leaving):
+    """Arguments of `exchange` for all files in the staging folder `place`."""
+    files = sorted(file.relative_to(place) for file in place.rglob("*") if file.is_file())
+    files = [file for file in files if file.name != MARKER and not LEFTOVER.fullmatch(file.name)]
+    arriving = {file: PurePosixPath(STAGING) / file for file in files}
+    going = list(map(PurePosixPath, leaving))
+    for folder in {file.parent for file in arriving}:
+        names = {file.name for file in arriving if file.parent == folder}
+        going += [folder / name for name in older_weights(root / folder, names)]
+    return arriving, going
