@@ -134,7 +134,7 @@ def convert_adapter(args, path):
             raise MindSigmaError(f"--{name.replace('_', '-')} is about networks, but {path} is an adapter")
     opened = open_adapter(path)
     convert.check_target(args.target, path)
-    adapters.output_file(args.target, args.to)
+    adapters.check_target(args.target, args.to, args.overwrite)
     adapter = adapters.prepare(opened.adapter, args.to, args.dtype)
     tensors = adapters.tensors_for(adapter, args.to)
     size = sum(array.nbytes for array in tensors.values())

@@ -1,12 +1,14 @@
 """Writing a folder of several files whole or not at all: into a hidden folder in it, exchanged when it is complete."""
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 from pathlib import Path, PurePosixPath
 
 from mindsigma.checkpoints.atomic import LEFTOVER, naming, remove_leftovers, replacing
-from mindsigma.checkpoints.exchange import ASIDE, alone_in, exchange, planned, recover
+from mindsigma.checkpoints.exchange import ASIDE, alone_in, check_file, exchange, planned, recover
 from mindsigma.checkpoints.safetensors_shards import older_weights
 from mindsigma.errors import MindSigmaError
 
@@ -59,6 +61,37 @@ def replacing_files(root, identity=None, leaving=()):
             with contextlib.suppress(OSError):  # somebody else's file has come
                 folder.rmdir()
         raise
+
+
+def check_folder_target(root, overwrite):
+    """Raise where files cannot be put into the folder `root` (Path), absent or not, or where it is not empty.
+
+    `overwrite`: what is there may be replaced.
+    """
+    if root.is_symlink() and not root.exists():
+        raise MindSigmaError(f"{root}: a link that leads nowhere; remove it, or give another target")
+    with naming(root):
+        there = next(folder for folder in (root, *root.absolute().parents) if os.path.lexists(folder))
+        _check_home(there)
+        if there == root and not overwrite and not is_empty(root):
+            raise MindSigmaError(f"{root}: is not empty; give another target, or --overwrite")
+
+
+def check_file_target(path, overwrite):
+    """Raise where a file cannot be put at `path` (Path), or where there is one; `overwrite`: it may be replaced."""
+    if os.path.lexists(path) and not overwrite:
+        raise MindSigmaError(f"{path}: exists; give another target, or --overwrite")
+    with naming(path):
+        _check_home(path.parent)
+    check_file(path)
+
+
+def _check_home(folder):
+    """Raise OSError unless `folder` is one that can be written to."""
+    if not stat.S_ISDIR(os.stat(folder).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def is_empty(folder):

@@ -144,7 +144,7 @@ def _weights_in_folder(folder):
     for home in (folder, folder.parent):
         if (home / ASIDE / PLAN).exists():
             raise MindSigmaError(
-                f"{home}: what wrote it ended while its files moved in; run it again, which puts the old ones back first"
+                f"{home}: what wrote it ended while its files moved in; run it again, the old ones are then put back"
             )
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     for suffixes in FOLDER_SUFFIXES:

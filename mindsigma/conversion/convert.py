@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path, PurePosixPath
 
 from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.atomic import copy_file, naming, write_json
+from mindsigma.checkpoints.atomic import copy_file, write_json
 from mindsigma.checkpoints.exchange import check_file, check_places
 from mindsigma.checkpoints.floats import is_float
-from mindsigma.checkpoints.folder_writer import is_empty, replacing_files
+from mindsigma.checkpoints.folder_writer import check_file_target, check_folder_target, replacing_files
 from mindsigma.checkpoints.mindspore_writer import check_mindspore_ckpt, write_mindspore_ckpt
 from mindsigma.checkpoints.safetensors_shards import (
     check_room,
@@ -74,7 +73,7 @@ def check_target(target_path, source_path):
         same = one.exists() and one.samefile(two)
     except (OSError, RuntimeError):
         raise MindSigmaError(f"{target_path}: cannot be resolved; is a symlink a loop?") from None
-    if same or one == two or two in one.parents or (two.is_dir() and one in two.parents):
+    if same or one == two or two in one.parents or one in two.parents:
         raise MindSigmaError(f"{target_path}: is the source, or they lie in each other; give another target")
 
 
@@ -86,7 +85,7 @@ def check(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
     if _is_file(root, target):
         _check_file(outputs, root, target, overwrite)
         return
-    check_folder(root, overwrite)
+    check_folder_target(root, overwrite)
     whole = _whole(outputs, tokenizer)
     places = [PurePosixPath(place) for place in PIPELINE_FILES[target]] if whole else []
     for output in outputs:
@@ -106,17 +105,6 @@ def check(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
     for output in outputs:
         kind = output.component.kind
         check_room(target_folder(root, target, kind, whole), STEMS[target][kind])
-
-
-def check_folder(root, overwrite):
-    """Raise where files cannot be put into the folder `root` (Path), absent or not."""
-    if root.is_symlink() and not root.exists():
-        raise MindSigmaError(f"{root}: a link that leads nowhere; remove it, or give another target")
-    there = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
-    with naming(root):
-        check_places(there, [])
-        if there == root and not overwrite and not is_empty(root):
-            raise MindSigmaError(f"{root}: is not empty; give another target, or --overwrite")
 
 
 def _check_sources(outputs, root):
@@ -184,13 +172,9 @@ def _whole(outputs, tokenizer):
 def _check_file(outputs, path, target, overwrite):
     if len(outputs) != 1:
         raise MindSigmaError(f"{path}: one file holds one network; choose with --component, or give a folder")
-    if os.path.lexists(path) and not overwrite:
-        raise MindSigmaError(f"{path}: exists; give another target, or --overwrite")
     if path.suffix not in SUFFIXES[target]:
         raise MindSigmaError(f"{path}: --to {target} writes {' or '.join(SUFFIXES[target]) or 'a folder'}")
-    check_file(path)
-    with naming(path):
-        check_places(path.parent, [path.name])
+    check_file_target(path, overwrite)
     FILE_WRITERS[path.suffix][1](path, specs_of(outputs[0].view), outputs[0].metadata)
 
 
