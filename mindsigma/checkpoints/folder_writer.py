@@ -13,6 +13,7 @@ from mindsigma.checkpoints.safetensors_shards import older_weights
 from mindsigma.errors import MindSigmaError
 
 STAGING, MARKER = ".converting.new", ".converting"
+LONGEST_MARKER = 2**10  # bytes
 OURS = (STAGING, MARKER, ASIDE)
 
 
@@ -43,9 +44,10 @@ def replacing_files(root, identity=None, leaving=()):
         with alone_in(root):
             recover(root)
             remove_leftovers(root)
-            resumed = _begin(place, identity)
+            resumed = False
             try:
                 with naming(root):
+                    resumed = _begin(place, identity)
                     yield place
                     exchange(root, *_moves(root, place, leaving))
             except Exception:
@@ -114,17 +116,17 @@ def is_empty(folder):
 def _begin(place, identity):
     """Make the staging folder, empty unless it is left from the same work; returns whether it is."""
     marker = place / MARKER
-    with naming(place):
-        if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
-            raise MindSigmaError(f"{place}: is no folder of a conversion; remove it, or choose another target")
-        resumed = identity is not None and marker.is_file() and not marker.is_symlink() and place.is_dir()
-        resumed = resumed and marker.stat().st_size < 2**10 and marker.read_bytes() == identity.encode()
-        if not resumed and place.exists():
-            shutil.rmtree(place)
-        place.mkdir(exist_ok=True)
-        with replacing(marker) as file:
-            file.write((identity or "").encode())
-    return resumed
+    if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
+        raise MindSigmaError(f"{place}: is no folder of a conversion; remove it, or choose another target")
+    if identity is not None and marker.is_file() and not marker.is_symlink():
+        if marker.stat().st_size < LONGEST_MARKER and marker.read_bytes() == identity.encode():
+            return True
+    if place.exists():
+        shutil.rmtree(place)
+    place.mkdir()
+    with replacing(marker) as file:
+        file.write((identity or "").encode())
+    return False
 
 
 def _moves(root, place, leaving):
