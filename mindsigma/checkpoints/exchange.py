@@ -68,10 +68,9 @@ def recover(root):
     Raises MindSigmaError where that is not possible.
     """
     aside = root / ASIDE
-    if not os.path.lexists(aside):
+    check_own_folder(aside)
+    if not aside.exists():
         return
-    if aside.is_symlink() or not aside.is_dir():
-        raise MindSigmaError(f"{aside}: is no folder of a conversion; remove it, {OTHER_TARGET}")
     moves, made = planned(root)
     with naming(root):
         _undo(root, moves, made)
@@ -89,6 +88,12 @@ def planned(root):
         table = load_json(plan, read_bytes(plan), "the plan of a conversion")
         moves = [(_inside(root, one), _inside(root, two)) for one, two in table["moves"]]
         return moves, [_inside(root, folder) for folder in table["made"]]
+
+
+def check_own_folder(path):
+    """Raise MindSigmaError unless at `path` (Path) is a folder that was made here, or nothing."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise MindSigmaError(f"{path}: is no folder of a conversion; remove it, {OTHER_TARGET}")
 
 
 def check_places(root, places):

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path, PurePosixPath
 
 from mindsigma.checkpoints.atomic import LEFTOVER, naming, remove_leftovers, replacing
-from mindsigma.checkpoints.exchange import ASIDE, alone_in, check_file, exchange, planned, recover
+from mindsigma.checkpoints.exchange import ASIDE, alone_in, check_file, check_own_folder, exchange, planned, recover
 from mindsigma.checkpoints.safetensors_shards import older_weights
 from mindsigma.errors import MindSigmaError
 
@@ -75,6 +75,9 @@ def check_folder_target(root, overwrite):
     with naming(root):
         there = next(folder for folder in (root, *root.absolute().parents) if os.path.lexists(folder))
         _check_home(there)
+        check_own_folder(root / STAGING)
+        check_own_folder(root / ASIDE)
+        planned(root)
         if there == root and not overwrite and not is_empty(root):
             raise MindSigmaError(f"{root}: is not empty; give another target, or --overwrite")
 
@@ -116,11 +119,10 @@ def is_empty(folder):
 def _begin(place, identity):
     """Make the staging folder, empty unless it is left from the same work; returns whether it is."""
     marker = place / MARKER
-    if place.is_symlink() or (os.path.lexists(place) and not place.is_dir()):
-        raise MindSigmaError(f"{place}: is no folder of a conversion; remove it, or choose another target")
-    if identity is not None and marker.is_file() and not marker.is_symlink():
-        if marker.stat().st_size < LONGEST_MARKER and marker.read_bytes() == identity.encode():
-            return True
+    check_own_folder(place)
+    readable = marker.is_file() and not marker.is_symlink() and marker.stat().st_size < LONGEST_MARKER
+    if identity is not None and readable and marker.read_bytes() == identity.encode():
+        return True
     if place.exists():
         shutil.rmtree(place)
     place.mkdir()

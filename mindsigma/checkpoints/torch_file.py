@@ -308,18 +308,24 @@ class _Interpreter:
         if size is None or offset < 0 or not all(type(step) is int and step >= 0 for step in strides):
             raise self.members.damaged(f"{where} has an impossible offset {one_line(offset, 40)}, shape or stride")
         if size == 0:
-            return np.lib.stride_tricks.as_strided(flat[:0], shape, [0] * len(shape), writeable=False)
+            return _strided(flat[:0], shape, [0] * len(shape))
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides))
         if last >= flat.size:
             raise self.members.damaged(f"{where} reaches element {one_line(last, 40)} of {flat.size}")
         if size // flat.itemsize > flat.size + MAX_EXPANDED:
             raise self.members.damaged(f"{where} spreads {flat.size} elements over {size // flat.itemsize}")
         byte_strides = [step * flat.itemsize if n > 1 else 0 for n, step in zip(shape, strides)]
-        return np.lib.stride_tricks.as_strided(flat[offset:], shape, byte_strides, writeable=False)
+        return _strided(flat[offset:], shape, byte_strides)
 
     def _require(self, condition):
         if not condition:
             raise self.members.damaged("its pickle is malformed")
+
+
+def _strided(flat, shape, strides):
+    # As integers: NumPy's function does not know the dtypes of ml_dtypes.
+    plain = flat.view(f"u{flat.itemsize}")
+    return np.lib.stride_tricks.as_strided(plain, shape, strides, writeable=False).view(flat.dtype)
 
 
 class _Storage:
