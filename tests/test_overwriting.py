@@ -247,6 +247,11 @@ REFUSED = {
         ("target", "--to", "diffusers", "--component", "dit", "--overwrite"),
         "would stand beside",
     ),
+    "another layout": (("target", "--to", "diffusers", "--overwrite"), "target/dit: would be read instead"),
+    "one network beside all": (
+        ("target", "--to", "mindspore", "--component", "vae", "--overwrite"),
+        "target/vae: would be read instead",
+    ),
     "no number of bytes": (("x", "--to", "mindspore", "--shard-size", "nan"), "--shard-size"),
     "no end of bytes": (("x", "--to", "mindspore", "--shard-size", "inf"), "--shard-size"),
     "no scale": (("x", "--to", "mindspore", "--vae-scaling-factor", "nan"), "--vae-scaling-factor"),
@@ -259,6 +264,7 @@ def test_a_dry_run_refuses_what_the_run_refuses(convert, target, pipeline, monke
     monkeypatch.chdir(target.parent)
     (target.parent / "target.ckpt").mkdir()
     if case == "weights of another stem":
+        shutil.rmtree(target / "dit")
         (target / "model.safetensors").write_bytes(b"x")
     before, told = state(target.parent), []
     for more in (["--dry-run"], []):

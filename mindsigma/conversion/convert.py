@@ -19,9 +19,9 @@ from mindsigma.checkpoints.safetensors_shards import (
 from mindsigma.checkpoints.safetensors_writer import check_safetensors, write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec, checksum, fetch
 from mindsigma.checkpoints.torch_writer import check_torch, write_torch
-from mindsigma.conversion.component import open_component
+from mindsigma.conversion.component import FOLDERS, open_component
 from mindsigma.conversion.foreign_configs import MODEL_INDEX, SCHEDULER, TOKENIZER
-from mindsigma.conversion.targets import NUMPY, STEMS, target_folder
+from mindsigma.conversion.targets import NUMPY, STEMS, SUBFOLDERS, target_folder
 from mindsigma.errors import MindSigmaError
 
 MAX_SHARD_BYTES = 10 * 10**9
@@ -96,6 +96,8 @@ def check(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
         places += [folder / name for name in (*names, "config.json")]
     if not root.is_dir():
         return
+    for output in outputs:
+        _check_layout(root, output.component.kind, target, whole)
     check_places(root, places)
     for folder in {place.parent for place in places}:
         names = {place.name for place in places if place.parent == folder}
@@ -105,6 +107,16 @@ def check(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
     for output in outputs:
         kind = output.component.kind
         check_room(target_folder(root, target, kind, whole), STEMS[target][kind])
+
+
+def _check_layout(root, kind, target, whole):
+    """Raise where a network of another layout stands in the folder, which a reader would find first."""
+    own = SUBFOLDERS[target][kind] if whole else None
+    other = next((root / name for name in FOLDERS[kind] if name != own and (root / name).exists()), None)
+    if other is not None:
+        raise MindSigmaError(
+            f"{other}: would be read instead of what is to be written; remove it, or give another target"
+        )
 
 
 def _check_sources(outputs, root):
