@@ -28,6 +28,9 @@ os.environ.setdefault("GLOG_v", "3")
 from hostile import Case, cases, make  # noqa: E402
 from hostile.sources import SOURCES, build_all  # noqa: E402
 
+from mindsigma.checkpoints.exchange import ASIDE  # noqa: E402
+from mindsigma.checkpoints.folder_writer import STAGING  # noqa: E402
+
 MEMORY = 700 * 2**20  # growth of resident memory during one run, bytes
 SECONDS = 20  # CPU time of one run
 HANGS = 60  # CPU seconds of the worker after which a run is given up, whatever else keeps the machine busy
@@ -77,7 +80,9 @@ class Driver:
         result = arguments[1]
         if answer["code"] == 0:
             before, after = ({k: v for k, v in s.items() if k.split("/")[0] != result} for s in (before, after))
-            if any(".part" in name or name.endswith((".converting", ".staged")) for name in snapshot(place)):
+            if any(
+                ".part" in name or name.endswith((".converting", ".staged", STAGING, ASIDE)) for name in snapshot(place)
+            ):
                 problems.append("leftovers beside the result")
         if before != after:
             changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))

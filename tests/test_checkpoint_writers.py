@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mindsigma.checkpoints import mindspore_writer, open_checkpoint, tensor_stream, torch_writer
+from mindsigma.checkpoints import exchange, mindspore_writer, open_checkpoint, tensor_stream, torch_writer
 from mindsigma.checkpoints.mindspore_writer import write_mindspore_ckpt
 from mindsigma.checkpoints.safetensors_shards import write_sharded_safetensors
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
@@ -472,19 +472,24 @@ def test_an_older_checkpoint_stays_whole_until_the_new_one_is(tmp_path, monkeypa
     write_shards(tmp_path, old)
     assert write_shards(tmp_path, new, fingerprint="2", stop_at="z") == list(new)
     same(contents(tmp_path), old)
-    with monkeypatch.context() as patch:  # killed while the shards move in
-        replace, moved = os.replace, []
+    for killed in (False, True):  # while the shards move in
+        with monkeypatch.context() as patch:
+            replace, moved = os.replace, []
 
-        def dies(source, target):
-            if str(source).endswith(".staged"):
-                moved.append(source)
-                if len(moved) == 3:
-                    raise KeyboardInterrupt
-            replace(source, target)
+            def dies(source, target, replace=replace, moved=moved):
+                if str(source).endswith(".staged"):
+                    moved.append(source)
+                    if len(moved) == 3:
+                        raise KeyboardInterrupt
+                replace(source, target)
 
-        patch.setattr(os, "replace", dies)
-        assert write_shards(tmp_path, new, fingerprint="2", stop_at="never") == ["z"]
-    with fails("4 files could be meant"):  # neither the old nor a mixture of both
+            patch.setattr(os, "replace", dies)
+            if killed:
+                patch.setattr(exchange, "_undo", lambda *_: None)
+            assert write_shards(tmp_path, new, fingerprint="2", stop_at="never") == ([] if killed else ["z"])
+        if not killed:
+            same(contents(tmp_path), old)
+    with fails("ended while its files moved in"):  # neither the old nor a mixture of both
         open_checkpoint(tmp_path)
     assert write_shards(tmp_path, new, fingerprint="2") == []
     same(contents(tmp_path), new)

@@ -162,6 +162,7 @@ def main():
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     if args.depth and args.trained:
         raise MindSigmaError("--depth makes another network: --trained has no weights for it")
+    from mindsigma.checkpoints.atomic import write_json
     from mindsigma.conversion import convert
     from mindsigma.conversion.component import open_source
     from mindsigma.conversion.targets import prepare
@@ -202,7 +203,7 @@ def main():
             "columns": COLUMNS,
             "threads": os.cpu_count(),
         }
-        (folder / "run.json").write_text(json.dumps(run))
+        write_json(folder / "run.json", run)
         results = {"here": train("here", sys.executable, folder, args.processes)}
         if args.peer_python:
             results["torch"] = train("torch", args.peer_python, folder, args.processes)
@@ -243,7 +244,9 @@ def report(args, results):
         print(f"largest difference of the loss: {worst:.2e} at step {place}")
         print(f"PyTorch / here: {results['torch']['seconds'] / results['here']['seconds']:.2f}")
     if args.output:
-        Path(args.output).write_text(json.dumps(results, indent=1))
+        from mindsigma.checkpoints.atomic import write_json
+
+        write_json(Path(args.output), results)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,8 @@ from mindsigma import command_line  # noqa: E402
 from mindsigma.errors import MindSigmaError  # noqa: E402
 
 TARGETS = ("mindspore", "diffusers", "official", "peft", "kohya")
+MOST_GIGABYTES = 1e6
+MOST_SCALE = 1e4  # that a config may hold
 SHOWN = 3  # names listed for each kind of change
 
 
@@ -42,7 +44,7 @@ def build_parser():
     add("--shard-size", type=float, default=10.0, metavar="GB", help="largest safetensors file of a folder")
     add("--overwrite", action="store_true", help="replace what stands at the target")
     add("--drop-unsupported", action="store_true", help="leave out what the target cannot hold instead of stopping")
-    add("--dry-run", action="store_true", help="check everything, print the table, write nothing")
+    add("--dry-run", action="store_true", help="check everything that a run would refuse, print the table")
     add("--verify", action="store_true", help="read the result back and compare every tensor's checksum")
     add("--lora", action="append", metavar="FILE[:WEIGHT]", help="merge a LoRA or DoRA into the DiT; repeatable")
     group = parser.add_argument_group("what a bare DiT file does not tell")
@@ -73,7 +75,7 @@ def change(component, args):
             if not 0 <= args.merge_weight <= 1:
                 raise MindSigmaError(f"--merge-weight must lie in 0 ... 1, not {args.merge_weight}")
             other = open_source(args.merge, "dit", **known_config(args)).components[0]
-            component = surgery.merge(component, other, args.merge_weight)
+            component = surgery.merge(component, other, args.merge_weight, NUMPY.get(args.dtype))
         if args.kv_compression:
             component = surgery.compress_keys(component, args.kv_compression)
         if args.grow_to:
@@ -113,8 +115,11 @@ def check(args, kinds):
         for name in names:
             if getattr(args, name) is not None and kind not in kinds:
                 raise MindSigmaError(f"--{name.replace('_', '-')} is about a {kind}, which {args.source} does not hold")
-    if args.shard_size <= 0:
-        raise MindSigmaError(f"--shard-size must be positive, not {args.shard_size}")
+    if not 0 < args.shard_size <= MOST_GIGABYTES:
+        raise MindSigmaError(f"--shard-size must be positive and at most {MOST_GIGABYTES:.0e}, not {args.shard_size}")
+    factor = args.vae_scaling_factor
+    if factor is not None and not 0 < factor <= MOST_SCALE:
+        raise MindSigmaError(f"--vae-scaling-factor must be positive and at most {MOST_SCALE:.0e}, not {factor}")
 
 
 def convert_adapter(args, path):
@@ -129,7 +134,7 @@ def convert_adapter(args, path):
             raise MindSigmaError(f"--{name.replace('_', '-')} is about networks, but {path} is an adapter")
     opened = open_adapter(path)
     convert.check_target(args.target, path)
-    adapters.output_file(args.target, args.to)
+    adapters.check_target(args.target, args.to, args.overwrite)
     adapter = adapters.prepare(opened.adapter, args.to, args.dtype)
     tensors = adapters.tensors_for(adapter, args.to)
     size = sum(array.nbytes for array in tensors.values())
@@ -193,26 +198,22 @@ def main():
     sizes = [convert.size_of(output.view) for output in outputs]
     for output, size in zip(outputs, sizes):
         describe(output, size)
+    tokenizer = source.tokenizer if args.component in (None, "pipeline") else None
+    where = (outputs, args.target, args.to, tokenizer, args.overwrite, int(args.shard_size * 1e9))
+    convert.check(*where)
     if args.dry_run:
+        with tqdm(total=sum(sizes), desc="check", unit="B", unit_scale=True) as bar:
+            convert.check_values(outputs, bar.update)
         print("dry run: nothing written")
         return 0
-    whole = args.component in (None, "pipeline")
     start = time.perf_counter()
     with tqdm(total=sum(sizes), desc="write", unit="B", unit_scale=True) as bar:
-        written = convert.write(
-            outputs,
-            args.target,
-            args.to,
-            source.tokenizer if whole else None,
-            args.overwrite,
-            int(args.shard_size * 1e9),
-            bar.update,
-        )
+        written = convert.write(*where, bar.update)
     seconds = time.perf_counter() - start
     print(f"wrote {sum(sizes) / 1e9:.3f} GB in {seconds:.1f} s ({sum(sizes) / 1e6 / max(seconds, 1e-9):.0f} MB/s)")
     if args.verify:
         with tqdm(total=sum(sizes), desc="verify", unit="B", unit_scale=True) as bar:
-            count = sum(convert.verify(output, path, bar.update) for output, path in zip(outputs, written))
+            count = sum(convert.verify(output, path, args.dtype, bar.update) for output, path in zip(outputs, written))
         print(f"verified {count} tensors")
     print(args.target)
     return 0

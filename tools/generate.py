@@ -20,6 +20,8 @@ MAX_NAME_BYTES = 80
 
 def make_folder(out):
     """Create the folder of the pictures, so that a mistake there is told before the work."""
+    if is_png(out) and out.is_dir():
+        raise MindSigmaError(f"--out {out}: is a folder; give another name")
     folder = out.parent if is_png(out) else out
     try:
         folder.mkdir(parents=True, exist_ok=True)

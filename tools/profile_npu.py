@@ -93,7 +93,7 @@ def main():
         raise MindSigmaError(f"--profiled must not be negative, not {args.profiled}")
     if args.only:
         result = measure(args, args.only[0], int(args.only[1]))
-        Path(args.out).write_text(json.dumps(result), encoding="utf-8")
+        write_json(Path(args.out), result)
         return 0
     cases = [("step", pixels) for pixels in args.sizes] + [("train", pixels) for pixels in args.train_sizes]
     found = versions()

@@ -68,15 +68,23 @@ def _folder_beside(out):
 
 
 def _move(folder, out):
-    """Put what MindSpore wrote under the target's name in its place."""
+    """Put what MindSpore wrote under the target's name in its place; after an error what stood there stands again."""
+    aside, moved = folder / "aside", []
+    aside.mkdir()
     with naming(out):
-        for name in (f"{out.stem}_variables", f"{out.stem}_graph.mindir", f"{out.stem}.mindir"):
-            made, target = folder / name, out.parent / name
-            if not made.exists():
-                continue
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(made, target)
+        try:
+            for name in (f"{out.stem}_variables", f"{out.stem}_graph.mindir", f"{out.stem}.mindir"):
+                made, target = folder / name, out.parent / name
+                if not made.exists():
+                    continue
+                for source, place in ((target, aside / name), (made, target)):
+                    if os.path.lexists(source):
+                        os.replace(source, place)
+                        moved.append((source, place))
+        except BaseException:
+            for source, place in reversed(moved):
+                os.replace(place, source)
+            raise
 
 
 @contextlib.contextmanager

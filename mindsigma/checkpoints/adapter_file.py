@@ -26,6 +26,7 @@ import numpy as np
 
 from mindsigma import __version__
 from mindsigma.checkpoints.dit_names import DIFFUSERS
+from mindsigma.checkpoints.floats import is_float, is_float8
 from mindsigma.checkpoints.name_map import slots
 from mindsigma.checkpoints.reader import open_checkpoint
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
@@ -120,7 +121,7 @@ def check(adapter):
         if entry.magnitude is not None and entry.magnitude.shape not in shapes:
             raise MindSigmaError(f"{where} has magnitudes of shape {entry.magnitude.shape}, expected {shapes[0]}")
         for array in tensors_of(name, entry).values():
-            if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
+            if not is_float(array.dtype) or is_float8(array.dtype):
                 raise MindSigmaError(f"{where} holds {array.dtype}, expected floating-point numbers")
         if not (math.isfinite(entry.alpha) and entry.alpha and math.isfinite(entry.scale)):
             raise MindSigmaError(f"{where} has alpha {entry.alpha}; it must be a number other than 0")

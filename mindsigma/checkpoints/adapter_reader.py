@@ -25,6 +25,7 @@ from mindsigma.checkpoints.adapter_file import (
     scale_of,
 )
 from mindsigma.checkpoints.adapter_names import TEXT_PREFIXES, diffusers_name, entry_name, other_kind, split_key
+from mindsigma.checkpoints.floats import is_float8
 from mindsigma.checkpoints.reader import open_checkpoint
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, map_file
@@ -253,14 +254,15 @@ def _sorted_keys(path, source):
 def _entry(path, source, name, keys, config, rslora):
     """(Entry, whether the source told its scale)."""
     layer = place(name)[0]
-    a, b = source.read(keys["a"]), source.read(keys["b"])
+    a, b = _numbers(source.read(keys["a"])), _numbers(source.read(keys["b"]))
     b = _squeezed(b)
     a = a if layer == CONVOLUTION else _squeezed(a)
     if a.ndim < 2 or b.ndim != 2 or 0 in a.shape:
         raise MindSigmaError(f"{path}: the tensors of '{name}' have the shapes A {a.shape}, B {b.shape}")
     magnitude = None
     if "magnitude" in keys:
-        magnitude = _magnitude(path, source.read(keys["magnitude"]), keys["magnitude"], a.shape[1], b.shape[0])
+        stored = _numbers(source.read(keys["magnitude"]))
+        magnitude = _magnitude(path, stored, keys["magnitude"], a.shape[1], b.shape[0])
     rank, told = a.shape[0], True
     if "alpha" in keys:
         value = source.read(keys["alpha"])
@@ -272,6 +274,11 @@ def _entry(path, source, name, keys, config, rslora):
     else:
         alpha, told = float(rank), False
     return Entry(a, b, alpha, scale_of(alpha, rank, rslora), magnitude), told
+
+
+def _numbers(array):
+    """float8 as float16, which is exact."""
+    return array.astype(np.float16) if is_float8(array.dtype) else array
 
 
 def _squeezed(array):

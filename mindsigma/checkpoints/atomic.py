@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -10,7 +11,8 @@ import time
 from mindsigma.errors import MindSigmaError
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-IDLE_SECONDS = 600  # a partial file untouched for so long, whose process is gone, is the leftover of a kill
+IDLE_SECONDS = 600  # where files cannot be locked: a partial file untouched for so long is the leftover of a kill
+LEFTOVER = re.compile(r"\.(.+)\.([1-9]\d{0,8})\.part", re.DOTALL)  # name of the target, process
 
 
 @contextlib.contextmanager
@@ -25,10 +27,12 @@ def replacing(path):
     with naming(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        _remove_leftovers(path)
+        remove_leftovers(path.parent, path.name)
         partial.unlink(missing_ok=True)
         try:
             with open(partial, "xb") as file:
+                with contextlib.suppress(OSError):  # a file system without locks
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
@@ -67,19 +71,32 @@ def naming(path):
         ) from error
 
 
-def _remove_leftovers(path):
-    """Partial files of the same target that a killed process left behind."""
-    name = re.compile(re.escape(f".{path.name}.") + r"([1-9]\d{0,8})\.part")
+def remove_leftovers(folder, name=None):
+    """Remove the partial files that killed processes left in a folder (Path): of the target `name`, or of all.
+
+    One that a living process writes is locked, or else its process is seen to run, and stays.
+    """
     with contextlib.suppress(OSError):
-        for entry in path.parent.iterdir():
-            match = name.fullmatch(entry.name)
-            if match and not _running(int(match[1])) and time.time() - entry.lstat().st_mtime > IDLE_SECONDS:
-                entry.unlink()
+        for entry in os.scandir(folder):
+            match = LEFTOVER.fullmatch(entry.name)
+            ours = match and name in (None, match[1])
+            if ours and entry.is_file(follow_symlinks=False) and not _running(int(match[2])) and _abandoned(entry):
+                os.unlink(entry.path)
+
+
+def _abandoned(entry):
+    """Whether nobody holds the lock of a partial file; without locks, whether nobody has touched it for long."""
+    with open(entry.path, "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return time.time() - entry.stat(follow_symlinks=False).st_mtime > IDLE_SECONDS
+    return True
 
 
 def _running(pid):
-    if os.name == "nt":  # os.kill would end it
-        return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

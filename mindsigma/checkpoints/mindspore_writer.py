@@ -17,14 +17,7 @@ def write_mindspore_ckpt(path, specs, read, texts=None, progress=None):
     load_param_into_net passes over them. Raises MindSigmaError for a dtype or a shape MindSpore cannot read from such a
     file, and as write_safetensors does.
     """
-    specs = checked_specs(path, specs, TYPE_NAMES, "MindSpore .ckpt")
-    for spec in specs:
-        if spec.shape == (0,):  # load_checkpoint takes it for a scalar
-            raise MindSigmaError(f"{path}: tensor '{one_line(spec.name)}' has shape (0,), which .ckpt cannot hold")
-    texts = texts or {}
-    for name in texts:
-        if name in {spec.name for spec in specs}:
-            raise MindSigmaError(f"{path}: the text '{one_line(name)}' is called as a tensor is; rename one of the two")
+    specs, texts = check_mindspore_ckpt(path, specs, texts)
     crcs = {}
     with replacing(path) as file:
         for spec in specs:
@@ -35,6 +28,19 @@ def write_mindspore_ckpt(path, specs, read, texts=None, progress=None):
         for name, text in texts.items():
             file.write(_text_value(name, text))
     return crcs
+
+
+def check_mindspore_ckpt(path, specs, texts=None):
+    """(specs, texts) as they are written; raises what write_mindspore_ckpt refuses before it begins."""
+    specs = checked_specs(path, specs, TYPE_NAMES, "MindSpore .ckpt")
+    for spec in specs:
+        if spec.shape == (0,):  # load_checkpoint takes it for a scalar
+            raise MindSigmaError(f"{path}: tensor '{one_line(spec.name)}' has shape (0,), which .ckpt cannot hold")
+    texts = texts or {}
+    for name in texts:
+        if name in {spec.name for spec in specs}:
+            raise MindSigmaError(f"{path}: the text '{one_line(name)}' is called as a tensor is; rename one of the two")
+    return specs, texts
 
 
 class _Values:

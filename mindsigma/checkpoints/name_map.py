@@ -7,6 +7,7 @@ from typing import Tuple
 
 import numpy as np
 
+from mindsigma.checkpoints.floats import common_dtype
 from mindsigma.checkpoints.tensor_stream import release
 from mindsigma.errors import MindSigmaError
 
@@ -115,14 +116,15 @@ class MappedSource:
 
     def dtype(self, name):
         """NumPy dtype of our tensor `name`."""
-        return self.source.dtype(self._recipes[name][0][0])
+        return common_dtype(self.source.dtype(part) for part in self._recipes[name][0])
 
     def read(self, name):
         """Our tensor `name`; a view of the file where it is one tensor there."""
         parts = [self.source.read(part).reshape(shape) for part, shape in self._parts(name)]
         if len(parts) == 1:
             return parts[0]
-        joined = np.concatenate(parts)
+        dtype = self.dtype(name)
+        joined = np.concatenate([part.astype(dtype, copy=False) for part in parts])
         for part in parts:
             release(part)
         return joined

@@ -5,8 +5,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
+from mindsigma.checkpoints.exchange import ASIDE, PLAN
 from mindsigma.checkpoints.mindspore_file import read_mindspore_ckpt
 from mindsigma.checkpoints.safetensors_file import MAX_HEADER, MAX_TENSORS, read_safetensors
+from mindsigma.checkpoints.scaled import unscaled
 from mindsigma.checkpoints.torch_file import read_torch
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, map_file
@@ -32,6 +34,8 @@ class TensorSource:
     `path`: the Path given by the caller. `metadata`: dict[str, str] of the safetensors header(s), or the texts a
     MindSpore checkpoint holds beside its tensors, else empty.
     `extra`: dict of the numbers, texts, bools and None a PyTorch file holds beside its state dict, such as epoch, step.
+    `scaled`: names of float8 weights with a scale of their own; what is read is their product, float32.
+    `left_out`: names of tensors that only quantised forms have, and that are not there for the reader.
     """
 
     def __init__(self, path, tensors, metadata=None, extra=None):
@@ -47,7 +51,7 @@ class TensorSource:
         self.path = Path(path)
         self.metadata = dict(metadata or {})
         self.extra = dict(extra or {})
-        self._tensors = tensors
+        self._tensors, self.scaled, self.left_out = unscaled(path, tensors)
 
     def __contains__(self, name):
         return name in self._tensors
@@ -121,6 +125,10 @@ def _recognise(file):
     mindspore = MINDSPORE_HEAD.match(head)
     if mindspore and head[mindspore.end() + mindspore[1][0] :][:1] == b"\x12":
         return "mindspore"
+    if head[:4] == b"GGUF":
+        raise MindSigmaError(
+            f"{file}: a GGUF file, quantised for llama.cpp, is not read; use fp32, fp16 or bf16 weights as safetensors"
+        )
     if head.startswith(b"version https://git-lfs"):
         raise MindSigmaError(f"{file}: a Git LFS pointer instead of the weights; fetch them with `git lfs pull`")
     if file.suffix == ".safetensors":
@@ -133,6 +141,11 @@ def _recognise(file):
 
 def _weights_in_folder(folder):
     """The one file of a folder that holds, or lists, its weights."""
+    for home in (folder, folder.parent):
+        if (home / ASIDE / PLAN).exists():
+            raise MindSigmaError(
+                f"{home}: what wrote it ended while its files moved in; run it again, the old ones are then put back"
+            )
     names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     for suffixes in FOLDER_SUFFIXES:
         found = [name for name in names if name.endswith(suffixes)]

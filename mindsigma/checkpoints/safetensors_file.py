@@ -30,6 +30,9 @@ DTYPES = {
     "C64": np.dtype("<c8"),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),  # scales of blocks
 }
 
 
@@ -84,7 +87,7 @@ def _entry(path, name, entry):
     dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None:
         raise MindSigmaError(
-            f"{path}: {where} has the unknown dtype {one_line(entry['dtype'], 40)}; "
+            f"{path}: {where} has the unknown dtype {one_line(entry['dtype'], 40)}, perhaps a quantised form; "
             f"convert it to one of {', '.join(DTYPES)}"
         )
     shape, offsets = entry["shape"], entry["data_offsets"]

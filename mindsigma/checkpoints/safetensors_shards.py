@@ -3,11 +3,11 @@
 import json
 import os
 import re
-import shutil
 
 from mindsigma.checkpoints.atomic import naming, replacing
+from mindsigma.checkpoints.exchange import check_places, exchange, recover
 from mindsigma.checkpoints.reader import USUAL_STEMS
-from mindsigma.checkpoints.safetensors_writer import NAMES, write_safetensors, written_crcs
+from mindsigma.checkpoints.safetensors_writer import NAMES, check_safetensors, write_safetensors, written_crcs
 from mindsigma.checkpoints.tensor_stream import checked_specs
 from mindsigma.errors import MindSigmaError
 
@@ -25,33 +25,43 @@ def write_sharded_safetensors(folder, stem, specs, read, metadata, max_shard_byt
     Called again after it was cut short it keeps the finished shards, those whose header is byte for byte what it would
     write, and tells `progress` of their bytes. So `metadata` must hold a fingerprint of the source and of all options,
     else data of another source pass for these. An older checkpoint of the same stem stays whole until the new one is:
-    shards of the same names wait hidden beside it, the old index goes right before they move in, the new index is
-    written last, then what is left of the old one is removed.
-    Raises MindSigmaError as write_safetensors does; finished shards then stay.
+    shards of the same names wait hidden beside it, then the two are exchanged.
+    Raises MindSigmaError as write_safetensors and `exchange` do; finished shards then stay.
     """
     specs = checked_specs(folder / f"{stem}.safetensors", specs, NAMES, "safetensors")
     shards = _split(stem, specs, max_shard_bytes)
-    index, crcs, waiting = folder / f"{stem}.safetensors.index.json", {}, []
+    crcs, arriving = {}, {}
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    recover(folder)
+    index = f"{stem}{INDEX}"
+    current = {*shards, index} if len(shards) > 1 else set(shards)
+    check_places(folder, current)
     for name, part in shards.items():
         target = folder / name
-        staged = folder / f".{name}.staged"
         written = written_crcs(target, part, metadata, progress)
-        if written is None and len(shards) > 1 and target.exists():
-            waiting.append((staged, target))
-            written = written_crcs(staged, part, metadata, progress)
-            target = staged
+        if written is None and os.path.lexists(target):
+            arriving[name] = f".{name}.staged"
+            target = folder / arriving[name]
+            written = written_crcs(target, part, metadata, progress)
         crcs.update(written or write_safetensors(target, part, read, metadata, progress))
-    with naming(index if len(shards) > 1 else folder / next(iter(shards))):
-        if waiting:
-            index.unlink(missing_ok=True)
-        for staged, target in waiting:
-            os.replace(staged, target)
-        if len(shards) > 1:
-            _write_index(index, shards)
-        _remove_stale(folder, stem, {*shards, index.name} if len(shards) > 1 else set(shards))
+    if index in current:
+        arriving[index] = f".{index}.staged"
+        _write_index(folder / arriving[index], shards)
+    stale = older_weights(folder, current)
+    exchange(folder, arriving, [name for name in stale if name not in arriving.values()])
     return {spec.name: crcs[spec.name] for spec in specs}
+
+
+def check_sharded(path, stem, specs, metadata, max_shard_bytes):
+    """Names of the files that write_sharded_safetensors writes; raises what it refuses before it does.
+
+    `path` is for messages.
+    """
+    shards = _split(stem, checked_specs(path, specs, NAMES, "safetensors"), max_shard_bytes)
+    for part in shards.values():
+        check_safetensors(path, part, metadata)
+    return [*shards, f"{stem}{INDEX}"] if len(shards) > 1 else list(shards)
 
 
 def check_room(folder, stem):
@@ -64,22 +74,18 @@ def check_room(folder, stem):
             )
 
 
-def move_in(folder, target):
-    """Move all files below `folder` to the same places below `target`, which exists, and remove `folder`.
+def older_weights(folder, names):
+    """list of the files in `folder` that belong to other weights of the stems that `names` have.
 
-    Weights that they replace go first, and an index comes last, so that at no instant a mixture can be read.
+    Args:
+        folder: Path; it may be absent.
+        names: of the new files; of those that are weights the stem is taken.
     """
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for file in files:
-        if file.name.endswith(".safetensors"):
-            place = target / file.parent.relative_to(folder)
-            if place.is_dir():
-                _remove_stale(place, re.sub(SHARD, "", file.name), set())
-    for file in sorted(files, key=lambda path: path.name.endswith(INDEX)):
-        place = target / file.relative_to(folder)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file, place)
-    shutil.rmtree(folder)
+    stems = {re.sub(SHARD + "$", "", name) for name in names if name.endswith(".safetensors")}
+    found = os.listdir(folder) if folder.is_dir() and not folder.is_symlink() else ()
+    parts = [rf"{re.escape(stem)}({SHARD}|{re.escape(INDEX)})" for stem in stems]
+    ours = re.compile("|".join(rf"{part}|\.{part}\.staged" for part in parts) or r"(?!)")
+    return sorted(name for name in found if name not in names and ours.fullmatch(name))
 
 
 def _split(stem, specs, limit):
@@ -102,12 +108,3 @@ def _write_index(index, shards):
     table = {"metadata": {"total_size": total}, "weight_map": places}
     with replacing(index) as file:
         file.write(json.dumps(table, indent=2, ensure_ascii=False).encode() + b"\n")
-
-
-def _remove_stale(folder, stem, current):
-    """Files of an older checkpoint of this stem: the index first, so that none is left that lists absent shards."""
-    shard = re.escape(stem) + SHARD
-    ours = re.compile(rf"{shard}|{re.escape(stem)}\.safetensors\.index\.json|\.{shard}\.staged")
-    stale = [entry for entry in folder.iterdir() if ours.fullmatch(entry.name) and entry.name not in current]
-    for entry in sorted(stale, key=lambda entry: not entry.name.endswith(".json")):
-        entry.unlink()

@@ -20,8 +20,7 @@ def write_safetensors(path, specs, read, metadata=None, progress=None):
     order of `specs`, so that all are aligned; MindSpore wants the header in the order of the data.
     Raises MindSigmaError for a tensor unlike its spec and where the file cannot be written; `path` is then untouched.
     """
-    specs = checked_specs(path, specs, NAMES, "safetensors")
-    header = safetensors_header(path, specs, metadata)
+    specs, header = check_safetensors(path, specs, metadata)
     crcs = {}
     with replacing(path) as file:
         file.write(header)
@@ -37,13 +36,19 @@ def written_crcs(path, specs, metadata=None, progress=None):
     Else None. The data themselves are read for their checksums but cannot be compared with anything: `metadata` has to
     tell one source from another.
     """
-    specs = checked_specs(path, specs, NAMES, "safetensors")
-    header = safetensors_header(path, specs, metadata)
-    if not path.is_file() or path.stat().st_size != len(header) + sum(spec.nbytes for spec in specs):
+    specs, header = check_safetensors(path, specs, metadata)
+    size = len(header) + sum(spec.nbytes for spec in specs)
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != size:
         return None
     if map_file(path)[: len(header)].tobytes() != header:
         return None
     return {name: checksum(array, progress) for name, array in read_safetensors(path)[0].items()}
+
+
+def check_safetensors(path, specs, metadata=None):
+    """(specs, header) as they are written; raises what write_safetensors refuses before it begins."""
+    specs = checked_specs(path, specs, NAMES, "safetensors")
+    return specs, safetensors_header(path, specs, metadata)
 
 
 def safetensors_header(path, specs, metadata):

@@ -40,7 +40,9 @@ def checked_specs(path, specs, dtypes, kind):
         if name in seen:
             raise MindSigmaError(f"{where} comes twice; rename one of the two")
         if dtype not in dtypes:
-            raise MindSigmaError(f"{where} is {dtype}, which a {kind} file cannot hold; convert it to float32")
+            raise MindSigmaError(
+                f"{where} is {dtype}, which a {kind} file cannot hold; convert it to float32 (--dtype)"
+            )
         if byte_length(dtype, shape) is None:
             raise MindSigmaError(f"{where} has the impossible shape {one_line(shape, 80)}")
         seen.add(name)

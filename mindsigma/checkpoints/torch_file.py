@@ -33,12 +33,25 @@ STORAGES = {
     "torch.ByteStorage": np.dtype("u1"),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
+# What torch has no storage class for is saved as plain bytes, its dtype beside them.
+BYTES = "torch.storage.UntypedStorage"
+NEW_DTYPES = {
+    "torch.float8_e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "torch.float8_e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "torch.float8_e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "torch.float8_e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "torch.float8_e8m0fnu": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "torch.uint16": np.dtype("<u2"),
+    "torch.uint32": np.dtype("<u4"),
+    "torch.uint64": np.dtype("<u8"),
+}
 FLOATS, INTS = ("float64", "float32", "float16", "bfloat16"), ("int64", "int32", "int16", "int8", "uint8", "bool")
-TORCH_DTYPES = {f"torch.{name}" for name in FLOATS + INTS}
+TORCH_DTYPES = {f"torch.{name}" for name in FLOATS + INTS} | set(NEW_DTYPES)
 CALLABLES = {
     "collections.OrderedDict",
     "torch.Size",
     "torch._utils._rebuild_tensor_v2",
+    "torch._utils._rebuild_tensor_v3",
     "torch._utils._rebuild_parameter",
 }
 
@@ -241,17 +254,23 @@ class _Interpreter:
         self._require(type(target) is dict and len(items) % 2 == 0)
         # a tuple for a key would be hashed, to any depth, on the C stack
         self._require(all(isinstance(key, (str, int)) for key in keys))
+        for value in items[1::2]:
+            if type(value) is _Global:  # known, but of no use as a value
+                raise self._refused(value.name)
         target.update(zip(keys, items[1::2]))
 
     def _global(self, name):
         if name in TORCH_DTYPES:
             return name
-        if name not in CALLABLES and name not in STORAGES:
-            raise MindSigmaError(
-                f"refuses the pickle's reference to {one_line(name)} in {self.path}; "
-                "convert it to safetensors where you trust it"
-            )
+        if name not in CALLABLES and name not in STORAGES and name != BYTES:
+            raise self._refused(name)
         return _Global(name)
+
+    def _refused(self, name):
+        return MindSigmaError(
+            f"refuses the pickle's reference to {one_line(name)} in {self.path}; "
+            "convert it to safetensors where you trust it"
+        )
 
     def _call(self, function, args):
         self._require(type(function) is _Global and function.name in CALLABLES and type(args) is tuple)
@@ -264,19 +283,24 @@ class _Interpreter:
         if function.name == "torch._utils._rebuild_parameter":
             self._require(len(args) == 3 and isinstance(args[0], np.ndarray))
             return args[0]
-        self._require(len(args) in (6, 7))
+        if function.name == "torch._utils._rebuild_tensor_v3":
+            self._require(len(args) in (7, 8) and type(args[0]) is _Storage and args[0].untyped)
+            self._require(type(args[6]) is str and args[6] in NEW_DTYPES)
+            return self._view(args[0].seen_as(NEW_DTYPES[args[6]], self._require), *args[1:4])
+        self._require(len(args) in (6, 7) and type(args[0]) is _Storage and not args[0].untyped)
         return self._view(*args[:4])
 
     def _storage(self, reference):
         self._require(type(reference) is tuple and len(reference) == 5)
         tag, kind, key, _, count = reference  # the fourth is the device it was saved from
         self._require(type(tag) is str and tag == "storage" and type(key) is str and type(count) is int)
-        self._require(type(kind) is _Global and kind.name in STORAGES)
-        return _Storage(key, self.members.storage(key, STORAGES[kind.name], count))
+        self._require(type(kind) is _Global and (kind.name in STORAGES or kind.name == BYTES))
+        dtype = STORAGES.get(kind.name, np.dtype(np.uint8))
+        return _Storage(key, self.members.storage(key, dtype, count), kind.name == BYTES)
 
     def _view(self, storage, offset, shape, strides):
         """A tensor over its storage: shape and strides in elements, as torch counts them."""
-        self._require(type(storage) is _Storage and type(offset) is int)
+        self._require(type(offset) is int)
         self._require(type(shape) is tuple and type(strides) is tuple and len(shape) == len(strides))
         flat = storage.flat  # (stored elements,)
         size = byte_length(flat.dtype, shape)
@@ -284,20 +308,30 @@ class _Interpreter:
         if size is None or offset < 0 or not all(type(step) is int and step >= 0 for step in strides):
             raise self.members.damaged(f"{where} has an impossible offset {one_line(offset, 40)}, shape or stride")
         if size == 0:
-            return np.lib.stride_tricks.as_strided(flat[:0], shape, [0] * len(shape), writeable=False)
+            return _strided(flat[:0], shape, [0] * len(shape))
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides))
         if last >= flat.size:
             raise self.members.damaged(f"{where} reaches element {one_line(last, 40)} of {flat.size}")
         if size // flat.itemsize > flat.size + MAX_EXPANDED:
             raise self.members.damaged(f"{where} spreads {flat.size} elements over {size // flat.itemsize}")
         byte_strides = [step * flat.itemsize if n > 1 else 0 for n, step in zip(shape, strides)]
-        return np.lib.stride_tricks.as_strided(flat[offset:], shape, byte_strides, writeable=False)
+        return _strided(flat[offset:], shape, byte_strides)
 
     def _require(self, condition):
         if not condition:
             raise self.members.damaged("its pickle is malformed")
 
 
+def _strided(flat, shape, strides):
+    # As integers: NumPy's function does not know the dtypes of ml_dtypes.
+    plain = flat.view(f"u{flat.itemsize}")
+    return np.lib.stride_tricks.as_strided(plain, shape, strides, writeable=False).view(flat.dtype)
+
+
 class _Storage:
-    def __init__(self, key, flat):
-        self.key, self.flat = key, flat
+    def __init__(self, key, flat, untyped=False):
+        self.key, self.flat, self.untyped = key, flat, untyped
+
+    def seen_as(self, dtype, require):
+        require(self.flat.size % dtype.itemsize == 0)
+        return _Storage(self.key, self.flat.view(dtype))

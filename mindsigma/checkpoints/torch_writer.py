@@ -24,12 +24,7 @@ def write_torch(path, specs, read, extra=None, progress=None, flat=False):
     texts, bools, None, and lists, tuples and dicts of these.
     Raises MindSigmaError for a dtype torch lacks, a value in `extra` that is none of these, and as write_safetensors.
     """
-    specs = checked_specs(path, specs, STORAGE_NAMES, "PyTorch")
-    if flat and extra:
-        raise MindSigmaError(f"{path}: a bare state dict has no place for {', '.join(map(one_line, extra))}")
-    if extra and "state_dict" in extra:
-        raise MindSigmaError(f"{path}: what stands beside the state dict cannot be named state_dict")
-    program = _program(path, specs, extra or {}, flat)
+    specs, program = check_torch(path, specs, extra, flat)
     crcs = {}
     with replacing(path) as file, zipfile.ZipFile(file, "w") as archive:
         _write_member(file, archive, "data.pkl", [program], len(program))
@@ -39,6 +34,16 @@ def write_torch(path, specs, read, extra=None, progress=None, flat=False):
             crcs[spec.name] = _write_member(file, archive, f"data/{key}", pieces(array), spec.nbytes, progress)
         _write_member(file, archive, "version", [b"3\n"], 2)
     return crcs
+
+
+def check_torch(path, specs, extra=None, flat=False):
+    """(specs, pickle) as they are written; raises what write_torch refuses before it begins."""
+    specs = checked_specs(path, specs, STORAGE_NAMES, "PyTorch")
+    if flat and extra:
+        raise MindSigmaError(f"{path}: a bare state dict has no place for {', '.join(map(one_line, extra))}")
+    if extra and "state_dict" in extra:
+        raise MindSigmaError(f"{path}: what stands beside the state dict cannot be named state_dict")
+    return specs, _program(path, specs, extra or {}, flat)
 
 
 def _write_member(file, archive, name, content, size, progress=None):

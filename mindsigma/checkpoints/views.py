@@ -5,6 +5,7 @@ A view reads a tensor only when asked for it, so that a chain of views streams a
 
 import numpy as np
 
+from mindsigma.checkpoints.floats import is_float
 from mindsigma.checkpoints.name_map import slots
 from mindsigma.checkpoints.tensor_stream import release
 from mindsigma.errors import MindSigmaError
@@ -47,17 +48,14 @@ class Cast(View):
     def dtype(self, name):
         """NumPy dtype."""
         own = self.base.dtype(name)
-        return self._dtype if _is_float(own) else own
+        return self._dtype if is_float(own) else own
 
     def read(self, name):
         """ndarray in the view's dtype."""
         array = self.base.read(name)
-        if not _is_float(array.dtype) or array.dtype == self._dtype:
+        if not is_float(array.dtype) or array.dtype == self._dtype:
             return array
-        with np.errstate(over="ignore"):
-            cast = array.astype(self._dtype)
-        if not np.isfinite(cast).all() and np.isfinite(array).all():
-            raise MindSigmaError(f"{self.path}: tensor '{name}' has values beyond {self._dtype}; use bf16 or fp32")
+        cast = rounded(self.path, name, array, self._dtype)
         release(array)
         return cast
 
@@ -103,11 +101,15 @@ class Without(View):
 
 
 class Merged(View):
-    """(1 - weight) * first + weight * second, in the first's dtype; both must hold the same tensors."""
+    """(1 - weight) * first + weight * second, computed in float64, rounded once; both must hold the same tensors.
 
-    def __init__(self, first, second, weight):
+    `dtype`: NumPy dtype of the result; None for the first's.
+    """
+
+    def __init__(self, first, second, weight, dtype=None):
         super().__init__(first)
         self._second, self._weight = second, weight
+        self._result = None if dtype is None else np.dtype(dtype)
         one, two = set(first.names()), set(second.names())
         if one != two:
             raise MindSigmaError(f"{second.path}: tensor '{min(one ^ two)}' stands in only one of the two to be merged")
@@ -117,15 +119,20 @@ class Merged(View):
                     f"{second.path}: tensor '{name}' has shape {second.shape(name)}, the other has {first.shape(name)}"
                 )
 
+    def dtype(self, name):
+        """NumPy dtype."""
+        own = self.base.dtype(name)
+        return own if self._result is None or not is_float(own) else self._result
+
     def read(self, name):
         """ndarray."""
         a, b = self.base.read(name), self._second.read(name)
-        if not _is_float(a.dtype):
+        if not is_float(a.dtype):
             return a
-        mixed = (a.astype(np.float64) * (1 - self._weight) + b.astype(np.float64) * self._weight).astype(a.dtype)
+        mixed = a.astype(np.float64) * (1 - self._weight) + b.astype(np.float64) * self._weight
         release(a)
         release(b)
-        return mixed
+        return rounded(self.path, name, mixed, self.dtype(name))
 
 
 class Foreign(View):
@@ -168,5 +175,11 @@ class Foreign(View):
         return array[i * rows : (i + 1) * rows] if parts > 1 else array
 
 
-def _is_float(dtype):
-    return dtype.kind == "f" or dtype.name == "bfloat16"
+def rounded(path, name, array, dtype):
+    """The array in another float dtype; raises MindSigmaError where a finite value would become infinite, or NaN."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = array.astype(dtype)
+    finite = np.isfinite(cast)
+    if not finite.all() and np.isfinite(array[~finite]).any():
+        raise MindSigmaError(f"{path}: tensor '{name}' has values beyond {dtype}; use bf16 or fp32")
+    return cast

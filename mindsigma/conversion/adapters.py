@@ -18,7 +18,8 @@ import numpy as np
 from mindsigma.checkpoints.adapter_file import part_names, tensors_of, write_adapter
 from mindsigma.checkpoints.adapter_names import diffusers_name
 from mindsigma.checkpoints.adapter_reader import CONFIG, FILES, joined, open_adapter
-from mindsigma.checkpoints.atomic import naming, write_json
+from mindsigma.checkpoints.atomic import write_json
+from mindsigma.checkpoints.folder_writer import check_file_target, check_folder_target, replacing_files
 from mindsigma.checkpoints.reader import TensorSource
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
@@ -181,27 +182,38 @@ def output_file(root, target):
 
 def write(adapter, root, target, overwrite=False, progress=None):
     """Write an Adapter for a target of tools/convert.py; returns the path that `open_adapter` takes."""
-    root, file = Path(root), output_file(root, target)
-    if file == root and root.exists() and not overwrite:
-        raise MindSigmaError(f"{root}: exists; give another target, or --overwrite")
-    tensors = tensors_for(adapter, target)
-    with naming(root):
-        if file != root:
-            root.mkdir(parents=True, exist_ok=True)
-            if not overwrite and any(root.iterdir()):
-                raise MindSigmaError(f"{root}: is not empty; give another target, or --overwrite")
-            (root / CONFIG).unlink(missing_ok=True)  # until the weights are there, the folder is no adapter
-    if target == "mindspore":
-        write_adapter(file, adapter, progress)
-        return file
+    file = check_target(root, target, overwrite)
+    root, tensors = Path(root), tensors_for(adapter, target)
     metadata = {"format": "pt"}
     if target == "kohya":
         metadata.update(_kohya_metadata(adapter))
     specs = [TensorSpec(name, array.dtype, array.shape) for name, array in tensors.items()]
-    write_safetensors(file, specs, tensors.__getitem__, metadata, progress)
-    if target in ("peft", "official"):
-        write_json(root / CONFIG, peft_config(adapter))
-        return root
+
+    def put(path):
+        if target == "mindspore":
+            write_adapter(path, adapter, progress)
+        else:
+            write_safetensors(path, specs, tensors.__getitem__, metadata, progress)
+
+    if file == root:
+        put(file)
+        return file
+    peft = target in ("peft", "official")
+    # Beside peft's config the new file would be taken for peft's weights.
+    with replacing_files(root, leaving=() if peft else (CONFIG,)) as place:
+        put(place / file.name)
+        if peft:
+            write_json(place / CONFIG, peft_config(adapter))
+    return root if peft else file
+
+
+def check_target(root, target, overwrite=False):
+    """Raise, before anything is written, where `write` cannot put its files; returns the weight file."""
+    root, file = Path(root), output_file(root, target)
+    if file == root:
+        check_file_target(root, overwrite)
+    else:
+        check_folder_target(root, overwrite)
     return file
 
 

@@ -6,6 +6,7 @@ from typing import Any, List, Optional
 
 from mindsigma.checkpoints import open_checkpoint
 from mindsigma.checkpoints.dit_names import NULL_CAPTION, stored_null_caption
+from mindsigma.checkpoints.floats import computed_dtype, is_float8
 from mindsigma.checkpoints.reader import file_in_folder
 from mindsigma.checkpoints.views import Extended
 from mindsigma.errors import MindSigmaError
@@ -52,6 +53,16 @@ class Component:
         """A copy with fields replaced and a line added to the record."""
         return replace(self, record=[*self.record, text], **fields)
 
+    @property
+    def computed_dtype(self):
+        """NumPy dtype for tensors that are made for this network."""
+        return computed_dtype(self.view.dtype("x_embedder.proj.weight"))
+
+    @property
+    def float8(self):
+        """Whether some weights are float8, which cannot hold what is computed from them."""
+        return any(is_float8(self.view.dtype(name)) for name in self.view.names())
+
 
 @dataclass
 class Source:
@@ -74,7 +85,11 @@ def open_component(path, kind, ema=False, **config):
     if stored is not None:
         view = Extended(tensors, {NULL_CAPTION: tensors.source.read(stored)})
         dropped = [name for name in dropped if name != stored]
-    return Component(kind, view, pending.config, Path(path), list(dropped), inputs=[Path(path)])
+    source = tensors.source
+    record = [f"scaled float8: {len(source.scaled)} weights times their scales, float32"] if source.scaled else []
+    return Component(
+        kind, view, pending.config, Path(path), [*dropped, *source.left_out], record=record, inputs=[Path(path)]
+    )
 
 
 def kind_of(path):

@@ -2,23 +2,42 @@
 
 import hashlib
 import json
-import shutil
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from mindsigma.checkpoints.atomic import copy_file, naming, write_json
-from mindsigma.checkpoints.mindspore_writer import write_mindspore_ckpt
-from mindsigma.checkpoints.safetensors_shards import check_room, move_in, write_sharded_safetensors
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec, checksum
-from mindsigma.checkpoints.torch_writer import write_torch
-from mindsigma.conversion.component import open_component
+from mindsigma.checkpoints import open_checkpoint
+from mindsigma.checkpoints.atomic import copy_file, write_json
+from mindsigma.checkpoints.exchange import check_file, check_places
+from mindsigma.checkpoints.floats import is_float
+from mindsigma.checkpoints.folder_writer import check_file_target, check_folder_target, replacing_files
+from mindsigma.checkpoints.mindspore_writer import check_mindspore_ckpt, write_mindspore_ckpt
+from mindsigma.checkpoints.safetensors_shards import (
+    check_room,
+    check_sharded,
+    older_weights,
+    write_sharded_safetensors,
+)
+from mindsigma.checkpoints.safetensors_writer import check_safetensors, write_safetensors
+from mindsigma.checkpoints.tensor_stream import TensorSpec, checksum, fetch
+from mindsigma.checkpoints.torch_writer import check_torch, write_torch
+from mindsigma.conversion.component import FOLDERS, open_component
 from mindsigma.conversion.foreign_configs import MODEL_INDEX, SCHEDULER, TOKENIZER
-from mindsigma.conversion.targets import STEMS, target_folder
+from mindsigma.conversion.targets import NUMPY, STEMS, SUBFOLDERS, target_folder
 from mindsigma.errors import MindSigmaError
 
-MARKER, STAGING = ".converting", ".converting.new"
 MAX_SHARD_BYTES = 10 * 10**9
+FILE_WRITERS = {  # suffix -> (write, check)
+    ".pth": (write_torch, check_torch),
+    ".ckpt": (write_mindspore_ckpt, check_mindspore_ckpt),
+    ".safetensors": (write_safetensors, check_safetensors),
+}
+SUFFIXES = {"official": (".pth",), "mindspore": (".ckpt", ".safetensors"), "diffusers": ()}
+PIPELINE_FILES = {
+    "mindspore": ("tokenizer/spiece.model",),
+    "diffusers": (
+        *("tokenizer/spiece.model", "tokenizer/tokenizer_config.json"),
+        *("scheduler/scheduler_config.json", "model_index.json"),
+    ),
+}
 
 
 def specs_of(view):
@@ -31,9 +50,9 @@ def size_of(view):
     return sum(spec.nbytes for spec in specs_of(view))
 
 
-def fingerprint(outputs, target):
+def fingerprint(outputs, target, shard_bytes=MAX_SHARD_BYTES):
     """What a conversion is about, as a text: names, shapes, dtypes, sources; equal for the same conversion only."""
-    digest = hashlib.sha256(target.encode())
+    digest = hashlib.sha256(f"{target} {shard_bytes}".encode())
     for output in outputs:
         component = output.component
         files = [file for source in component.inputs for file in _weight_files(source)]
@@ -47,55 +66,6 @@ def _weight_files(path):
     return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
 
 
-@contextmanager
-def _folder(root, identity, overwrite):
-    """The folder to write to: `root` where it is new, empty or left unfinished by the same conversion, else one in it.
-
-    What was written in a folder of its own moves in at the end, so that what stands at `root` stays whole until all of
-    the new is. A marker lets the same conversion go on after a kill or an interrupt; an error removes what was written,
-    unless a conversion was being gone on with.
-    """
-    with naming(root):
-        fresh = not root.exists() or not any(root.iterdir()) or _unfinished(root, identity)
-        if not fresh and not overwrite:
-            raise MindSigmaError(f"{root}: is not empty; give another target, or --overwrite")
-        place = root if fresh else root / STAGING
-        resumed, moving = _unfinished(place, identity), False
-        if not fresh and place.exists() and not resumed:
-            shutil.rmtree(place)
-        made = next((folder for folder in [*reversed(place.parents), place] if not folder.exists()), None)
-    try:
-        with naming(root):
-            place.mkdir(parents=True, exist_ok=True)
-            (place / MARKER).write_text(identity, encoding="utf-8")
-            yield place
-            (place / MARKER).unlink()
-            if not fresh:
-                moving = True
-                move_in(place, root)
-                (root / MARKER).unlink(missing_ok=True)
-    except Exception:
-        if not resumed and not moving:
-            _clear(place, made)
-        raise
-
-
-def _clear(place, made):
-    """Empty a folder that was empty, and remove it and those above it up to `made`, the first that was not there."""
-    for entry in place.iterdir() if place.is_dir() else ():
-        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    for folder in [place, *place.parents] if made else ():
-        with suppress(OSError):  # somebody else's file has come
-            folder.rmdir()
-        if folder == made:
-            break
-
-
-def _unfinished(folder, identity):
-    marker = folder / MARKER
-    return marker.is_file() and marker.read_bytes() == identity.encode()
-
-
 def check_target(target_path, source_path):
     """Raise if the target is the source, or one lies inside the other."""
     try:
@@ -103,8 +73,68 @@ def check_target(target_path, source_path):
         same = one.exists() and one.samefile(two)
     except (OSError, RuntimeError):
         raise MindSigmaError(f"{target_path}: cannot be resolved; is a symlink a loop?") from None
-    if same or one == two or two in one.parents or (two.is_dir() and one in two.parents):
+    if same or one == two or two in one.parents or one in two.parents:
         raise MindSigmaError(f"{target_path}: is the source, or they lie in each other; give another target")
+
+
+def check(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MAX_SHARD_BYTES):
+    """Raise, before a byte is written or moved, whatever of `write` (same arguments) can be told by then."""
+    root = Path(root)
+    for path in dict.fromkeys(path for output in outputs for path in output.component.inputs):
+        check_target(root, path)
+    if _is_file(root, target):
+        _check_file(outputs, root, target, overwrite)
+        return
+    check_folder_target(root, overwrite)
+    whole = _whole(outputs, tokenizer)
+    places = [PurePosixPath(place) for place in PIPELINE_FILES[target]] if whole else []
+    for output in outputs:
+        kind = output.component.kind
+        folder, stem = target_folder("", target, kind, whole), STEMS[target][kind]
+        specs, metadata = specs_of(output.view), {**output.metadata, "fingerprint": "0" * 64}
+        names = check_sharded(root / folder / f"{stem}.safetensors", stem, specs, metadata, shard_bytes)
+        places += [folder / name for name in (*names, "config.json")]
+    if not root.is_dir():
+        return
+    for output in outputs:
+        _check_layout(root, output.component.kind, target, whole)
+    check_places(root, places)
+    for folder in {place.parent for place in places}:
+        names = {place.name for place in places if place.parent == folder}
+        for name in older_weights(root / folder, names):
+            check_file(root / folder / name)
+    _check_sources(outputs, root)
+    for output in outputs:
+        kind = output.component.kind
+        check_room(target_folder(root, target, kind, whole), STEMS[target][kind])
+
+
+def _check_layout(root, kind, target, whole):
+    """Raise where a network of another layout stands in the folder, which a reader would find first."""
+    own = SUBFOLDERS[target][kind] if whole else None
+    other = next((root / name for name in FOLDERS[kind] if name != own and (root / name).exists()), None)
+    if other is not None:
+        raise MindSigmaError(
+            f"{other}: would be read instead of what is to be written; remove it, or give another target"
+        )
+
+
+def _check_sources(outputs, root):
+    """Raise where a file that is read lies in the folder that is written to."""
+    home = root.resolve()
+    for output in outputs:
+        for file in (file for path in output.component.inputs for file in _weight_files(path)):
+            if home in file.resolve().parents:
+                raise MindSigmaError(f"{root}: {file} lies in it, which is read; give another target")
+
+
+def check_values(outputs, progress=None):
+    """Compute every tensor that is to be written, as `write` does; raises where a value does not fit its dtype."""
+    for output in outputs:
+        for spec in specs_of(output.view):
+            fetch(output.component.path, spec, output.view.read)
+            if progress:
+                progress(spec.nbytes)
 
 
 def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MAX_SHARD_BYTES, progress=None):
@@ -118,24 +148,22 @@ def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
         progress: called with each number of bytes written.
     """
     root = Path(root)
-    if target == "official" or root.suffix in (".ckpt", ".safetensors", ".pth"):
-        return [_write_file(outputs, root, target, overwrite, progress)]
-    identity = fingerprint(outputs, target)
-    whole = len(outputs) > 1 or tokenizer is not None
-    with naming(root):
-        for kind in [output.component.kind for output in outputs] if overwrite else ():
-            check_room(target_folder(root, target, kind, whole), STEMS[target][kind])
-    with _folder(root, identity, overwrite) as place:
+    check(outputs, root, target, tokenizer, overwrite, shard_bytes)
+    if _is_file(root, target):
+        view = outputs[0].view
+        FILE_WRITERS[root.suffix][0](root, specs_of(view), view.read, outputs[0].metadata, progress)
+        return [root]
+    identity = fingerprint(outputs, target, shard_bytes)
+    whole = _whole(outputs, tokenizer)
+    with replacing_files(root, identity) as place:
         for output in outputs:
             folder = target_folder(place, target, output.component.kind, whole)
-            folder.mkdir(parents=True, exist_ok=True)
-            metadata = {**output.metadata, "fingerprint": identity}
             write_sharded_safetensors(
                 folder,
                 STEMS[target][output.component.kind],
                 specs_of(output.view),
                 output.view.read,
-                metadata,
+                {**output.metadata, "fingerprint": identity},
                 shard_bytes,
                 progress,
             )
@@ -145,23 +173,21 @@ def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
     return [target_folder(root, target, output.component.kind, whole) for output in outputs]
 
 
-def _write_file(outputs, path, target, overwrite, progress):
+def _is_file(root, target):
+    return target == "official" or root.suffix in FILE_WRITERS
+
+
+def _whole(outputs, tokenizer):
+    return len(outputs) > 1 or tokenizer is not None
+
+
+def _check_file(outputs, path, target, overwrite):
     if len(outputs) != 1:
         raise MindSigmaError(f"{path}: one file holds one network; choose with --component, or give a folder")
-    if path.exists() and not overwrite:
-        raise MindSigmaError(f"{path}: exists; give another target, or --overwrite")
-    suffix = {"official": (".pth",), "mindspore": (".ckpt", ".safetensors"), "diffusers": ()}[target]
-    if path.suffix not in suffix:
-        raise MindSigmaError(f"{path}: --to {target} writes {' or '.join(suffix) or 'a folder'}")
-    output = outputs[0]
-    specs, read = specs_of(output.view), output.view.read
-    if target == "official":
-        write_torch(path, specs, read, progress=progress)
-    elif path.suffix == ".ckpt":
-        write_mindspore_ckpt(path, specs, read, output.metadata, progress)
-    else:
-        write_safetensors(path, specs, read, output.metadata, progress=progress)
-    return path
+    if path.suffix not in SUFFIXES[target]:
+        raise MindSigmaError(f"{path}: --to {target} writes {' or '.join(SUFFIXES[target]) or 'a folder'}")
+    check_file_target(path, overwrite)
+    FILE_WRITERS[path.suffix][1](path, specs_of(outputs[0].view), outputs[0].metadata)
 
 
 def _write_pipeline_files(root, target, tokenizer):
@@ -173,11 +199,15 @@ def _write_pipeline_files(root, target, tokenizer):
         write_json(root / "model_index.json", MODEL_INDEX)
 
 
-def verify(output, path, progress=None):
-    """Read a written component back under our names and compare every tensor's bytes with what was to be written.
+def verify(output, path, dtype=None, progress=None):
+    """Read a written component back and compare it with what was promised.
+
+    Under the target's names: the tensors, their shapes, their dtypes, and `dtype` ("fp32", "fp16", "bf16") for all of
+    them, where it was asked for. Under our names: every tensor's bytes.
 
     Returns the number of tensors compared; raises MindSigmaError that names the first that differs.
     """
+    _verify_file(output, open_checkpoint(path), None if dtype is None else NUMPY[dtype])
     expected = output.component
     stored = {"kv_compression": expected.config.kv_compression} if expected.kind == "dit" else {}
     if expected.kind == "dit":
@@ -195,3 +225,18 @@ def verify(output, path, progress=None):
         if expected.view.dtype(name) != found.view.dtype(name) or one != two:
             raise MindSigmaError(f"{path}: tensor '{name}' differs from the source; convert again")
     return len(expected.view.names())
+
+
+def _verify_file(output, found, dtype):
+    """Names, shapes and dtypes of a TensorSource, as it stands in the file."""
+    missing = sorted(set(output.view.names()) ^ set(found.names()))
+    if missing:
+        raise MindSigmaError(f"{found.path}: tensor '{missing[0]}' is not on both sides")
+    for name, promised, shape in specs_of(output.view):
+        if dtype is not None and is_float(promised):
+            promised = dtype
+        if found.dtype(name) != promised or found.shape(name) != shape:
+            raise MindSigmaError(
+                f"{found.path}: tensor '{name}' is {found.dtype(name)} {found.shape(name)}, promised was "
+                f"{promised} {shape}; convert again"
+            )

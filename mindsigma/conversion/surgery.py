@@ -25,7 +25,7 @@ def compress_keys(component, text, init="average", seed=0):
     compression = KVCompression.parse(text)
     config = component.config.override(kv_compression=compression)
     channels, r, made = config.hidden_size, compression.factor, {}
-    dtype = component.view.dtype("x_embedder.proj.weight")
+    dtype = component.computed_dtype
     for layer in range(config.depth):
         if config.layer_compression(layer) is not None and compression.sampling == "conv":
             name = f"blocks.{layer}.attn."
@@ -77,7 +77,7 @@ def set_null_caption(component, states):
     width = component.config.caption_channels
     if states.ndim != 2 or states.shape[1] != width:
         raise MindSigmaError(f"--null-caption: states of shape {states.shape} do not fit caption_channels {width}")
-    states = states.astype(component.view.dtype("x_embedder.proj.weight"))
+    states = states.astype(component.computed_dtype)
     config = component.config.override(model_max_length=states.shape[0])
     text = (
         f"null caption: T5 of the empty prompt, {states.shape[0]} tokens (was {component.config.model_max_length}), "
@@ -87,12 +87,16 @@ def set_null_caption(component, states):
     return component.changed(text, view=view, config=config, made=[*component.made, NULL_CAPTION])
 
 
-def merge(component, other, weight):
-    """(1 - weight) of this DiT and weight of another of the same shape."""
+def merge(component, other, weight, dtype=None):
+    """(1 - weight) of this DiT and weight of another of the same shape.
+
+    `dtype`: NumPy dtype of the result, so that it is rounded once; None for what this DiT has.
+    """
     _only(component, "dit", "--merge")
+    _can_hold(component, "--merge", dtype)
     return component.changed(
         f"merged: {1 - weight:g} of {component.path.name}, {weight:g} of {other.path.name}",
-        view=Merged(component.view, other.view, weight),
+        view=Merged(component.view, other.view, weight, dtype),
         inputs=[*component.inputs, *other.inputs],
     )
 
@@ -103,6 +107,7 @@ def add_adapters(component, adapters, dtype=None):
     `dtype`: NumPy dtype of the weights that change, so that they are rounded once; None for what they have.
     """
     _only(component, "dit", "--lora")
+    _can_hold(component, "--lora", dtype)
     opened = open_adapters(adapters)
     for one, weight in opened:
         component = component.changed(
@@ -118,3 +123,8 @@ def _only(component, kind, flag):
         raise MindSigmaError(
             f"{flag} changes a {kind}, but {component.path} is a {component.kind}; use --component {kind}"
         )
+
+
+def _can_hold(component, flag, dtype):
+    if dtype is None and component.float8:
+        raise MindSigmaError(f"{component.path}: {flag} would be lost in float8 weights; give --dtype, too")

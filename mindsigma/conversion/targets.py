@@ -82,7 +82,7 @@ def _official(component):
             "or --component dit"
         )
     config = component.config
-    dtype = component.view.dtype("x_embedder.proj.weight")
+    dtype = component.computed_dtype
     base = config.base_size
     position = position_embedding(base, base, config.hidden_size, base, config.pe_interpolation)
     view = Extended(component.view, {"pos_embed": position.astype(dtype)})

@@ -6,6 +6,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindsigma.checkpoints import open_checkpoint
 from mindsigma.checkpoints.dit_names import map_dit
+from mindsigma.checkpoints.floats import is_float
 from mindsigma.checkpoints.t5_names import map_t5
 from mindsigma.checkpoints.tensor_stream import release
 from mindsigma.checkpoints.vae_names import map_vae
@@ -169,5 +170,10 @@ def account(network, tensors):
             raise MindSigmaError(
                 f"{tensors.path}: tensor '{name}' has shape {tensors.shape(name)}, the model needs "
                 f"{tuple(parameter.shape)}"
+            )
+        if not is_float(tensors.dtype(name)):
+            raise MindSigmaError(
+                f"{tensors.path}: tensor '{name}' holds {tensors.dtype(name)}, not floating-point numbers; "
+                "quantised weights are not read but as float8: use the fp32, fp16 or bf16 file of the model"
             )
     return network

@@ -6,9 +6,11 @@ from dataclasses import asdict
 import ml_dtypes
 import numpy as np
 
-from mindsigma.checkpoints.atomic import copy_file, naming, write_json
+from mindsigma.checkpoints.atomic import copy_file, write_json
+from mindsigma.checkpoints.folder_writer import replacing_files
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
+from mindsigma.checkpoints.views import rounded
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.t5 import T5Encoder
 
@@ -22,30 +24,42 @@ def stored_config(class_name, config):
 
 
 def save_network(network, folder, dtype="fp16"):
-    """Write config.json and model.safetensors of a cell into a folder (Path); each is replaced whole or not at all."""
+    """Write config.json and model.safetensors of a cell into a folder (Path); both are replaced, or none."""
+    _check(dtype)
+    with replacing_files(folder) as place:
+        _write(network, place, dtype)
+
+
+def save_pipeline(pipeline, folder, dtype="fp16"):
+    """Write all parts of a PixArtSigmaPipeline into a folder (Path); all are replaced, or none."""
+    _check(dtype)
+    encoder = pipeline.text_encoder.encoder
+    if not isinstance(encoder, T5Encoder):
+        raise MindSigmaError("to save a pipeline, open it with text_encoder_memory='whole'")
+    with replacing_files(folder) as place:
+        with pipeline.dit.published_shapes() as dit:
+            _write(dit, place / "dit", dtype)
+        _write(pipeline.vae, place / "vae", dtype)
+        _write(encoder, place / "text_encoder", dtype)
+        copy_file(pipeline.tokenizer.path, place / "tokenizer" / "spiece.model")
+
+
+def _check(dtype):
     if dtype not in NUMPY:
         raise MindSigmaError(f"dtype {dtype!r}: weights are written as {', '.join(NUMPY)}")
+
+
+def _write(network, folder, dtype):
     kind = NUMPY[dtype]
     # Not parameter.name, which a parent cell prefixes.
     parameters = dict(network.parameters_and_names())
     specs = [TensorSpec(name, kind, tuple(parameter.shape)) for name, parameter in parameters.items()]
     config = stored_config(type(network).__name__, network.config)
     metadata = {**FORMAT, "dtype": dtype, "config": json.dumps(config)}
-    with naming(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(
-        folder / "model.safetensors", specs, lambda name: parameters[name].asnumpy().astype(kind), metadata
-    )
     write_json(folder / "config.json", config)
-
-
-def save_pipeline(pipeline, folder, dtype="fp16"):
-    """Write all parts of a PixArtSigmaPipeline into a folder (Path)."""
-    encoder = pipeline.text_encoder.encoder
-    if not isinstance(encoder, T5Encoder):
-        raise MindSigmaError("to save a pipeline, open it with text_encoder_memory='whole'")
-    with pipeline.dit.published_shapes() as dit:
-        save_network(dit, folder / "dit", dtype)
-    save_network(pipeline.vae, folder / "vae", dtype)
-    save_network(encoder, folder / "text_encoder", dtype)
-    copy_file(pipeline.tokenizer.path, folder / "tokenizer" / "spiece.model")
+    write_safetensors(
+        folder / "model.safetensors",
+        specs,
+        lambda name: rounded(folder, name, parameters[name].asnumpy(), kind),
+        metadata,
+    )
