@@ -258,6 +258,15 @@ def test_a_partial_file_in_use_stays(tmp_path, monkeypatch):
         assert not dead.exists()
 
 
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    for name in ("fifo", "link"):
+        with pytest.raises(MindSigmaError, match="no regular file"):
+            write_json(tmp_path / name, {})
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "link"] and (tmp_path / "link").is_symlink()
+
+
 def test_is_empty(tmp_path):
     assert is_empty(tmp_path)
     (tmp_path / STAGING).mkdir()
