@@ -229,6 +229,16 @@ def test_staging_that_is_a_link_is_not_followed(target):
     assert os.listdir(target.parent / "elsewhere") == ["good"]
 
 
+def test_an_interrupt_keeps_what_can_be_gone_on_with(target):
+    before = state(target)
+    for identity in (None, "the same"):
+        with pytest.raises(KeyboardInterrupt), replacing_files(target, identity) as place:
+            put(place, 2)
+            raise KeyboardInterrupt
+        assert (target / STAGING / "dit").is_dir() == (identity is not None)
+        assert {path: data for path, data in state(target).items() if not path.startswith(STAGING)} == before
+
+
 def test_two_processes_are_kept_apart(target):
     with alone_in(target), pytest.raises(MindSigmaError, match="another process is writing there"):
         replace(target, 2)
@@ -256,6 +266,15 @@ def test_a_partial_file_in_use_stays(tmp_path, monkeypatch):
         os.utime(dead, (time.time() - 7200,) * 2)
         atomic.remove_leftovers(tmp_path, "w")
         assert not dead.exists()
+
+
+def test_a_device_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("fifo")
+    for name in ("fifo", "link"):
+        with pytest.raises(MindSigmaError, match="no regular file"):
+            write_json(tmp_path / name, {})
+    assert sorted(os.listdir(tmp_path)) == ["fifo", "link"] and (tmp_path / "link").is_symlink()
 
 
 def test_is_empty(tmp_path):

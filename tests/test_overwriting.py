@@ -2,14 +2,22 @@
 
 import os
 import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import load_tool
 from hostile.sources import SOURCES
 
-from mindsigma import MindSigmaError
+from mindsigma import MindSigmaError, load_dit
+from mindsigma.ascend import export
 from mindsigma.checkpoints import atomic, open_checkpoint, safetensors_writer
+from mindsigma.checkpoints.adapter_reader import open_adapter
 from mindsigma.checkpoints.exchange import ASIDE
 from mindsigma.checkpoints.folder_writer import MARKER, STAGING
+from mindsigma.checkpoints.safetensors_writer import write_safetensors
+from mindsigma.checkpoints.tensor_stream import TensorSpec
+from mindsigma.pipeline.saving import save_network
 
 
 def state(folder):
@@ -41,13 +49,22 @@ def pipeline(tmp_path_factory):
     return folder / SOURCES["pipeline"].entry
 
 
+@pytest.fixture(scope="module")
+def older(pipeline, convert_tool, tmp_path_factory):
+    """What an earlier conversion wrote, in fp32."""
+    folder = tmp_path_factory.mktemp("older") / "target"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["convert.py", str(pipeline), str(folder), "--to", "mindspore", "--dtype", "fp32"])
+        assert convert_tool.main() == 0
+    return folder
+
+
 @pytest.fixture
-def target(convert, pipeline, tmp_path):
-    """An older result in fp32, beside a file that is not to be touched."""
+def target(older, tmp_path):
+    """A copy of it, beside a file that is not to be touched."""
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "model.safetensors").write_bytes(b"good")
-    convert(pipeline, tmp_path / "target", "--to", "mindspore", "--dtype", "fp32")
-    return tmp_path / "target"
+    return Path(shutil.copytree(older, tmp_path / "target"))
 
 
 def replace_by_link(target, name):
@@ -187,7 +204,7 @@ def test_a_source_in_the_target_or_the_other_way_round(convert, target, pipeline
 def test_an_error_on_the_way_leaves_the_old(convert, target, pipeline, monkeypatch, call):
     """A full disk, an input/output error: the old pipeline is as it was, bit for bit."""
     before, count = state(target), [0]
-    failing = {"replace": range(20, 24), "fsync": range(9, 13), "write": range(3, 6)}[call]
+    failing = {"replace": (20, 22, 25), "fsync": (9, 12, 14), "write": (3, 150)}[call]
     name = "mindsigma.checkpoints.safetensors_writer.write_pieces" if call == "write" else f"os.{call}"
     real = safetensors_writer.write_pieces if call == "write" else getattr(os, call)
 
@@ -273,3 +290,80 @@ def test_a_dry_run_refuses_what_the_run_refuses(convert, target, pipeline, monke
         told.append(str(caught.value))
         assert state(target.parent) == before
     assert told[0] == told[1]
+
+
+class Failing:
+    """os.replace that fails once, at the call `at`."""
+
+    def __init__(self, at, real=os.replace):
+        self.at, self.real, self.count = at, real, 0
+
+    def __call__(self, source, target):
+        self.count += 1
+        if self.count == self.at:
+            raise OSError(5, "Input/output error")
+        self.real(source, target)
+
+
+def every_failure_leaves(folder, write, monkeypatch, least):
+    """Let each rename of `write` fail in turn: the folder stays as it is, until none is left that could."""
+    before, failing = state(folder), Failing(0)
+    while failing.count >= failing.at:
+        failing = Failing(failing.at + 1)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", failing)
+            try:
+                write()
+            except MindSigmaError as error:
+                assert "Input/output error" in str(error)
+                assert state(folder) == before, failing.at
+    assert failing.at > least and state(folder) != before
+
+
+def test_a_saved_network_replaces_all_of_the_old_or_nothing(pipeline, tmp_path, monkeypatch):
+    dit = load_dit(pipeline)
+    folder = tmp_path / "dit"
+    SOURCES["shards"].build(folder)
+    shards = sorted(folder.glob("*-of-*.safetensors")) + list(folder.glob("*.index.json"))
+    for file in shards:  # as an older checkpoint of the same stem
+        file.rename(folder / file.name.replace("diffusion_pytorch_model", "model"))
+    every_failure_leaves(folder, lambda: save_network(dit, folder, "fp32"), monkeypatch, 6)
+    assert sorted(os.listdir(folder)) == ["config.json", "model.safetensors"]
+    assert load_dit(folder).config == dit.config
+
+
+def test_a_translated_adapter_replaces_all_of_the_old_or_nothing(convert, tmp_path, monkeypatch):
+    arrays = {"blocks.0.mlp.fc1.lora_A.weight": np.ones((2, 72)), "blocks.0.mlp.fc1.lora_B.weight": np.ones((288, 2))}
+    specs = [TensorSpec(name, np.dtype(np.float32), array.shape) for name, array in arrays.items()]
+    for name, factor in (("one", 1), ("two", 2)):
+        file = tmp_path / f"{name}.safetensors"
+        write_safetensors(file, specs, lambda key, factor=factor: (arrays[key] * factor).astype(np.float32))
+    convert(tmp_path / "one.safetensors", tmp_path / "peft", "--to", "peft")
+    again = (tmp_path / "two.safetensors", tmp_path / "peft", "--to", "peft", "--overwrite")
+    every_failure_leaves(tmp_path / "peft", lambda: convert(*again), monkeypatch, 5)
+    assert (open_adapter(tmp_path / "peft").adapter.entries["blocks.0.mlp.fc1"].a == 2).all()
+    for more in (["--dry-run"], []):
+        with pytest.raises(MindSigmaError, match="is not empty"):
+            convert(*again[:-1], *more)
+
+
+def test_an_exported_graph_replaces_all_of_the_old_or_nothing(tmp_path, monkeypatch):
+    def write():
+        shutil.rmtree(tmp_path / "made", ignore_errors=True)
+        for folder, text in ((tmp_path / "made", "new"), (tmp_path / "out", "old")):
+            (folder / "g_variables").mkdir(parents=True, exist_ok=True)
+            if text == "new" or not (folder / "g_graph.mindir").exists():
+                (folder / "g_graph.mindir").write_text(text)
+                (folder / "g_variables" / "data_0").write_text(text)
+        export._move(tmp_path / "made", tmp_path / "out" / "g.mindir")
+
+    write()
+    (tmp_path / "out" / "g_variables" / "data_0").write_text("old")
+    every_failure_leaves(tmp_path / "out", write, monkeypatch, 4)
+    assert (tmp_path / "out" / "g_variables" / "data_0").read_text() == "new"
+
+
+def test_a_picture_is_not_put_where_a_folder_is(tmp_path):
+    (tmp_path / "out.png").mkdir()
+    with pytest.raises(MindSigmaError, match=r"--out .*out.png: is a folder"):
+        load_tool("generate").make_folder(tmp_path / "out.png")

@@ -9,6 +9,7 @@ import re
 import time
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.foreign import read_bytes
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 IDLE_SECONDS = 600  # where files cannot be locked: a partial file untouched for so long is the leftover of a kill
@@ -27,6 +28,8 @@ def replacing(path):
     with naming(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and not path.is_file():  # as root it would take the place of /dev/null
+            raise MindSigmaError(f"{path}: is no regular file; choose another target")
         remove_leftovers(path.parent, path.name)
         partial.unlink(missing_ok=True)
         try:
@@ -56,7 +59,7 @@ def copy_file(source, path):
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        file.write(source.read_bytes())
+        file.write(read_bytes(source))
 
 
 @contextlib.contextmanager

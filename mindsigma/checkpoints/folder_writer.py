@@ -50,15 +50,16 @@ def replacing_files(root, identity=None, leaving=()):
                     resumed = _begin(place, identity)
                     yield place
                     exchange(root, *_moves(root, place, leaving))
-            except Exception:
+            except BaseException as error:
+                kept = resumed or (identity is not None and not isinstance(error, Exception))
                 # Where the old files could not be put back, a later run needs the new ones to do it.
-                if not resumed and not os.path.lexists(root / ASIDE):
+                if not kept and not os.path.lexists(root / ASIDE):
                     shutil.rmtree(place, ignore_errors=True)
                 raise
             shutil.rmtree(place, ignore_errors=True)
             with contextlib.suppress(OSError):
                 (root / MARKER).unlink()
-    except Exception:
+    except BaseException:
         for folder in reversed(made):
             with contextlib.suppress(OSError):  # somebody else's file has come
                 folder.rmdir()
