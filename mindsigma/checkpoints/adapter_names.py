@@ -90,7 +90,7 @@ def diffusers_name(name):
 
 
 def _template(text, separator="."):
-    return re.compile(r"(\d+)".join(re.escape(part) for part in text.replace(".", separator).split("{}")))
+    return re.compile(r"([0-9]{1,4})".join(re.escape(part) for part in text.replace(".", separator).split("{}")))
 
 
 def _spellings():
