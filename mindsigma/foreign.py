@@ -129,7 +129,7 @@ def understanding(path, remedy="copy, download or make it again"):
 
 
 def _deeper_than(value, depth):
-    level = [value]
+    level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(depth):
         level = [
             part

@@ -11,7 +11,7 @@ from mindsigma.checkpoints.views import Extended
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import locate
-from mindsigma.pipeline.text import Tokenizer
+from mindsigma.pipeline.text import TOKENIZER_FILES, Tokenizer
 
 FOLDERS = {"dit": ("dit", "transformer"), "vae": ("vae",), "t5": ("text_encoder",)}
 
@@ -111,10 +111,11 @@ def open_source(name_or_path, component=None, ema=False, **config):
 
 def _tokenizer(folder):
     """The folder, if it holds a tokenizer, which must be sound; else None."""
-    if not (folder / "spiece.model").is_file():
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
-    file = file_in_folder(folder, "spiece.model")
-    Tokenizer(file)
+    for name in TOKENIZER_FILES:
+        if (folder / name).exists():
+            Tokenizer(file_in_folder(folder, name))
     return folder
 
 

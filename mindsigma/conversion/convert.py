@@ -13,9 +13,11 @@ from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec, checksum
 from mindsigma.checkpoints.torch_writer import write_torch
 from mindsigma.conversion.component import open_component
-from mindsigma.conversion.foreign_configs import MODEL_INDEX, SCHEDULER, TOKENIZER
+from mindsigma.conversion.foreign_configs import SCHEDULER, model_index, tokenizer_config
 from mindsigma.conversion.targets import STEMS, target_folder
 from mindsigma.errors import MindSigmaError
+from mindsigma.pipeline.saving import remove_stale_tokenizer
+from mindsigma.pipeline.text import TOKENIZER_FILES
 
 MARKER, STAGING = ".converting", ".converting.new"
 MAX_SHARD_BYTES = 10 * 10**9
@@ -113,7 +115,7 @@ def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
     Args:
         root: a `.ckpt` or `.safetensors` file for one component of "mindspore", a `.pth` file for "official", else a
             folder.
-        tokenizer: folder whose spiece.model goes along with a pipeline.
+        tokenizer: folder whose spiece.model, tokenizer.json go along with a pipeline.
         overwrite: replace what is there.
         progress: called with each number of bytes written.
     """
@@ -141,7 +143,9 @@ def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
             )
             write_json(folder / "config.json", output.config)
         if whole:
-            _write_pipeline_files(place, target, tokenizer)
+            written = _write_pipeline_files(place, target, tokenizer)
+    if whole:
+        remove_stale_tokenizer(root / "tokenizer", written)
     return [target_folder(root, target, output.component.kind, whole) for output in outputs]
 
 
@@ -165,12 +169,14 @@ def _write_file(outputs, path, target, overwrite, progress):
 
 
 def _write_pipeline_files(root, target, tokenizer):
-    if tokenizer is not None:
-        copy_file(tokenizer / "spiece.model", root / "tokenizer" / "spiece.model")
+    files = [name for name in TOKENIZER_FILES if tokenizer is not None and (tokenizer / name).exists()]
+    for name in files:
+        copy_file(tokenizer / name, root / "tokenizer" / name)
     if target == "diffusers":
-        write_json(root / "tokenizer" / "tokenizer_config.json", TOKENIZER)
+        write_json(root / "tokenizer" / "tokenizer_config.json", tokenizer_config(files))
         write_json(root / "scheduler" / "scheduler_config.json", SCHEDULER)
-        write_json(root / "model_index.json", MODEL_INDEX)
+        write_json(root / "model_index.json", model_index(files))
+    return files
 
 
 def verify(output, path, progress=None):

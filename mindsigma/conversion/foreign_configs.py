@@ -4,12 +4,11 @@ from mindsigma.errors import MindSigmaError
 
 DIFFUSERS_VERSION = "0.31.0"
 
-MODEL_INDEX = {
+_MODEL_INDEX = {
     "_class_name": "PixArtSigmaPipeline",
     "_diffusers_version": DIFFUSERS_VERSION,
     "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
     "text_encoder": ["transformers", "T5EncoderModel"],
-    "tokenizer": ["transformers", "T5Tokenizer"],
     "transformer": ["diffusers", "PixArtTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
@@ -31,14 +30,28 @@ SCHEDULER = {
     "use_karras_sigmas": False,
 }
 
-TOKENIZER = {
-    "tokenizer_class": "T5Tokenizer",
+_TOKENIZER = {
     "eos_token": "</s>",
     "unk_token": "<unk>",
     "pad_token": "<pad>",
     "extra_ids": 100,
     "legacy": True,
 }
+
+
+def tokenizer_class(files):
+    """transformers' class that reads a tokenizer of these file names; release 5 takes both for the same."""
+    return "T5TokenizerFast" if "spiece.model" not in files and "tokenizer.json" in files else "T5Tokenizer"
+
+
+def model_index(tokenizer_files):
+    """model_index.json of a pipeline whose tokenizer folder holds files of these names."""
+    return {**_MODEL_INDEX, "tokenizer": ["transformers", tokenizer_class(tokenizer_files)]}
+
+
+def tokenizer_config(tokenizer_files):
+    """tokenizer_config.json beside files of these names."""
+    return {"tokenizer_class": tokenizer_class(tokenizer_files), **_TOKENIZER}
 
 
 def diffusers_config(kind, config):

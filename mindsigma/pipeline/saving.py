@@ -11,6 +11,7 @@ from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.t5 import T5Encoder
+from mindsigma.pipeline.text import TOKENIZER_FILES
 
 FORMAT = {"format": "mindsigma", "format_version": "1"}
 NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -48,4 +49,13 @@ def save_pipeline(pipeline, folder, dtype="fp16"):
         save_network(dit, folder / "dit", dtype)
     save_network(pipeline.vae, folder / "vae", dtype)
     save_network(encoder, folder / "text_encoder", dtype)
-    copy_file(pipeline.tokenizer.path, folder / "tokenizer" / "spiece.model")
+    tokenizer = pipeline.tokenizer.path
+    copy_file(tokenizer, folder / "tokenizer" / tokenizer.name)
+    remove_stale_tokenizer(folder / "tokenizer", [tokenizer.name])
+
+
+def remove_stale_tokenizer(folder, written):
+    """Remove a file that a Tokenizer of this folder would read in place of those `written` into it."""
+    for name in TOKENIZER_FILES[: TOKENIZER_FILES.index(written[0])] if written else ():
+        with naming(folder / name):
+            (folder / name).unlink(missing_ok=True)
