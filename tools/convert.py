@@ -193,10 +193,14 @@ def main():
     sizes = [convert.size_of(output.view) for output in outputs]
     for output, size in zip(outputs, sizes):
         describe(output, size)
+    for line in source.left:
+        print(f"left out: {line}")
+    whole = args.component in (None, "pipeline")
+    if whole and len(outputs) > 1 and source.tokenizer is None:
+        print(f"no tokenizer in {source.path}: put T5's spiece.model or tokenizer.json into {args.target}/tokenizer")
     if args.dry_run:
         print("dry run: nothing written")
         return 0
-    whole = args.component in (None, "pipeline")
     start = time.perf_counter()
     with tqdm(total=sum(sizes), desc="write", unit="B", unit_scale=True) as bar:
         written = convert.write(

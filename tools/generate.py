@@ -79,6 +79,8 @@ def main():
             "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
             "For the released PixArt-Sigma weights: --model FOLDER, see README, Released weights"
         )
+    for note in pipeline.notes:
+        say(f"note: {note}")
     size = pipeline.image_size(args.height, args.width, args.resolution_binning)
     asked = args.height or pipeline.default_size, args.width or pipeline.default_size
     if asked != size:
@@ -125,7 +127,9 @@ def main():
         for (prompt, seed), name, image in zip(batch, names[start:], result.images):
             path = out if is_png(out) else out / name
             if first:
-                save_png(image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size)})
+                save_png(
+                    image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size, pipeline.notes)}
+                )
             say(path)
         if args.verbose:
             say(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
@@ -133,7 +137,11 @@ def main():
     if args.grid and first:
         path = (out.parent if is_png(out) else out) / "grid.png"
         grid = image_grid(images)
-        save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **metadata(args, size, grid.size)})
+        save_png(
+            grid,
+            path,
+            {"prompts": "\n".join(prompts), "seed": args.seed, **metadata(args, size, grid.size, pipeline.notes)},
+        )
         say(path)
     if args.verbose:
         say(clock.table())
@@ -206,12 +214,13 @@ def traffic(pipeline, size, prompts, args):
     )
 
 
-def metadata(args, drawn, size):
+def metadata(args, drawn, size, notes=()):
     """What the PNG says of its making beside prompt and seed.
 
     Args:
         drawn: (height, width) that the model worked at.
         size: (width, height) of the picture.
+        notes: what was assumed about the weights, or left out of an adapter.
     """
     from mindsigma import runtime
 
@@ -222,6 +231,7 @@ def metadata(args, drawn, size):
         "model": args.model,
         "components": args.components or args.model,
         **({"lora": ", ".join(args.lora)} if args.lora else {}),
+        **({"notes": "\n".join(notes)} if notes else {}),
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
         **shortcuts_used(args),

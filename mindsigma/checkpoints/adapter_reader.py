@@ -51,11 +51,13 @@ class Opened:
         adapter: Adapter; a fused layer whose parts have one A is one entry.
         tensors: how many tensors it was made of.
         dropped: names that are knowingly left out, of the text encoder.
+        assumed: what the source did not tell, in words; they stand in the adapter's record, too.
     """
 
     adapter: Adapter
     tensors: int
     dropped: List[str] = field(default_factory=list)
+    assumed: List[str] = field(default_factory=list)
 
 
 def is_adapter(path):
@@ -103,11 +105,12 @@ def open_adapter(path):
         unscaled += not told
     if config.get("use_dora") and not all(entry.magnitude is not None for entry in adapter.entries.values()):
         raise MindSigmaError(f"{path}: {CONFIG} says DoRA, but not every module has its magnitudes; save it again")
-    if unscaled:
-        adapter.record.append(f"no alpha given for {unscaled} modules: taken as the rank, scale 1")
+    assumed = [f"no alpha given for {unscaled} modules: taken as the rank, scale 1"] if unscaled else []
+    assumed += source.notes
+    adapter.record += assumed
     adapter.entries = joined(adapter.entries)
     check(adapter)
-    return Opened(adapter, sum(len(keys) for keys in kept.values()), dropped)
+    return Opened(adapter, sum(len(keys) for keys in kept.values()), dropped, assumed)
 
 
 def joined(entries):

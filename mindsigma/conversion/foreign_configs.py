@@ -4,11 +4,12 @@ from mindsigma.errors import MindSigmaError
 
 DIFFUSERS_VERSION = "0.31.0"
 
-_MODEL_INDEX = {
+MODEL_INDEX = {
     "_class_name": "PixArtSigmaPipeline",
     "_diffusers_version": DIFFUSERS_VERSION,
     "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
     "text_encoder": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "T5Tokenizer"],
     "transformer": ["diffusers", "PixArtTransformer2DModel"],
     "vae": ["diffusers", "AutoencoderKL"],
 }
@@ -30,7 +31,8 @@ SCHEDULER = {
     "use_karras_sigmas": False,
 }
 
-_TOKENIZER = {
+TOKENIZER = {
+    "tokenizer_class": "T5Tokenizer",
     "eos_token": "</s>",
     "unk_token": "<unk>",
     "pad_token": "<pad>",
@@ -46,12 +48,12 @@ def tokenizer_class(files):
 
 def model_index(tokenizer_files):
     """model_index.json of a pipeline whose tokenizer folder holds files of these names."""
-    return {**_MODEL_INDEX, "tokenizer": ["transformers", tokenizer_class(tokenizer_files)]}
+    return {**MODEL_INDEX, "tokenizer": ["transformers", tokenizer_class(tokenizer_files)]}
 
 
 def tokenizer_config(tokenizer_files):
     """tokenizer_config.json beside files of these names."""
-    return {"tokenizer_class": tokenizer_class(tokenizer_files), **_TOKENIZER}
+    return {**TOKENIZER, "tokenizer_class": tokenizer_class(tokenizer_files)}
 
 
 def diffusers_config(kind, config):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from mindsigma.checkpoints.reader import file_in_folder
+from mindsigma.checkpoints.weight_files import file_in_folder
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import read_bytes
 from mindsigma.pipeline.captions import Caption
