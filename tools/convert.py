@@ -137,7 +137,7 @@ def convert_adapter(args, path):
     print(f"adapter: {path}")
     print(f"  kind     {kind}, {ranks_text(adapter)}, {len(adapter.entries)} modules")
     print(f"  mapped   {opened.tensors} tensors to {len(tensors)} names, {size / 1e6:.3f} MB")
-    shown(("dropped", opened.dropped))
+    shown(("dropped", opened.dropped), ("left out", [f"header's {key}" for key in opened.texts]))
     for line in adapter.record:
         print(f"  changed  {line}")
     if args.dry_run:

@@ -51,6 +51,7 @@ class Opened:
         adapter: Adapter; a fused layer whose parts have one A is one entry.
         tensors: how many tensors it was made of.
         dropped: names that are knowingly left out, of the text encoder.
+        texts: keys of the header's texts that say nothing of the weights and are left out.
         assumed: what the source did not tell, in words; they stand in the adapter's record, too.
     """
 
@@ -58,6 +59,7 @@ class Opened:
     tensors: int
     dropped: List[str] = field(default_factory=list)
     assumed: List[str] = field(default_factory=list)
+    texts: List[str] = field(default_factory=list)
 
 
 def is_adapter(path):
@@ -110,7 +112,8 @@ def open_adapter(path):
     adapter.record += assumed
     adapter.entries = joined(adapter.entries)
     check(adapter)
-    return Opened(adapter, sum(len(keys) for keys in kept.values()), dropped, assumed)
+    texts = [key for key in source.metadata if key not in ("format", METADATA)]
+    return Opened(adapter, sum(len(keys) for keys in kept.values()), dropped, assumed, texts)
 
 
 def joined(entries):

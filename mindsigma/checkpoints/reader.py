@@ -26,10 +26,11 @@ class TensorSource:
     MindSpore checkpoint holds beside its tensors, else empty.
     `extra`: dict of the numbers, texts, bools and None a PyTorch file holds beside its state dict, such as epoch, step.
     `averaged`: whether the weights were chosen as averages (EMA), by the name of the file or the key they stood under.
-    `notes`: list[str], what was assumed while looking for them.
+    `notes`: list[str], what was assumed while looking for them. `beside`: list[str], keys that a PyTorch file holds
+    beside its state dict.
     """
 
-    def __init__(self, path, tensors, metadata=None, extra=None, averaged=False, notes=()):
+    def __init__(self, path, tensors, metadata=None, extra=None, averaged=False, notes=(), beside=()):
         if len(tensors) > MAX_TENSORS:
             raise MindSigmaError(f"{path}: holds {len(tensors)} tensors, over the limit of {MAX_TENSORS}")
         for name in tensors:
@@ -44,6 +45,7 @@ class TensorSource:
         self.extra = dict(extra or {})
         self.averaged = averaged
         self.notes = [note for note in notes if note]
+        self.beside = list(beside)
         self._tensors = tensors
 
     def part(self, kind, ema=False):
@@ -107,17 +109,18 @@ def open_checkpoint(path, ema=False):
     except OSError as error:
         raise MindSigmaError(f"{path}: cannot be read ({error.strerror})") from error
     notes, averaged, extra, metadata = [weights.note], weights.averaged or is_averaged(path.name), {}, {}
+    beside = []
     kind = None if weights.shards else _recognise(weights.file)
     if weights.shards:
         tensors, metadata = _joined(weights.shards)
     elif kind == "torch":
-        tensors, extra, key = find_state_dict(weights.file, read_torch(weights.file), ema)
+        tensors, extra, beside, key = find_state_dict(weights.file, read_torch(weights.file), ema)
         if key and not ema:
             notes.append(f"only averaged (EMA) weights are there: {key}")
         averaged = averaged or bool(key)
     else:
         tensors, metadata = READERS[kind](weights.file)
-    source = TensorSource(path, tensors, metadata, extra, averaged, notes)
+    source = TensorSource(path, tensors, metadata, extra, averaged, notes, beside)
     if ema and not averaged and not has_averages(source.names()):
         raise MindSigmaError(f"{weights.file}: holds no state_dict_ema or other averaged weights; open it without EMA")
     return source

@@ -11,7 +11,7 @@ DEEPEST = 4
 
 
 def find_state_dict(file, saved, ema=False):
-    """(tensors, extra, key) of what a PyTorch file holds.
+    """(tensors, extra, beside, key) of what a PyTorch file holds.
 
     Args:
         file: Path, for messages.
@@ -21,6 +21,7 @@ def find_state_dict(file, saved, ema=False):
     Returns:
         tensors: dict name -> array. Of several networks saved side by side, each name begins with the key of its own.
         extra: dict of the numbers, texts, bools and None beside the state dict.
+        beside: keys of all that stands beside the state dict: numbers, optimizers, other state dicts.
         key: key of AVERAGED that the weights stood under, or "".
 
     Raises:
@@ -30,16 +31,19 @@ def find_state_dict(file, saved, ema=False):
         raise MindSigmaError(
             f"{file}: holds a {type(saved).__name__.strip('_')}, not a state dict; save model.state_dict()"
         )
-    tensors, extra, averaged = saved, {}, ""
+    tensors, extra, beside, averaged = saved, {}, [], ""
     for _ in range(DEEPEST):
         key = _key(tensors, ema and not averaged)
         if key is None:
             break
         if not extra:
             extra = {k: v for k, v in tensors.items() if isinstance(k, str) and _is_plain(v)}
+        beside += [str(other) for other in tensors if other != key]
         averaged = key if key in AVERAGED else averaged
         tensors = tensors[key]
-    tensors = _side_by_side(tensors)
+    whole, tensors = tensors, _side_by_side(tensors)
+    if tensors is not whole:
+        beside += [str(other) for other in whole if other not in _networks(whole)]
     wrong = [k for k, v in tensors.items() if not isinstance(k, str) or not isinstance(v, np.ndarray)]
     if wrong:
         listed = ", ".join(f"'{one_line(k, 60)}'" for k in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
@@ -48,7 +52,7 @@ def find_state_dict(file, saved, ema=False):
         )
     if not tensors:
         raise MindSigmaError(f"{file}: its state dict is empty; save model.state_dict()")
-    return tensors, extra, averaged
+    return tensors, extra, beside, averaged
 
 
 def _key(saved, ema):

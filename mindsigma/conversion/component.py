@@ -107,7 +107,7 @@ def open_source(name_or_path, component=None, ema=False, **config):
         i = wanted.index("dit")
         components[i] = components[i].changed(f"only averaged (EMA) weights are there: {found['dit'].name}")
     tokenizer = _tokenizer(path / "tokenizer")
-    return Source(path, components, tokenizer, left_out(path, [found[kind] for kind in found], wanted, tokenizer))
+    return Source(path, components, tokenizer, left_out(path, found, wanted, tokenizer, ema))
 
 
 def _tokenizer(folder):
