@@ -44,8 +44,9 @@ NETWORKS = (
     "vae",
 )
 NETWORKS += ("autoencoder", "text_encoder", "text_encoders", "text_encoder_3", "text_model", "t5xxl", "t5xl", "t5")
-NETWORKS += ("cond_stage_model", "conditioner")
+NETWORKS += ("cond_stage_model", "conditioner", "embedders")
 KNOWN = frozenset(WRAPPERS + HOLDERS + NETWORKS)
+COUNTERS = ("decay", "num_updates", "initted", "step")  # of averages, beside their weights
 WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # wrappers of single blocks
 
 
@@ -116,6 +117,8 @@ def find_part(path, names, kind, ema=False):
         if not name.startswith(prefix) or (others and name.startswith(others)):
             continue
         short = name[len(prefix) :]
+        if short in COUNTERS:
+            continue
         for wrapper in WITHIN:
             short = short.replace(f".{wrapper}", ".")
         if short in taken:
