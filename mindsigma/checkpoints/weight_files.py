@@ -12,7 +12,7 @@ and new releases):
 
 import re
 from dataclasses import dataclass
-from pathlib import PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Tuple
 
 from mindsigma.errors import MindSigmaError, one_line
@@ -43,8 +43,8 @@ class Weights:
         note: what was assumed, or "".
     """
 
-    file: object
-    shards: Tuple = ()
+    file: Path
+    shards: Tuple[Path, ...] = ()
     averaged: bool = False
     note: str = ""
 

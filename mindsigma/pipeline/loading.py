@@ -104,8 +104,11 @@ def open_t5(path, dtype=None, kernels=None, memory="whole"):
 
 
 def kinds_in_file(path):
-    """set of the kinds of network, "dit", "vae", "t5", in a weight file; empty of a folder."""
-    return set(kinds_in(open_checkpoint(path).names())) if path.is_file() else set()
+    """set of the kinds of network, "dit", "vae", "t5", in a weight file; empty of a folder, and of what is damaged."""
+    try:
+        return set(kinds_in(open_checkpoint(path).names())) if path.is_file() else set()
+    except MindSigmaError:
+        return set()  # who opens it as a network says what is wrong
 
 
 def _dtype(name):
