@@ -86,7 +86,8 @@ def find_weights(path, ema=False):
     if path.is_dir():
         return _in_folder(path, ema)
     name = _parse(path.name)
-    if name is None or name.count < 2 or name.index or not path.is_file():
+    hidden = path.name.startswith(".")
+    if name is None or name.count < 2 or name.index or hidden or not path.is_file():
         return Weights(path, averaged=is_averaged(path.name))
     folder = path.parent
     for other in _names(folder):
