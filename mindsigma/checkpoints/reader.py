@@ -108,12 +108,10 @@ def open_checkpoint(path, ema=False):
         weights = find_weights(path, ema)
     except OSError as error:
         raise MindSigmaError(f"{path}: cannot be read ({error.strerror})") from error
-    notes, averaged, extra, metadata = [weights.note], weights.averaged or is_averaged(path.name), {}, {}
-    beside = []
-    kind = None if weights.shards else _recognise(weights.file)
-    if weights.shards:
-        tensors, metadata = _joined(weights.shards)
-    elif kind == "torch":
+    notes, averaged = [weights.note], weights.averaged or is_averaged(path.name)
+    metadata, extra, beside = {}, {}, []
+    kind = _recognise(weights.file)
+    if kind == "torch":
         tensors, extra, beside, key = find_state_dict(weights.file, read_torch(weights.file), ema)
         if key and not ema:
             notes.append(f"only averaged (EMA) weights are there: {key}")
@@ -151,21 +149,6 @@ def _recognise(file):
         f"{file}: neither a safetensors file, nor a PyTorch zip file, nor a MindSpore .ckpt, nor a sharded index; "
         "it is damaged or of another kind: copy or download it again, or convert it to safetensors"
     )
-
-
-def _joined(files):
-    """(tensors, metadata) of shards that no index lists."""
-    tensors, metadata = {}, {}
-    for file in files:
-        more, texts = _read_shard(file)
-        for name in more:
-            if name in tensors:
-                raise MindSigmaError(
-                    f"{file}: tensor '{one_line(name)}' stands in another shard, too; download them again"
-                )
-        tensors.update(more)
-        metadata.update(texts)
-    return tensors, metadata
 
 
 def _read_index(file):

@@ -13,7 +13,6 @@ and new releases):
 import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Tuple
 
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes
@@ -38,13 +37,11 @@ class Weights:
 
     Attributes:
         file: Path of a file or of an index.
-        shards: Paths of all shards where no index lists them; then `file` is the first.
         averaged: whether the name says that they are averages (EMA).
         note: what was assumed, or "".
     """
 
     file: Path
-    shards: Tuple[Path, ...] = ()
     averaged: bool = False
     note: str = ""
 
@@ -81,7 +78,8 @@ def find_weights(path, ema=False):
         ema: prefer averaged weights where a folder holds both.
 
     Raises:
-        MindSigmaError: a folder holds none, or several that could be meant; a shard is absent.
+        MindSigmaError: a folder holds none, or several that could be meant; shards have no index. Such shards are not
+            joined: they may be those of two revisions, as a writer leaves them that is killed while it replaces some.
     """
     if path.is_dir():
         return _in_folder(path, ema)
@@ -93,7 +91,7 @@ def find_weights(path, ema=False):
     for other in _names(folder):
         if other.index and other.format == name.format and path.name in set(read_index(folder / other.text).values()):
             return Weights(folder / other.text, averaged=other.averaged)
-    return _shards(folder, [other for other in _names(folder) if not other.index and other.group == name.group])
+    raise MindSigmaError(f"{path}: one shard of {name.count}, and no index beside it lists it; download the index, too")
 
 
 def _parse(text):
@@ -125,37 +123,23 @@ def _in_folder(folder, ema):
         )
 
     def rank(name):
-        """What is preferred: a format, averages or not, no variant, an index, shards, a single file."""
-        kind = 0 if name.index else 1 if name.count > 1 else 2
+        """What is preferred: a format, averages or not, no variant, an index, a file of the usual name."""
+        kind = 0 if name.index else 1 if name.count < 2 and name.stem in USUAL_STEMS else 2
         return name.format, name.averaged != ema, bool(name.variant), kind
 
     best = min(map(rank, names))
     found = [name for name in names if rank(name) == best]
-    if best[-1] != 1 and len(found) > 1:
+    if best[-1] == 0 and len(found) > 1:
         found = [name for name in found if name.stem in USUAL_STEMS] or found
+    loose = any(name.count > 1 and not name.index for name in found)
     # two spellings of the index of one variant are one choice
-    choices = {name.group if name.index or name.count > 1 else name.text for name in found}
-    if len(choices) > 1:
+    choices = {name.group if name.index else name.text for name in found}
+    if len(choices) > 1 or loose:
+        remedy = "download the index of the shards, too" if loose else "give the path of one"
         listed = ", ".join(one_line(name.text, 60) for name in found[:4]) + (", ..." if len(found) > 4 else "")
-        raise MindSigmaError(f"{folder}: {len(found)} files could be meant ({listed}); give the path of one")
+        raise MindSigmaError(f"{folder}: {len(found)} files could be meant ({listed}); {remedy}")
     note = f"only averaged (EMA) weights are there: {found[0].text}" if found[0].averaged and not ema else ""
-    if best[-1] == 1:
-        return _shards(folder, found, note)
     return Weights(file_in_folder(folder, found[0].text), averaged=found[0].averaged, note=note)
-
-
-def _shards(folder, names, note=""):
-    """Weights of the shards of one group, which no index lists; all must be there."""
-    count = names[0].count
-    if count > MAX_SHARDS:
-        raise MindSigmaError(f"{folder}: {count} shards, over the limit of {MAX_SHARDS}")
-    absent = sorted(set(range(1, count + 1)) - {name.number for name in names})
-    if absent:
-        raise MindSigmaError(
-            f"{folder / names[0].text}: one of {count} shards, but shard {absent[0]} is absent; download it"
-        )
-    files = tuple(file_in_folder(folder, name.text) for name in names)
-    return Weights(files[0], files if len(files) > 1 else (), names[0].averaged, note)
 
 
 def read_index(file):

@@ -51,7 +51,7 @@ def _of_file(path, wanted, ema):
 def _of_folder(folder, ema=False):
     """Files beside the weights that are read."""
     weights = find_weights(folder, ema)
-    taken = {weights.file.name, *(file.name for file in weights.shards)}
+    taken = {weights.file.name}
     if weights.file.suffix == ".json":
         taken |= set(read_index(weights.file).values())
     return _counted(f"files of {folder.name}/", _names(folder, taken))
