@@ -142,7 +142,7 @@ def convert_adapter(args, path):
     print(f"adapter: {path}")
     print(f"  kind     {kind}, {ranks_text(adapter)}, {len(adapter.entries)} modules")
     print(f"  mapped   {opened.tensors} tensors to {len(tensors)} names, {size / 1e6:.3f} MB")
-    shown(("dropped", opened.dropped))
+    shown(("dropped", opened.dropped), ("left out", [f"header's {key}" for key in opened.texts]))
     for line in adapter.record:
         print(f"  changed  {line}")
     if args.dry_run:
@@ -198,7 +198,12 @@ def main():
     sizes = [convert.size_of(output.view) for output in outputs]
     for output, size in zip(outputs, sizes):
         describe(output, size)
-    tokenizer = source.tokenizer if args.component in (None, "pipeline") else None
+    for line in source.left:
+        print(f"left out: {line}")
+    whole = args.component in (None, "pipeline")
+    if whole and len(outputs) > 1 and source.tokenizer is None:
+        print(f"no tokenizer in {source.path}: put T5's spiece.model or tokenizer.json into {args.target}/tokenizer")
+    tokenizer = source.tokenizer if whole else None
     where = (outputs, args.target, args.to, tokenizer, args.overwrite, int(args.shard_size * 1e9))
     convert.check(*where)
     if args.dry_run:

@@ -82,6 +82,8 @@ def main():
             "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
             "For the released PixArt-Sigma weights: --model FOLDER, see README, Released weights"
         )
+    for note in pipeline.notes:
+        say(f"note: {note}")
     each = [size_of(prompt, pipeline, args, say) for prompt in asked]
     given = [size for size in each for _ in range(args.num_images)]
     kinds = dict.fromkeys(given or [(args.height, args.width)])
@@ -130,7 +132,9 @@ def main():
         for (prompt, seed), name, image in zip(batch, names[start:], result.images):
             path = out if is_png(out) else out / name
             if first:
-                save_png(image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size)})
+                save_png(
+                    image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size, pipeline.notes)}
+                )
             say(path)
         if args.verbose:
             say(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
@@ -139,7 +143,8 @@ def main():
         path = (out.parent if is_png(out) else out) / "grid.png"
         grid = image_grid(images)
         drawn = sizes[given[0]]
-        save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **metadata(args, drawn, grid.size)})
+        about = metadata(args, drawn, grid.size, pipeline.notes)
+        save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **about})
         say(path)
     if args.verbose:
         say(clock.table())
@@ -243,12 +248,13 @@ def traffic(pipeline, size, prompts, args):
     )
 
 
-def metadata(args, drawn, size):
+def metadata(args, drawn, size, notes=()):
     """What the PNG says of its making beside prompt and seed.
 
     Args:
         drawn: (height, width) that the model worked at.
         size: (width, height) of the picture.
+        notes: what was assumed about the weights, or left out of an adapter.
     """
     from mindsigma import runtime
 
@@ -259,6 +265,7 @@ def metadata(args, drawn, size):
         "model": args.model,
         "components": args.components or args.model,
         **({"lora": ", ".join(args.lora)} if args.lora else {}),
+        **({"notes": "\n".join(notes)} if notes else {}),
         "steps": args.steps,
         "guidance_scale": args.guidance_scale,
         **shortcuts_used(args),

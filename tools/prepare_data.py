@@ -25,7 +25,7 @@ def build_parser():
     add = parser.add_argument
     add(
         "source",
-        help="official layout, folder of images with captions beside them, CSV/TSV/JSON/JSONL table, WebDataset shard or "
+        help="official layout, folder of captioned images, CSV/TSV/JSON/JSONL table, WebDataset shard or "
         "folder of shards; for --benchmark also a folder of features",
     )
     add("target", nargs="?", help="folder to write; without it the source is only checked")

@@ -22,10 +22,10 @@ from mindsigma.checkpoints.dit_names import DIFFUSERS
 
 PREFIXES = (
     *("base_model.model.", "transformer.", "unet.", "diffusion_model.", "lora_transformer.", "lora_unet."),
-    *("base_model.", "model.", "module.", "_orig_mod."),
+    *("base_model.", "model.", "module.", "_orig_mod.", "dit.", "net.", "network.", "denoiser.", "pipe."),
 )
 FLAT_PREFIXES = ("lora_transformer_", "lora_unet_", "lycoris_")
-TEXT_PREFIXES = ("text_encoder", "lora_te", "lora_text", "t5.", "bundle_emb.")
+TEXT_PREFIXES = ("text_encoder", "lora_te", "lora_text", "lora_t5", "lycoris_text", "t5.", "t5xxl.", "bundle_emb.")
 
 _NAME = r"(?:\.(?!weight$|bias$)[^.]+)?(?:\.weight)?"  # peft may put the adapter's name there
 _OLD = r"\.(?:lora|lora_layer|lora_linear_layer)"  # of diffusers before it used peft
@@ -90,7 +90,7 @@ def diffusers_name(name):
 
 
 def _template(text, separator="."):
-    return re.compile(r"(\d+)".join(re.escape(part) for part in text.replace(".", separator).split("{}")))
+    return re.compile(r"([0-9]{1,4})".join(re.escape(part) for part in text.replace(".", separator).split("{}")))
 
 
 def _spellings():

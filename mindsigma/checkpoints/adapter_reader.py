@@ -5,7 +5,6 @@ The scale of an entry comes from its `alpha` tensor (alpha / rank), else from ad
 """
 
 import math
-import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from mindsigma.checkpoints.adapter_file import (
 )
 from mindsigma.checkpoints.adapter_names import TEXT_PREFIXES, diffusers_name, entry_name, other_kind, split_key
 from mindsigma.checkpoints.floats import is_float8
+from mindsigma.checkpoints.module_patterns import Patterns
 from mindsigma.checkpoints.reader import open_checkpoint
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, map_file
@@ -34,8 +34,7 @@ CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 OTHER_FILES = ("adapter.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 METADATA = "lora_adapter_metadata"
-# Of alpha_pattern: no repeated group, few repetitions, so that matching ends soon whatever the file says.
-LONGEST_PATTERN, MOST_REPETITIONS, REPETITION = 1000, 4, r"[*+{]"
+MAX_PATTERNS = 10_000
 # ways of peft to start an adapter that also change the weights it belongs to
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 # of peft's config: kinds of LoRA that compute something else
@@ -53,11 +52,15 @@ class Opened:
         adapter: Adapter; a fused layer whose parts have one A is one entry.
         tensors: how many tensors it was made of.
         dropped: names that are knowingly left out, of the text encoder.
+        texts: keys of the header's texts that say nothing of the weights and are left out.
+        assumed: what the source did not tell, in words; they stand in the adapter's record, too.
     """
 
     adapter: Adapter
     tensors: int
     dropped: List[str] = field(default_factory=list)
+    assumed: List[str] = field(default_factory=list)
+    texts: List[str] = field(default_factory=list)
 
 
 def is_adapter(path):
@@ -97,18 +100,21 @@ def open_adapter(path):
     if config.get("use_rslora") and 0 < scaled < len(kept):
         raise MindSigmaError(f"{path}: rank-stabilised, with alpha for {scaled} of {len(kept)} modules; save it again")
     adapter = Adapter({}, bool(config.get("use_rslora")) and not scaled, path)
+    patterns = Patterns(path, config.get("alpha_pattern") or {})
     unscaled = 0
     for name, keys in kept.items():
-        entry, told = _entry(path, source, name, keys, config, adapter.rslora)
+        entry, told = _entry(path, source, name, keys, config, patterns, adapter.rslora)
         adapter.entries[name] = entry
         unscaled += not told
     if config.get("use_dora") and not all(entry.magnitude is not None for entry in adapter.entries.values()):
         raise MindSigmaError(f"{path}: {CONFIG} says DoRA, but not every module has its magnitudes; save it again")
-    if unscaled:
-        adapter.record.append(f"no alpha given for {unscaled} modules: taken as the rank, scale 1")
+    assumed = [f"no alpha given for {unscaled} modules: taken as the rank, scale 1"] if unscaled else []
+    assumed += source.notes
+    adapter.record += assumed
     adapter.entries = joined(adapter.entries)
     check(adapter)
-    return Opened(adapter, sum(len(keys) for keys in kept.values()), dropped)
+    texts = [key for key in source.metadata if key not in ("format", METADATA)]
+    return Opened(adapter, sum(len(keys) for keys in kept.values()), dropped, assumed, texts)
 
 
 def joined(entries):
@@ -193,7 +199,8 @@ def _checked(path, config):
     if (
         not number(config.get("lora_alpha", 1))
         or not isinstance(patterns, dict)
-        or not all(number(value) and len(pattern) <= LONGEST_PATTERN for pattern, value in patterns.items())
+        or len(patterns) > MAX_PATTERNS
+        or not all(number(value) for value in patterns.values())
         or any(type(config.get(key, False)) is not bool for key in ("use_rslora", "use_dora"))
     ):
         raise MindSigmaError(f"{path}: lora_alpha, alpha_pattern, use_rslora or use_dora is not as peft writes it")
@@ -251,7 +258,7 @@ def _sorted_keys(path, source):
     return kept, dropped
 
 
-def _entry(path, source, name, keys, config, rslora):
+def _entry(path, source, name, keys, config, patterns, rslora):
     """(Entry, whether the source told its scale)."""
     layer = place(name)[0]
     a, b = _numbers(source.read(keys["a"])), _numbers(source.read(keys["b"]))
@@ -270,7 +277,8 @@ def _entry(path, source, name, keys, config, rslora):
             raise MindSigmaError(f"{path}: '{one_line(keys['alpha'])}' has shape {value.shape}, expected one number")
         alpha = float(value.reshape(-1)[0].astype(np.float64))
     elif "lora_alpha" in config:
-        alpha = float(_matching(path, config.get("alpha_pattern") or {}, name, config["lora_alpha"]))
+        names = [name] if part_names(name) else [diffusers_name(name), name]
+        alpha = float(patterns.find(names, config["lora_alpha"]))
     else:
         alpha, told = float(rank), False
     return Entry(a, b, alpha, scale_of(alpha, rank, rslora), magnitude), told
@@ -294,22 +302,6 @@ def _magnitude(path, value, key, inputs, outputs):
     if value.size != outputs:
         raise MindSigmaError(f"{path}: '{one_line(key)}' has shape {value.shape}, expected ({outputs},)")
     return value.reshape(outputs)
-
-
-def _matching(path, patterns, name, default):
-    """The value of the first pattern that ends the module's name, as peft has it."""
-    texts = [name] if part_names(name) else [diffusers_name(name), name]
-    for pattern, value in patterns.items():
-        if pattern in texts:
-            return value
-        if re.search(rf"\){REPETITION}", pattern) or len(re.findall(REPETITION, pattern)) > MOST_REPETITIONS:
-            raise MindSigmaError(f"{path}: alpha_pattern {one_line(pattern)!r} is too intricate; list the modules")
-        try:
-            if any(re.match(rf"(.*\.)?({pattern})$", text) for text in texts):
-                return value
-        except (re.error, RecursionError, OverflowError):
-            raise MindSigmaError(f"{path}: alpha_pattern {one_line(pattern)!r} is no regular expression") from None
-    return default
 
 
 def ranks_text(adapter):

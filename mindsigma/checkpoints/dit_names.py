@@ -71,8 +71,9 @@ def stored_null_caption(source):
     return next((name for name in (NULL_CAPTION, DIFFUSERS_NULL_CAPTION) if name in source), None)
 
 
-def map_dit(source):
-    """See a TensorSource with official or diffusers names under ours."""
+def map_dit(source, ema=False):
+    """See the DiT of a TensorSource, with official or diffusers names, under ours; `ema` takes the averaged of two."""
+    source = source.part("dit", ema)
     if "pos_embed.proj.weight" in source:
         return MappedSource(source, DIFFUSERS, DIFFUSERS_DROP)
     return MappedSource(source, OFFICIAL, OFFICIAL_DROP)

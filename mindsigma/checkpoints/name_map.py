@@ -59,16 +59,17 @@ class MappedSource:
         source: TensorSource.
         rule_table: the Rules.
         drop: templates of names that are knowingly not used.
-        prefix: names without it belong to other components of the same file and are knowingly not used.
 
     Attributes:
+        notes: what was assumed while looking for the tensors.
         dropped, unexpected: names of the source that are left out, knowingly or because no rule takes them.
     """
 
-    def __init__(self, source, rule_table, drop=(), prefix=""):
+    def __init__(self, source, rule_table, drop=()):
         self.source = source
         self.path = source.path
         self.metadata = source.metadata
+        self.notes = list(source.notes)
         self._recipes = {}
         names = source.names()
         left = dict.fromkeys(names)
@@ -87,7 +88,7 @@ class MappedSource:
         patterns = [_pattern(template) for template in drop]
         self.dropped, self.unexpected = [], []
         for name in left:
-            known = not name.startswith(prefix) or any(pattern.fullmatch(name) for pattern in patterns)
+            known = any(pattern.fullmatch(name) for pattern in patterns)
             (self.dropped if known else self.unexpected).append(name)
 
     def names(self):

@@ -1,29 +1,22 @@
 """The one way to open a checkpoint: a file, folder or sharded index, recognised by content, as a source of tensors."""
 
 import re
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 import numpy as np
 
 from mindsigma.checkpoints.exchange import ASIDE, PLAN
 from mindsigma.checkpoints.mindspore_file import read_mindspore_ckpt
+from mindsigma.checkpoints.prefixes import find_part, has_averages
 from mindsigma.checkpoints.safetensors_file import MAX_HEADER, MAX_TENSORS, read_safetensors
 from mindsigma.checkpoints.scaled import unscaled
+from mindsigma.checkpoints.state_dict import find_state_dict
 from mindsigma.checkpoints.torch_file import read_torch
+from mindsigma.checkpoints.weight_files import file_in_folder, find_weights, is_averaged, read_index
 from mindsigma.errors import MindSigmaError, one_line
-from mindsigma.foreign import load_json, map_file
+from mindsigma.foreign import map_file
 
-WRAPPERS = ("module.", "_orig_mod.", "model.", "base_model.")  # of DDP, torch.compile and training scripts
-MAX_SHARDS = 2**12
 MAX_NAME = 200  # characters; names go into messages of one line
-# what a folder is searched for, the first kind found wins
-FOLDER_SUFFIXES = (
-    (".safetensors.index.json",),
-    (".safetensors",),
-    (".bin.index.json",),
-    (".bin", ".pth", ".pt", ".ckpt"),
-)
-USUAL_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # preferred to a variant such as `model.fp16`
 # of protobuf `Checkpoint { repeated Value { string tag = 1; TensorProto tensor = 2 } = 1 }`: length, tag, tensor
 MINDSPORE_HEAD = re.compile(rb"\n[\x80-\xff]{0,9}[\x00-\x7f]\n([\x01-\x7f])")
 
@@ -36,9 +29,12 @@ class TensorSource:
     `extra`: dict of the numbers, texts, bools and None a PyTorch file holds beside its state dict, such as epoch, step.
     `scaled`: names of float8 weights with a scale of their own; what is read is their product, float32.
     `left_out`: names of tensors that only quantised forms have, and that are not there for the reader.
+    `averaged`: whether the weights were chosen as averages (EMA), by the name of the file or the key they stood under.
+    `notes`: list[str], what was assumed while looking for them. `beside`: list[str], keys that a PyTorch file holds
+    beside its state dict.
     """
 
-    def __init__(self, path, tensors, metadata=None, extra=None):
+    def __init__(self, path, tensors, metadata=None, extra=None, averaged=False, notes=(), beside=()):
         if len(tensors) > MAX_TENSORS:
             raise MindSigmaError(f"{path}: holds {len(tensors)} tensors, over the limit of {MAX_TENSORS}")
         for name in tensors:
@@ -51,7 +47,25 @@ class TensorSource:
         self.path = Path(path)
         self.metadata = dict(metadata or {})
         self.extra = dict(extra or {})
+        self.averaged = averaged
+        self.notes = [note for note in notes if note]
+        self.beside = list(beside)
         self._tensors, self.scaled, self.left_out = unscaled(path, tensors)
+
+    def part(self, kind, ema=False):
+        """The TensorSource of one network, "dit", "vae" or "t5", its names without prefix; itself if it has none such.
+
+        `ema`: take the averaged one of two. Raises MindSigmaError if several could be meant.
+        """
+        found = find_part(self.path, self.names(), kind, ema and not self.averaged)
+        if found is None:
+            return self
+        tensors = {short: self._tensors[name] for short, name in found.names.items()}
+        averaged, notes = self.averaged or found.averaged, [*self.notes, *found.notes]
+        source = TensorSource(self.path, tensors, self.metadata, self.extra, averaged, notes)
+        source.scaled = [short for short, name in found.names.items() if name in self.scaled]
+        source.left_out = list(self.left_out)
+        return source
 
     def __contains__(self, name):
         return name in self._tensors
@@ -90,22 +104,36 @@ class TensorSource:
 def open_checkpoint(path, ema=False):
     """Open a weights file (safetensors, PyTorch zip, MindSpore .ckpt), a sharded index or a folder, as a TensorSource.
 
-    Of a PyTorch file the state dict is `state_dict_ema` if `ema`, else `state_dict`, else `model`, else the whole dict;
-    of WRAPPERS, the prefixes that all its names share are stripped. Nothing in a file is executed, no tensor is read
-    before it is used. Raises MindSigmaError, of one line, for whatever is wrong with the path or the content.
+    A shard of several stands for all of them. Names are those of the file: `TensorSource.part` finds a network among
+    them. `ema` asks for averaged weights: of a folder the file that is called so, of a PyTorch file the state dict
+    under a key like `state_dict_ema`. Where there are no others, averaged weights are taken unasked, with a note.
+    Nothing in a file is executed, no tensor is read before it is used. Raises MindSigmaError, of one line, for whatever
+    is wrong with the path or the content.
     """
     path = Path(path)
+    for home in (path, path.parent) if path.is_dir() else ():
+        if (home / ASIDE / PLAN).exists():
+            raise MindSigmaError(
+                f"{home}: what wrote it ended while its files moved in; run it again, the old ones are then put back"
+            )
     try:
-        file = _weights_in_folder(path) if path.is_dir() else path
+        weights = find_weights(path, ema)
     except OSError as error:
         raise MindSigmaError(f"{path}: cannot be read ({error.strerror})") from error
-    kind = _recognise(file)
+    notes, averaged = [weights.note], weights.averaged or is_averaged(path.name)
+    metadata, extra, beside = {}, {}, []
+    kind = _recognise(weights.file)
     if kind == "torch":
-        tensors, extra = _state_dict(file, read_torch(file), ema)
-        return TensorSource(path, _unwrap(file, tensors), extra=extra)
-    if ema:
-        raise MindSigmaError(f"{file}: only a PyTorch training file holds EMA weights; open it without EMA")
-    return TensorSource(path, *READERS[kind](file))
+        tensors, extra, beside, key = find_state_dict(weights.file, read_torch(weights.file), ema)
+        if key and not ema:
+            notes.append(f"only averaged (EMA) weights are there: {key}")
+        averaged = averaged or bool(key)
+    else:
+        tensors, metadata = READERS[kind](weights.file)
+    source = TensorSource(path, tensors, metadata, extra, averaged, notes, beside)
+    if ema and not averaged and not has_averages(source.names()):
+        raise MindSigmaError(f"{weights.file}: holds no state_dict_ema or other averaged weights; open it without EMA")
+    return source
 
 
 def _recognise(file):
@@ -139,61 +167,9 @@ def _recognise(file):
     )
 
 
-def _weights_in_folder(folder):
-    """The one file of a folder that holds, or lists, its weights."""
-    for home in (folder, folder.parent):
-        if (home / ASIDE / PLAN).exists():
-            raise MindSigmaError(
-                f"{home}: what wrote it ended while its files moved in; run it again, the old ones are then put back"
-            )
-    names = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
-    for suffixes in FOLDER_SUFFIXES:
-        found = [name for name in names if name.endswith(suffixes)]
-        usual = [name for name in found if name in [stem + suffix for stem in USUAL_STEMS for suffix in suffixes]]
-        if len(found) == 1 or len(usual) == 1:
-            return file_in_folder(folder, (usual or found)[0])
-        if found:
-            listed = ", ".join(one_line(name, 60) for name in found[:4]) + (", ..." if len(found) > 4 else "")
-            raise MindSigmaError(f"{folder}: {len(found)} files could be meant ({listed}); give the path of one")
-    raise MindSigmaError(
-        f"{folder}: holds no weights; expected one .safetensors file, .safetensors.index.json, .pth, .bin or .ckpt"
-    )
-
-
-def file_in_folder(folder, name):
-    """`folder / name`, refused where `name` or the symlink it may be leads out of the folder.
-
-    The Hugging Face hub's cache is let through: `snapshots/<revision>/...` holds symlinks to `blobs/<hash>` beside it.
-    """
-    plain = {name} == {PurePosixPath(name).name, PureWindowsPath(name).name} and name not in ("", "..")
-    if not plain or not name.isprintable() or len(name.encode()) > 255:
-        raise MindSigmaError(f"{folder}: the index names the shard '{one_line(name)}', which is no plain file name")
-    try:
-        home, target = folder.resolve(), (folder / name).resolve()
-    except (OSError, RuntimeError) as error:
-        raise MindSigmaError(f"{folder / one_line(name)}: cannot be resolved; is the symlink a loop?") from error
-    blobs = next((parent.parent / "blobs" for parent in home.parents if parent.name == "snapshots"), None)
-    if home not in target.parents and blobs not in target.parents:
-        raise MindSigmaError(
-            f"{folder / one_line(name)}: a symlink out of its folder; put the file itself there, or give its own path"
-        )
-    return folder / name
-
-
 def _read_index(file):
     """(tensors, metadata) of all shards of an index; the index and its shards must agree on every name."""
-    content = map_file(file)
-    if content.size > MAX_HEADER:
-        raise MindSigmaError(
-            f"{file}: {content.size} bytes are too many for a sharded index; give the path of the weights"
-        )
-    places = load_json(file, content.tobytes(), "the sharded index").get("weight_map")
-    if not isinstance(places, dict) or not places or not all(isinstance(shard, str) for shard in places.values()):
-        raise MindSigmaError(
-            f"{file}: a JSON file without the weight_map of a sharded index; give the path of the weights"
-        )
-    if len(set(places.values())) > MAX_SHARDS:
-        raise MindSigmaError(f"{file}: lists {len(set(places.values()))} shards, over the limit of {MAX_SHARDS}")
+    places = read_index(file)
     shards = {name: file_in_folder(file.parent, name) for name in dict.fromkeys(places.values())}
     opened, metadata = {}, {}
     for name, shard in shards.items():
@@ -220,51 +196,7 @@ def _read_shard(shard):
     kind = _recognise(shard)
     if kind == "index":
         raise MindSigmaError(f"{shard}: a shard must hold weights, but this is a JSON file; download it again")
-    return (_state_dict(shard, read_torch(shard), ema=False)[0], {}) if kind == "torch" else READERS[kind](shard)
+    return (find_state_dict(shard, read_torch(shard))[0], {}) if kind == "torch" else READERS[kind](shard)
 
 
 READERS = {"safetensors": read_safetensors, "mindspore": read_mindspore_ckpt, "index": _read_index}
-
-
-def _state_dict(file, saved, ema):
-    """(tensors, extra) of the object saved in a PyTorch file."""
-    if not isinstance(saved, dict):
-        raise MindSigmaError(
-            f"{file}: holds a {type(saved).__name__.strip('_')}, not a state dict; save model.state_dict()"
-        )
-    wanted = ("state_dict_ema",) if ema else ("state_dict", "model")
-    key = next((key for key in wanted if isinstance(saved.get(key), dict)), None)
-    if ema and key is None:
-        raise MindSigmaError(f"{file}: holds no state_dict_ema; open it without EMA")
-    if key is None and isinstance(saved.get("state_dict_ema"), dict):
-        raise MindSigmaError(f"{file}: holds state_dict_ema only; open it with EMA")
-    tensors, extra = saved, {}
-    if key is not None:
-        tensors = saved[key]
-        extra = {k: v for k, v in saved.items() if isinstance(k, str) and isinstance(v, (int, float, str, type(None)))}
-    wrong = [k for k, v in tensors.items() if not isinstance(k, str) or not isinstance(v, np.ndarray)]
-    if wrong:
-        listed = ", ".join(f"'{one_line(k, 60)}'" for k in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
-        raise MindSigmaError(
-            f"{file}: {len(wrong)} entries of its state dict are no named tensors: {listed}; save the state dict alone"
-        )
-    if not tensors:
-        raise MindSigmaError(f"{file}: its state dict is empty; save model.state_dict()")
-    return tensors, extra
-
-
-def _unwrap(file, tensors):
-    """Strip the WRAPPERS all names share; a name that some share would stand beside its own plain form is refused."""
-    while True:
-        shared = next((w for w in WRAPPERS if all(name.startswith(w) for name in tensors)), None)
-        if shared is None:
-            break
-        tensors = {name[len(shared) :]: tensor for name, tensor in tensors.items()}
-    for name in tensors:
-        twin = next((w + name for w in WRAPPERS if w + name in tensors), None)
-        if twin:
-            raise MindSigmaError(
-                f"{file}: '{one_line(name)}' and '{one_line(twin)}' clash: wrapped and plain names of one tensor; "
-                "save model.state_dict() of the plain model"
-            )
-    return tensors

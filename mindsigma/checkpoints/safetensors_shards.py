@@ -6,9 +6,9 @@ import re
 
 from mindsigma.checkpoints.atomic import naming, replacing
 from mindsigma.checkpoints.exchange import check_places, exchange, recover
-from mindsigma.checkpoints.reader import USUAL_STEMS
 from mindsigma.checkpoints.safetensors_writer import NAMES, check_safetensors, write_safetensors, written_crcs
 from mindsigma.checkpoints.tensor_stream import checked_specs
+from mindsigma.checkpoints.weight_files import USUAL_STEMS
 from mindsigma.errors import MindSigmaError
 
 SHARD = r"(-\d{5}-of-\d{5})?\.safetensors"

@@ -26,6 +26,7 @@ DROP = (TIED, "decoder.embed_tokens.weight", "decoder.final_layer_norm.weight", 
 
 def map_t5(source):
     """See a TensorSource of a T5, whole or encoder alone, under our names."""
+    source = source.part("t5")
     embedding = "shared.weight" if "shared.weight" in source else TIED
     table = tuple(Rule(name, (name,)) for name in NAMES) + (Rule("shared.weight", (embedding,)),)
     return MappedSource(source, table, DROP)

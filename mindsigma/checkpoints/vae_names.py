@@ -38,7 +38,7 @@ DIFFUSERS = _diffusers() + _attention(("to_q", "to_k", "to_v", "to_out.0"))
 DIFFUSERS_OLD = _diffusers() + _attention(("query", "key", "value", "proj_attn"))
 
 
-def _ldm(levels, prefix):
+def _ldm(levels):
     """LDM numbers the decoder's levels from the last to the first, so its rules are written out level by level."""
     resnet = tuple((part, "nin_shortcut" if part == "conv_shortcut" else part) for part in _RESNET)
     pairs = [(name, name) for name in _QUANT]
@@ -66,20 +66,15 @@ def _ldm(levels, prefix):
         pairs.append((f"encoder.down_blocks.{level}.downsamplers.0.conv", f"encoder.down.{level}.downsample.conv"))
         pairs.append((f"decoder.up_blocks.{up}.upsamplers.0.conv", f"decoder.up.{level}.upsample.conv"))
 
-    def prefixed(entries):
-        return [(ours, prefix + theirs) for ours, theirs in entries]
-
-    return rules(*prefixed(pairs)) + rules(*prefixed(attention), squeeze=True)
+    return rules(*pairs) + rules(*attention, squeeze=True)
 
 
 def map_vae(source):
-    """See a TensorSource with LDM, old or present diffusers names under ours."""
-    names = source.names()
-    for prefix in ("", "first_stage_model."):
-        levels = [re.match(re.escape(prefix) + r"encoder\.down\.([0-9]{1,2})\.", name) for name in names]
-        found = {int(match[1]) for match in levels if match}
-        if found:
-            # With the prefix it is a whole Stable Diffusion checkpoint, denoiser and text encoder beside the VAE.
-            return MappedSource(source, _ldm(max(found) + 1, prefix), prefix=prefix)
+    """See the VAE of a TensorSource, with LDM, old or present diffusers names, under ours."""
+    source = source.part("vae")
+    levels = [re.match(r"encoder\.down\.([0-9]{1,2})\.", name) for name in source.names()]
+    found = {int(match[1]) for match in levels if match}
+    if found:
+        return MappedSource(source, _ldm(max(found) + 1))
     old = f"encoder.{_ATTENTION}query.weight" in source
     return MappedSource(source, DIFFUSERS_OLD if old else DIFFUSERS)

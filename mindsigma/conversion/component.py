@@ -7,22 +7,16 @@ from typing import Any, List, Optional
 from mindsigma.checkpoints import open_checkpoint
 from mindsigma.checkpoints.dit_names import NULL_CAPTION, stored_null_caption
 from mindsigma.checkpoints.floats import computed_dtype, is_float8
-from mindsigma.checkpoints.reader import file_in_folder
+from mindsigma.checkpoints.prefixes import kinds_in
 from mindsigma.checkpoints.views import Extended
+from mindsigma.checkpoints.weight_files import file_in_folder
+from mindsigma.conversion.leftovers import left_out
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
-from mindsigma.pipeline.locate import locate
-from mindsigma.pipeline.text import Tokenizer
+from mindsigma.pipeline.locate import DIT_FOLDERS, EMA_FOLDERS, dit_folders, locate
+from mindsigma.pipeline.text import TOKENIZER_FILES, Tokenizer
 
-FOLDERS = {"dit": ("dit", "transformer"), "vae": ("vae",), "t5": ("text_encoder",)}
-
-
-# A name that only one kind of network has, under each of its namings.
-TELLING = {
-    "dit": ("x_embedder.proj.weight", "pos_embed.proj.weight"),
-    "vae": ("decoder.conv_in.weight", "first_stage_model.decoder.conv_in.weight"),
-    "t5": ("encoder.final_layer_norm.weight",),
-}
+FOLDERS = {"dit": DIT_FOLDERS, "vae": ("vae",), "t5": ("text_encoder",)}
 
 
 @dataclass
@@ -66,11 +60,12 @@ class Component:
 
 @dataclass
 class Source:
-    """Everything that a path holds: components, and the tokenizer's folder if it has one."""
+    """Everything that a path holds: components, the tokenizer's folder if it has one, and the names of what is left."""
 
     path: Path
     components: List[Component]
     tokenizer: Optional[Path] = None
+    left: List[str] = field(default_factory=list)
 
 
 def open_component(path, kind, ema=False, **config):
@@ -86,21 +81,22 @@ def open_component(path, kind, ema=False, **config):
         view = Extended(tensors, {NULL_CAPTION: tensors.source.read(stored)})
         dropped = [name for name in dropped if name != stored]
     source = tensors.source
-    record = [f"scaled float8: {len(source.scaled)} weights times their scales, float32"] if source.scaled else []
-    return Component(
-        kind, view, pending.config, Path(path), [*dropped, *source.left_out], record=record, inputs=[Path(path)]
-    )
+    record = list(pending.notes)
+    if source.scaled:
+        record.append(f"scaled float8: {len(source.scaled)} weights times their scales, float32")
+    dropped = [*dropped, *source.left_out]
+    return Component(kind, view, pending.config, Path(path), dropped, record=record, inputs=[Path(path)])
 
 
-def kind_of(path):
-    """Kind of the network in a weight file or in a folder without subfolders for its parts."""
-    source = open_checkpoint(path)
-    for kind, names in TELLING.items():
-        if any(name in source for name in names):
-            return kind
-    raise MindSigmaError(
-        f"{path}: holds no DiT, VAE or T5 that is known here; its first tensor is {source.names()[:1]}"
-    )
+def kinds_of(path, ema=False):
+    """list of the kinds of network in a weight file, or in a folder without subfolders for its parts."""
+    source = open_checkpoint(path, ema)
+    found = kinds_in(source.names())
+    if not found:
+        raise MindSigmaError(
+            f"{path}: holds no DiT, VAE or T5 that is known here; its first tensor is {source.names()[:1]}"
+        )
+    return found
 
 
 def open_source(name_or_path, component=None, ema=False, **config):
@@ -113,7 +109,7 @@ def open_source(name_or_path, component=None, ema=False, **config):
         config: DiTConfig fields the DiT's file does not tell.
     """
     path = locate(name_or_path, FOLDERS.get(component))
-    found = _parts_of(path)
+    found = _parts_of(path, ema and component in (None, "pipeline", "dit"))
     wanted = [kind for kind in found if component in (None, "pipeline", kind)]
     if not wanted:
         raise MindSigmaError(f"{path}: holds no {component}; it holds {', '.join(found)}")
@@ -121,22 +117,32 @@ def open_source(name_or_path, component=None, ema=False, **config):
         open_component(found[kind], kind, ema, **config) if kind == "dit" else open_component(found[kind], kind)
         for kind in wanted
     ]
-    return Source(path, components, _tokenizer(path / "tokenizer"))
+    if "dit" in wanted and found["dit"].name in EMA_FOLDERS and found["dit"] != path and not ema:
+        i = wanted.index("dit")
+        components[i] = components[i].changed(f"only averaged (EMA) weights are there: {found['dit'].name}")
+    tokenizer = _tokenizer(path / "tokenizer")
+    return Source(path, components, tokenizer, left_out(path, found, wanted, tokenizer, ema))
 
 
 def _tokenizer(folder):
     """The folder, if it holds a tokenizer, which must be sound; else None."""
-    if not (folder / "spiece.model").is_file():
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
         return None
-    file = file_in_folder(folder, "spiece.model")
-    Tokenizer(file)
+    for name in TOKENIZER_FILES:
+        if (folder / name).exists():
+            Tokenizer(file_in_folder(folder, name))
     return folder
 
 
-def _parts_of(path):
+def _parts_of(path, ema):
     """dict kind -> path of its weights."""
     if path.is_dir():
-        parts = {kind: path / name for kind, names in FOLDERS.items() for name in names if (path / name).is_dir()}
+        folders = {**FOLDERS, "dit": dit_folders(ema)}
+        parts = {}
+        for kind, names in folders.items():
+            found = next((path / name for name in names if (path / name).is_dir()), None)
+            if found is not None:
+                parts[kind] = found
         if parts:
             return parts
-    return {kind_of(path): path}
+    return dict.fromkeys(kinds_of(path, ema), path)

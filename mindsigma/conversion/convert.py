@@ -20,9 +20,11 @@ from mindsigma.checkpoints.safetensors_writer import check_safetensors, write_sa
 from mindsigma.checkpoints.tensor_stream import TensorSpec, checksum, fetch
 from mindsigma.checkpoints.torch_writer import check_torch, write_torch
 from mindsigma.conversion.component import FOLDERS, open_component
-from mindsigma.conversion.foreign_configs import MODEL_INDEX, SCHEDULER, TOKENIZER
+from mindsigma.conversion.foreign_configs import SCHEDULER, model_index, tokenizer_config
 from mindsigma.conversion.targets import NUMPY, STEMS, SUBFOLDERS, target_folder
 from mindsigma.errors import MindSigmaError
+from mindsigma.pipeline.saving import stale_tokenizers
+from mindsigma.pipeline.text import TOKENIZER_FILES
 
 MAX_SHARD_BYTES = 10 * 10**9
 FILE_WRITERS = {  # suffix -> (write, check)
@@ -31,13 +33,6 @@ FILE_WRITERS = {  # suffix -> (write, check)
     ".safetensors": (write_safetensors, check_safetensors),
 }
 SUFFIXES = {"official": (".pth",), "mindspore": (".ckpt", ".safetensors"), "diffusers": ()}
-PIPELINE_FILES = {
-    "mindspore": ("tokenizer/spiece.model",),
-    "diffusers": (
-        *("tokenizer/spiece.model", "tokenizer/tokenizer_config.json"),
-        *("scheduler/scheduler_config.json", "model_index.json"),
-    ),
-}
 
 
 def specs_of(view):
@@ -87,7 +82,7 @@ def check(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
         return
     check_folder_target(root, overwrite)
     whole = _whole(outputs, tokenizer)
-    places = [PurePosixPath(place) for place in PIPELINE_FILES[target]] if whole else []
+    places = [PurePosixPath(place) for place in _pipeline_files(target, tokenizer)] if whole else []
     for output in outputs:
         kind = output.component.kind
         folder, stem = target_folder("", target, kind, whole), STEMS[target][kind]
@@ -143,7 +138,7 @@ def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
     Args:
         root: a `.ckpt` or `.safetensors` file for one component of "mindspore", a `.pth` file for "official", else a
             folder.
-        tokenizer: folder whose spiece.model goes along with a pipeline.
+        tokenizer: folder whose spiece.model, tokenizer.json go along with a pipeline.
         overwrite: replace what is there.
         progress: called with each number of bytes written.
     """
@@ -155,7 +150,8 @@ def write(outputs, root, target, tokenizer=None, overwrite=False, shard_bytes=MA
         return [root]
     identity = fingerprint(outputs, target, shard_bytes)
     whole = _whole(outputs, tokenizer)
-    with replacing_files(root, identity) as place:
+    leaving = stale_tokenizers(_tokenizer_files(tokenizer)) if whole else ()
+    with replacing_files(root, identity, leaving) as place:
         for output in outputs:
             folder = target_folder(place, target, output.component.kind, whole)
             write_sharded_safetensors(
@@ -190,13 +186,27 @@ def _check_file(outputs, path, target, overwrite):
     FILE_WRITERS[path.suffix][1](path, specs_of(outputs[0].view), outputs[0].metadata)
 
 
-def _write_pipeline_files(root, target, tokenizer):
-    if tokenizer is not None:
-        copy_file(tokenizer / "spiece.model", root / "tokenizer" / "spiece.model")
+def _tokenizer_files(tokenizer):
+    """Names of the files of a tokenizer's folder, or None, that go along."""
+    return [name for name in TOKENIZER_FILES if tokenizer is not None and (tokenizer / name).exists()]
+
+
+def _pipeline_files(target, tokenizer):
+    """Places of what `_write_pipeline_files` writes."""
+    places = [f"tokenizer/{name}" for name in _tokenizer_files(tokenizer)]
     if target == "diffusers":
-        write_json(root / "tokenizer" / "tokenizer_config.json", TOKENIZER)
+        places += ["tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json", "model_index.json"]
+    return places
+
+
+def _write_pipeline_files(root, target, tokenizer):
+    files = _tokenizer_files(tokenizer)
+    for name in files:
+        copy_file(tokenizer / name, root / "tokenizer" / name)
+    if target == "diffusers":
+        write_json(root / "tokenizer" / "tokenizer_config.json", tokenizer_config(files))
         write_json(root / "scheduler" / "scheduler_config.json", SCHEDULER)
-        write_json(root / "model_index.json", MODEL_INDEX)
+        write_json(root / "model_index.json", model_index(files))
 
 
 def verify(output, path, dtype=None, progress=None):

@@ -41,6 +41,21 @@ TOKENIZER = {
 }
 
 
+def tokenizer_class(files):
+    """transformers' class that reads a tokenizer of these file names; release 5 takes both for the same."""
+    return "T5TokenizerFast" if "spiece.model" not in files and "tokenizer.json" in files else "T5Tokenizer"
+
+
+def model_index(tokenizer_files):
+    """model_index.json of a pipeline whose tokenizer folder holds files of these names."""
+    return {**MODEL_INDEX, "tokenizer": ["transformers", tokenizer_class(tokenizer_files)]}
+
+
+def tokenizer_config(tokenizer_files):
+    """tokenizer_config.json beside files of these names."""
+    return {**TOKENIZER, "tokenizer_class": tokenizer_class(tokenizer_files)}
+
+
 def diffusers_config(kind, config):
     """config.json of a network as diffusers, or for T5 transformers, writes it."""
     return {"dit": _transformer, "vae": _vae, "t5": _t5}[kind](config)

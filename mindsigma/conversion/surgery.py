@@ -11,7 +11,7 @@ from mindsigma.checkpoints.tensor_stream import checksum
 from mindsigma.checkpoints.views import Extended, Merged
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import KVCompression
-from mindsigma.pipeline.adapters import open_adapters
+from mindsigma.pipeline.adapters import notes_of, open_adapters
 
 
 def compress_keys(component, text, init="average", seed=0):
@@ -115,6 +115,8 @@ def add_adapters(component, adapters, dtype=None):
             f"{len(one.adapter.entries)} modules, {ranks_text(one.adapter)}",
             inputs=[*component.inputs, one.adapter.path],
         )
+        for note in notes_of(one):
+            component = component.changed(note)
     return replace(component, view=Adapted(component.view, [(one.adapter, weight) for one, weight in opened], dtype))
 
 

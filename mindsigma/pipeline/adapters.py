@@ -3,9 +3,9 @@
 import math
 from pathlib import Path
 
-from mindsigma.checkpoints.adapter_reader import open_adapter
+from mindsigma.checkpoints.adapter_reader import Opened, open_adapter
 from mindsigma.checkpoints.adapter_view import Adapted
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.pipeline.locate import locate
 
 
@@ -28,10 +28,22 @@ def open_adapters(adapters):
     """list of (Opened, weight) of what a user gave.
 
     Args:
-        adapters: iterable of `FILE[:WEIGHT]`, or of (path, weight).
+        adapters: iterable of `FILE[:WEIGHT]`, of (path, weight), or of what this function returned.
     """
     pairs = [parse_adapter(one) if isinstance(one, (str, Path)) else (one[0], float(one[1])) for one in adapters]
-    return [(open_adapter(locate(path)), weight) for path, weight in pairs]
+    return [(one if isinstance(one, Opened) else open_adapter(locate(one)), weight) for one, weight in pairs]
+
+
+def notes_of(opened):
+    """list[str]: what was assumed about an Opened adapter, and what of its source was left out."""
+    name = opened.adapter.path.name
+    notes = [f"{name}: {line}" for line in opened.assumed]
+    if opened.dropped:
+        notes.append(
+            f"{name}: {len(opened.dropped)} tensors of a text encoder are left out: {one_line(opened.dropped[0])}"
+            + (", ..." if len(opened.dropped) > 1 else "")
+        )
+    return notes
 
 
 def with_adapters(tensors, adapters, dtype=None):

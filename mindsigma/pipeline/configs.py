@@ -3,7 +3,7 @@
 import numpy as np
 
 from mindsigma.checkpoints.dit_names import stored_null_caption
-from mindsigma.checkpoints.reader import file_in_folder
+from mindsigma.checkpoints.weight_files import file_in_folder
 from mindsigma.errors import MindSigmaError
 from mindsigma.foreign import load_json
 from mindsigma.models.dit import DiTConfig, KVCompression
@@ -42,12 +42,21 @@ def stored_dit_fields(path, tensors, release=None):
     return {}
 
 
-def _stored(path, tensors):
-    """The config, as a dict, that the header of one of our own files or config.json beside the weights holds, or {}."""
+def _stored(path, tensors, *classes):
+    """The config, as a dict, that the header of one of our own files or config.json beside the weights holds, or {}.
+
+    `classes`: what it may call itself, where a file may hold several networks and the config be that of another.
+    """
     if "config" in tensors.metadata:
-        return load_json(path, tensors.metadata["config"].encode("utf-8", "surrogatepass"), "the config in its header")
-    folder = path if path.is_dir() else path.parent
-    return read_json(file_in_folder(folder, "config.json")) if (folder / "config.json").is_file() else {}
+        config = load_json(
+            path, tensors.metadata["config"].encode("utf-8", "surrogatepass"), "the config in its header"
+        )
+    else:
+        folder = path if path.is_dir() else path.parent
+        config = read_json(file_in_folder(folder, "config.json")) if (folder / "config.json").is_file() else {}
+    architectures = config.get("architectures")
+    own = config.get("_class_name") or (architectures[0] if isinstance(architectures, list) and architectures else None)
+    return {} if classes and path.is_file() and own is not None and own not in classes else config
 
 
 def dit_config(tensors, stored, overrides, release=None):
@@ -146,7 +155,7 @@ def vae_config(path, tensors):
 
     A file alone does not tell the number of groups and the scaling factor: SDXL's are taken.
     """
-    stored = _stored(path, tensors)
+    stored = _stored(path, tensors, "AutoencoderKL", "VAE")
     if stored:
         return VAEConfig.from_dict(checked(tensors.path, VAEConfig, stored, len(tensors.names())))
     names = tensors.names()
@@ -170,7 +179,7 @@ def vae_config(path, tensors):
 
 def t5_config(path, tensors):
     """T5Config of a folder with config.json, or of a weight file that stands alone."""
-    stored = _stored(path, tensors)
+    stored = _stored(path, tensors, "T5EncoderModel", "T5Encoder", "T5ForConditionalGeneration", "T5Model")
     if stored:
         return T5Config.from_dict(checked(tensors.path, T5Config, stored, len(tensors.names())))
     first = "encoder.block.0.layer."

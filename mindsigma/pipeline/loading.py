@@ -1,5 +1,7 @@
 """From a path to a network with weights: finds files, works out the config, accounts for every tensor."""
 
+from pathlib import Path
+
 import mindspore as ms
 import numpy as np
 from mindspore.nn.utils import no_init_parameters
@@ -7,6 +9,7 @@ from mindspore.nn.utils import no_init_parameters
 from mindsigma.checkpoints import open_checkpoint
 from mindsigma.checkpoints.dit_names import map_dit
 from mindsigma.checkpoints.floats import is_float
+from mindsigma.checkpoints.prefixes import kinds_in
 from mindsigma.checkpoints.t5_names import map_t5
 from mindsigma.checkpoints.tensor_stream import release
 from mindsigma.checkpoints.vae_names import map_vae
@@ -16,10 +19,10 @@ from mindsigma.models.dit.config import canonical_fields
 from mindsigma.models.t5 import T5Encoder
 from mindsigma.models.t5_streamed import StreamedT5Encoder
 from mindsigma.models.vae import VAE
-from mindsigma.pipeline.adapters import with_adapters
+from mindsigma.pipeline.adapters import notes_of, open_adapters, with_adapters
 from mindsigma.pipeline.arguments import one_of
 from mindsigma.pipeline.configs import dit_config, stored_dit_fields, t5_config, vae_config
-from mindsigma.pipeline.locate import component_folder
+from mindsigma.pipeline.locate import EMA_FOLDERS, component_folder, dit_folders
 from mindsigma.pipeline.released import release_of, size_note
 from mindsigma.pipeline.stored_config import config_of
 from mindsigma.pipeline.tensors import as_tensor
@@ -52,10 +55,10 @@ def open_dit(path, dtype=None, ema=False, kernels=None, lora=(), align_heads=Fal
 
     `align_heads`: for sampling, see `DiT.align_heads`.
     """
-    path = component_folder(path, ("dit", "transformer"))
+    given, path = path, component_folder(path, dit_folders(ema))
     released = release_of(path)
     try:
-        tensors = map_dit(open_checkpoint(path, ema=ema))
+        tensors = map_dit(open_checkpoint(path, ema=ema), ema)
     except MindSigmaError as error:
         raise MindSigmaError(f"{error}{size_note(released, path)}") from error
     with config_of(path):
@@ -63,7 +66,11 @@ def open_dit(path, dtype=None, ema=False, kernels=None, lora=(), align_heads=Fal
         config = dit_config(tensors, stored, canonical_fields(config_overrides), released)
     prepare = DiT.align_heads if align_heads else None
     pending = Pending(tensors, lambda: DiT(config, _dtype(dtype), kernels), prepare)
-    pending.tensors = with_adapters(tensors, lora, np.float32)
+    if path.name in EMA_FOLDERS and not ema and path != Path(given):
+        pending.notes.append(f"only averaged (EMA) weights are there: {path.name}")
+    adapters = open_adapters(lora)
+    pending.tensors = with_adapters(tensors, adapters, np.float32)
+    pending.notes += [note for one, _ in adapters for note in notes_of(one)]
     return pending
 
 
@@ -97,6 +104,14 @@ def open_t5(path, dtype=None, kernels=None, memory="whole"):
     return pending if memory == "whole" else PendingStreamed(pending, kernels, FromDisk if memory == "layers" else Int8)
 
 
+def kinds_in_file(path):
+    """set of the kinds of network, "dit", "vae", "t5", in a weight file; empty of a folder, and of what is damaged."""
+    try:
+        return set(kinds_in(open_checkpoint(path).names())) if path.is_file() else set()
+    except MindSigmaError:
+        return set()  # who opens it as a network says what is wrong
+
+
 def _dtype(name):
     return resolve_dtype(name)
 
@@ -111,11 +126,13 @@ class Pending:
 
     Attributes:
         config, dtype: of the cell.
+        notes: list[str], what was assumed or left out on the way.
     """
 
     def __init__(self, tensors, build, prepare=None):
         self.tensors = tensors
         self._build, self._prepare = build, prepare
+        self.notes = list(tensors.notes)
         network = account(self._empty(), tensors)
         self.config, self.dtype = network.config, network.dtype
 
@@ -146,6 +163,7 @@ class PendingStreamed:
 
     def __init__(self, pending, kernels, hold):
         self.tensors, self.config, self.dtype = pending.tensors, pending.config, pending.dtype
+        self.notes = pending.notes
         self._kernels, self._hold = kernels, hold
 
     def load(self):

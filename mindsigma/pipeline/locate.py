@@ -10,6 +10,8 @@ from mindsigma.pipeline.released import advice, release_named
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 DEFAULT_MODEL = "sigma-mini"
 MAX_JSON = 2**24  # bytes
+DIT_FOLDERS = ("dit", "transformer")
+EMA_FOLDERS = ("dit_ema", "transformer_ema", "ema_model", "ema")  # averaged weights, as training scripts save them
 
 # Of a folder on the hub: what a pipeline here reads, without copies of the weights in other precisions.
 HUB_FILES = ("*.json", "*.safetensors", "*.model")
@@ -88,6 +90,11 @@ def component_folder(name_or_path, subfolders):
                 f"{path}: holds neither {' nor '.join(f'{name}/' for name in subfolders)} nor a config.json"
             )
     return path
+
+
+def dit_folders(ema=False):
+    """Names of the subfolders that may hold a DiT, the preferred first; averaged ones are taken unasked if alone."""
+    return (*EMA_FOLDERS, *DIT_FOLDERS) if ema else (*DIT_FOLDERS, *EMA_FOLDERS)
 
 
 def read_json(file):

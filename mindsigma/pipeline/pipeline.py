@@ -19,7 +19,7 @@ from mindsigma.pipeline.arguments import one_of, positive, seeds_for
 from mindsigma.pipeline.captions import caption_pair, each, given_caption, pad, repeat_rows
 from mindsigma.pipeline.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
 from mindsigma.pipeline.images import cover_and_crop, to_pil, to_unit_range
-from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
+from mindsigma.pipeline.loading import kinds_in_file, open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import locate
 from mindsigma.pipeline.parallel import ParallelGraphs, ParallelSampling, bytes_sent
 from mindsigma.pipeline.released import release_named
@@ -92,7 +92,8 @@ class PixArtSigmaPipeline:
 
         Args:
             name_or_path: bundled or released name, folder of a diffusers pipeline or of this project, hub id, or the
-                weight file of a DiT (.pth, .ckpt, .safetensors), which then needs `components`.
+                weight file of a DiT (.pth, .ckpt, .safetensors), which then needs `components`; of them, a file that
+                holds VAE and T5 as well needs tokenizer/ alone, here or beside itself.
             dtype: "fp32", "fp16" or "bf16"; default fp32 on the CPU, fp16 on Ascend.
             device: "CPU" or "Ascend"; default what MindSpore finds.
             components: folder, or hub id, with vae/, text_encoder/ and tokenizer/, if not in `name_or_path`; a released
@@ -112,16 +113,21 @@ class PixArtSigmaPipeline:
         if components is None and release is not None and not release.whole:
             components = release.components
         path = locate(name_or_path, None if components is None else ("dit", "transformer"))
+        held = kinds_in_file(path)  # a file of ComfyUI's kind holds VAE and T5, too
         if path.is_file() and components is None:
-            raise MindSigmaError(
-                f"{path}: a weight file holds the DiT alone; name the folder with vae/, text_encoder/ and tokenizer/ "
-                "as components (--components)"
-            )
+            if not {"vae", "t5"} <= held or not (path.parent / "tokenizer").is_dir():
+                raise MindSigmaError(
+                    f"{path}: a weight file holds no tokenizer, and most hold no VAE and no T5; name the folder with "
+                    "tokenizer/, vae/ and text_encoder/ as components (--components)"
+                )
+            components = path.parent
         rest = path if components is None else locate(components, ("vae", "text_encoder", "tokenizer"))
+        vae = path if "vae" in held and not (rest / "vae").is_dir() else rest
+        t5 = path if "t5" in held and not (rest / "text_encoder").is_dir() else rest
         return cls(
             open_dit(path, dtype, lora=lora, align_heads=True, **config),
-            open_vae(rest, dtype),
-            open_t5(rest, dtype, memory=text_encoder_memory),
+            open_vae(vae, dtype),
+            open_t5(t5, dtype, memory=text_encoder_memory),
             Tokenizer(rest / "tokenizer"),
             convention,
             parallel,
@@ -146,6 +152,11 @@ class PixArtSigmaPipeline:
     def text_encoder(self):
         """The TextEncoder."""
         return TextEncoder(self.tokenizer, self._component("t5"))
+
+    @property
+    def notes(self):
+        """list[str]: what was assumed about the weights, or left out of an adapter."""
+        return [note for pending in self._pending.values() for note in getattr(pending, "notes", ())]
 
     @property
     def default_size(self):

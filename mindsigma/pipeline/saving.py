@@ -13,6 +13,7 @@ from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.checkpoints.views import rounded
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.t5 import T5Encoder
+from mindsigma.pipeline.text import TOKENIZER_FILES
 
 FORMAT = {"format": "mindsigma", "format_version": "1"}
 NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -36,12 +37,19 @@ def save_pipeline(pipeline, folder, dtype="fp16"):
     encoder = pipeline.text_encoder.encoder
     if not isinstance(encoder, T5Encoder):
         raise MindSigmaError("to save a pipeline, open it with text_encoder_memory='whole'")
-    with replacing_files(folder) as place:
+    tokenizer = pipeline.tokenizer.path
+    with replacing_files(folder, leaving=stale_tokenizers([tokenizer.name])) as place:
         with pipeline.dit.published_shapes() as dit:
             _write(dit, place / "dit", dtype)
         _write(pipeline.vae, place / "vae", dtype)
         _write(encoder, place / "text_encoder", dtype)
-        copy_file(pipeline.tokenizer.path, place / "tokenizer" / "spiece.model")
+        copy_file(tokenizer, place / "tokenizer" / tokenizer.name)
+
+
+def stale_tokenizers(written):
+    """Places in a pipeline's folder that a Tokenizer would read in place of the files `written` into its tokenizer/."""
+    first = TOKENIZER_FILES.index(written[0]) if written else 0
+    return [f"tokenizer/{name}" for name in TOKENIZER_FILES[:first]]
 
 
 def _check(dtype):
