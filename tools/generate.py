@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindsigma import __version__, command_line  # noqa: E402
 from mindsigma.config_file import parse_with_config  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma.errors import MindSigmaError, say  # noqa: E402
 from mindsigma.pipeline.options import build_parser, check, is_png, read_prompts  # noqa: E402
 
 MAX_NAME_BYTES = 80
@@ -73,28 +73,30 @@ def main():
         )
     pipeline.vae_tiling = args.vae_tiling
     first = pipeline.parallel is None or pipeline.parallel.first  # the others draw, but neither tell nor write
-    say = print if first else lambda *_: None
+    tell = say if first else lambda *_: None
     if args.model == "sigma-mini":
-        say(
+        tell(
             "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
             "For the released PixArt-Sigma weights: --model FOLDER, see README, Released weights"
         )
     size = pipeline.image_size(args.height, args.width, args.resolution_binning)
     asked = args.height or pipeline.default_size, args.width or pipeline.default_size
     if asked != size:
-        say(f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped")
+        tell(
+            f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped"
+        )
     if args.parallel:
         sent = traffic(pipeline, size, prompts, args)
         if args.verbose:
-            say(sent)
+            tell(sent)
     out = Path(args.out)
     make_folder(out)
     if shapes:
         with clock.phase("warm-up"):
-            warm_up_all(pipeline, shapes, args, say)
+            warm_up_all(pipeline, shapes, args, tell)
     if not jobs:
         if args.verbose:
-            say(clock.table())
+            tell(*clock.table().split("\n"))
         return 0
     with clock.phase("text"):
         captions = encode_all(pipeline, prompts, args)
@@ -126,17 +128,17 @@ def main():
             path = out if is_png(out) else out / name
             if first:
                 save_png(image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size)})
-            say(path)
+            tell(path)
         if args.verbose:
-            say(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
+            tell(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
         images += result.images
     if args.grid and first:
         path = (out.parent if is_png(out) else out) / "grid.png"
         grid = image_grid(images)
         save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **metadata(args, size, grid.size)})
-        say(path)
+        tell(path)
     if args.verbose:
-        say(clock.table())
+        tell(*clock.table().split("\n"))
     return 0
 
 
@@ -149,7 +151,7 @@ def shapes_of(args):
     return [Shape.parse(text, args.max_sequence_length) for text in args.warm_up]
 
 
-def warm_up_all(pipeline, shapes, args, say):
+def warm_up_all(pipeline, shapes, args, tell):
     """Compile the graphs of all shapes and say how many there were."""
     from mindsigma.pipeline.warm_up import warm_up
 
@@ -164,7 +166,7 @@ def warm_up_all(pipeline, shapes, args, say):
             solver_order=args.solver_order,
             guidance_halves=args.guidance_halves,
         )
-        say(
+        tell(
             f"warm-up: {shape.height} x {shape.width}, batch {shape.batch}, {shape.tokens} tokens: {graphs} graphs in "
             f"{time.perf_counter() - begin:.1f} s"
         )

@@ -14,7 +14,7 @@ from mindsigma.checkpoints.atomic import naming, replacing, write_json
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
 from mindsigma.diffusion.loss import LossConfig
 from mindsigma.distributed import Collectives, join_ranks, set_from_rank
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line, say
 from mindsigma.ops.shared_graph import compile_seconds
 from mindsigma.pipeline.locate import locate
 from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
@@ -65,9 +65,9 @@ class Trainer:
         self.step = self._resume()
         self._build_validation()
 
-    def _say(self, text):
+    def _say(self, *lines):
         if self.ranks.first:
-            print(text, flush=True)
+            say(*lines)
 
     def _open_data(self):
         args = self.args
@@ -81,7 +81,7 @@ class Trainer:
             "threads": args.threads,
         }
         self.sampler, self.loader = self._sampled(self.source, args.seed)
-        self._say(str(self.sampler.summary()))
+        self._say(*str(self.sampler.summary()).split("\n"))
 
     def _sampled(self, source, seed):
         """BucketSampler and Loader of a data set that is trained on."""
@@ -224,13 +224,13 @@ class Trainer:
 
     def _restore(self, path):
         with self.checkpoints.readable(path):
-            stored = read_state(path).get("identity", {})
+            stored = read_state(path)["identity"]
         for name in sorted(set(stored) | set(self.identity)):
             if stored.get(name) != self.identity.get(name):
-                what = NAMES.get(name, f"--{name.replace('_', '-')}")
+                what = NAMES.get(name, f"--{one_line(name).replace('_', '-')}")
+                then, now = (one_line(repr(table.get(name))) for table in (stored, self.identity))
                 raise MindSigmaError(
-                    f"{path}: was trained with {what} {stored.get(name)!r}, not {self.identity.get(name)!r}; "
-                    "use that, another --output, or --overwrite"
+                    f"{path}: was trained with {what} {then}, not {now}; use that, another --output, or --overwrite"
                 )
         state = self.checkpoints.restore(path, self.learner, self.training)
         self._say(f"resumed from {path}")
