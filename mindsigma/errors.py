@@ -21,10 +21,13 @@ def one_line(text, limit=120):
     return printable(text if len(text) <= limit else text[:limit] + "...")
 
 
-def say(*lines):
-    """Print each text as one printable, bounded line, at once. Every tool speaks through this: names are foreign."""
+def say(*lines, to=None):
+    """Print each text as one printable, bounded line, at once. Every tool speaks through this: names are foreign.
+
+    `to`: the stream, by default standard output.
+    """
     for line in lines:
-        print(bounded(line, LONGEST_LINE), flush=True)
+        print(bounded(line, LONGEST_LINE), file=to, flush=True)
 
 
 def bounded(text, limit):

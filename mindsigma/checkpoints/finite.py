@@ -25,13 +25,10 @@ def all_finite(array):
     return not any((flat[i : i + CHUNK] & bits(mask)).max() >= least for i in range(0, flat.size, CHUNK))
 
 
-def finite(path, name, array, after=""):
-    """`array`, if it is all finite; else raises MindSigmaError that names the file and the tensor.
-
-    `after`: what was done to the numbers since they were read, for the message.
-    """
+def finite(path, name, array):
+    """`array`, if it is all finite; else raises MindSigmaError that names the file and the tensor."""
     if not all_finite(array):
         raise MindSigmaError(
-            f"{path}: tensor '{one_line(name)}' holds NaN or infinity{after}; copy, download or make the file again"
+            f"{path}: tensor '{one_line(name)}' is not finite (NaN or infinity); copy, download or make the file again"
         )
     return array

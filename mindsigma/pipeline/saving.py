@@ -11,6 +11,7 @@ from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.t5 import T5Encoder
+from mindsigma.pipeline.arguments import one_of
 
 FORMAT = {"format": "mindsigma", "format_version": "1"}
 NUMPY = {"fp32": np.dtype(np.float32), "fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -23,9 +24,7 @@ def stored_config(class_name, config):
 
 def save_network(network, folder, dtype="fp16"):
     """Write config.json and model.safetensors of a cell into a folder (Path); each is replaced whole or not at all."""
-    if dtype not in NUMPY:
-        raise MindSigmaError(f"dtype {dtype!r}: weights are written as {', '.join(NUMPY)}")
-    kind = NUMPY[dtype]
+    kind = NUMPY[one_of("dtype of the weights", dtype, tuple(NUMPY))]
     # Not parameter.name, which a parent cell prefixes.
     parameters = dict(network.parameters_and_names())
     specs = [TensorSpec(name, kind, tuple(parameter.shape)) for name, parameter in parameters.items()]

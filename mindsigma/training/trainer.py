@@ -9,13 +9,13 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from mindsigma.checkpoints.adapter_reader import open_adapter
 from mindsigma.checkpoints.atomic import naming, replacing, write_json
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
 from mindsigma.diffusion.loss import LossConfig
 from mindsigma.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.errors import MindSigmaError, one_line, say
 from mindsigma.ops.shared_graph import compile_seconds
+from mindsigma.pipeline.adapters import open_finite_adapter
 from mindsigma.pipeline.locate import locate
 from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 from mindsigma.runtime import resolve_dtype, set_device
@@ -133,7 +133,7 @@ class Trainer:
         """The Adapter that is trained, as it is at the start."""
         args = self.args
         if args.init_lora:
-            return open_adapter(locate(args.init_lora)).adapter
+            return open_finite_adapter(locate(args.init_lora)).adapter
         config = AdapterConfig(
             args.lora_rank, args.lora_alpha, tuple(args.lora_targets or TARGETS), args.rslora, args.dora
         )
