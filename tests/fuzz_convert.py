@@ -31,6 +31,7 @@ from hostile.sources import SOURCES, build_all  # noqa: E402
 MEMORY = 700 * 2**20  # growth of resident memory during one run, bytes
 SECONDS = 20  # CPU time of one run
 HANGS = 60  # CPU seconds of the worker after which a run is given up, whatever else keeps the machine busy
+IDLE = 20  # seconds without any CPU time after which it waits for something, as a pipe
 WORKER = Path(__file__).parent / "hostile" / "worker.py"
 GIVEN, RESULT = "hostile_in", "hostile_out"  # names that no message holds by chance
 BARS = ("write:", "verify:")
@@ -136,9 +137,14 @@ class Driver:
         task.update(log=str(self.folder / "stderr"), out=str(self.folder / "stdout"))
         self.worker.stdin.write(json.dumps(task) + "\n")
         self.worker.stdin.flush()
-        end = cpu_seconds(self.worker.pid) + HANGS
-        while not select.select([self.worker.stdout], [], [], 1)[0] and cpu_seconds(self.worker.pid) < end:
-            pass
+        taken, since = cpu_seconds(self.worker.pid), time.monotonic()
+        end = taken + HANGS
+        while not select.select([self.worker.stdout], [], [], 1)[0] and taken < end:
+            now = cpu_seconds(self.worker.pid)
+            if now > taken:
+                taken, since = now, time.monotonic()
+            elif time.monotonic() - since > IDLE:
+                break
         if select.select([self.worker.stdout], [], [], 0)[0]:
             line = self.worker.stdout.readline()
             if line:

@@ -1,8 +1,9 @@
-"""What is wrong with hostile data: lies in tables, tars, states and options, files that are none, damage of any kind."""
+"""What is wrong with hostile data: lies in tables, tars, states, options and pictures, files that are none."""
 
 import io
 import json
 import os
+import shutil
 import struct
 import tarfile
 import zlib
@@ -355,19 +356,25 @@ def _nan(last, first):
     file.write_bytes(content)
 
 
+def _lock(make):
+    def change(rng, folder):
+        lock = folder / "checkpoints" / ".lock"
+        lock.unlink()
+        make(lock)
+
+    return change
+
+
 RUN = {
     "NaN weights": _copied(_nan),
     "an extra state": _copied(lambda last, first: (last / "states-1.safetensors").write_bytes(b"x")),
-    "a state of another step": _copied(lambda last, first: (last / "state.json").write_bytes((first / "state.json").read_bytes())),
+    "a state of another step": _copied(lambda last, first: shutil.copy(first / "state.json", last)),
     "of another name": _copied(lambda last, first: last.rename(last.with_name("step_00000007"))),
     "of an absurd name": _copied(lambda last, first: last.rename(last.with_name("step_" + "9" * 200))),
     "of other digits": _copied(lambda last, first: last.rename(last.with_name("step_0000000\u0665"))),
     "a link out": _copied(lambda last, first: (last / "dit" / "more").symlink_to("/etc")),
-    "the lock a pipe": lambda rng, folder: ((folder / "checkpoints/.lock").unlink(), os.mkfifo(folder / "checkpoints/.lock")),
-    "the lock a link": lambda rng, folder: (
-        (folder / "checkpoints/.lock").unlink(), (folder / "checkpoints/.lock").symlink_to("../log.jsonl"),
-    ),
-    "no checkpoints": lambda rng, folder: (folder / "checkpoints").rename(folder / "checkpoint"),
+    "the lock a pipe": _lock(os.mkfifo),
+    "the lock a link": _lock(lambda lock: lock.symlink_to("../log.jsonl")),
 }  # fmt: skip
 
 
@@ -392,9 +399,10 @@ def changes_of(source):
         tables.append(("csv", {name: _of_text(".csv", change) for name, change in CSV.items()}))
     if source in ("folder", "official", "jsonl", "csv"):
         tables.append(("picture", PICTURES))
-    tables += [
-        (kind, table) for kind, table in (("tar", TAR), ("run", RUN)) if source == {"tar": "shards"}.get(kind, kind)
-    ]
+    if source == "shards":
+        tables.append(("tar", TAR))
+    if source == "run":
+        tables.append(("run", RUN))
     if source == "options":
         tables.append(("yaml", {name: _yaml(text) for name, text in YAML.items()}))
     for kind, table in tables:

@@ -4,6 +4,7 @@ Reads a JSON object a line, {"tool", "cwd", "arguments", "compare"}, and answers
 stderr held, CPU seconds, growth of resident memory, and what was done that no run may do. Started by fuzz_convert.py.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -139,13 +140,10 @@ def difference(source, target, ema, without, **config):
 
 def resume():
     """Read a run as a start of tools/train.py does."""
-    from hostile.data_sources import learner_and_training
     from mindsigma.distributed import Collectives, Ranks
     from mindsigma.training.checkpoints import RunCheckpoints, read_state
     from mindsigma.training.report import read_log
 
-    global _held
-    _held = _held or learner_and_training()
     folder = Path(sys.argv[1])
     read_log(folder / "log.jsonl")
     kept = RunCheckpoints(folder / "checkpoints", 3, Collectives(Ranks()))
@@ -153,11 +151,16 @@ def resume():
     if path is not None:
         with kept.readable(path):
             read_state(path)
-        kept.restore(path, *_held)
+        kept.restore(path, *held())
     kept.best()
 
 
-_held = None
+@functools.cache
+def held():
+    """What runs are restored into."""
+    from hostile.data_sources import learner_and_training
+
+    return learner_and_training()
 
 
 def options():
@@ -169,7 +172,9 @@ def options():
 
 
 def main_of(tool):
-    """The function that a tool's script runs."""
+    """The function that a tool's script runs, with what it needs at hand, so that no case pays for it."""
+    if tool == "resume":
+        held()
     return {"resume": resume, "options": options}.get(tool) or importlib.import_module(tool).main
 
 
