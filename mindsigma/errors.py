@@ -1,6 +1,7 @@
-"""The one exception a user can mend, and foreign text made fit for its message."""
+"""The one exception a user can mend, and foreign text made fit for its message and for the terminal."""
 
 LONGEST_MESSAGE = 1200  # characters; what is longer quotes something foreign and is cut in its middle
+LONGEST_LINE = 5000  # characters of a line on the terminal; no path is longer
 
 
 class MindSigmaError(ValueError):
@@ -11,17 +12,34 @@ class MindSigmaError(ValueError):
     """
 
     def __init__(self, message=""):
-        text = printable(message)
-        if len(text) > LONGEST_MESSAGE:
-            half = LONGEST_MESSAGE // 2 - 2
-            text = f"{text[:half]} ... {text[-half:]}"
-        super().__init__(text)
+        super().__init__(bounded(message, LONGEST_MESSAGE))
 
 
 def one_line(text, limit=120):
     """Text from a foreign file, made fit for a one-line message: escaped where unprintable, cut at `limit`."""
     text = str(text)
     return printable(text if len(text) <= limit else text[:limit] + "...")
+
+
+def say(*lines, to=None):
+    """Print each text as one printable, bounded line, at once. Every tool speaks through this: names are foreign.
+
+    `to`: the stream, by default standard output.
+    """
+    for line in lines:
+        print(bounded(line, LONGEST_LINE), file=to, flush=True)
+
+
+def bounded(text, limit):
+    """Printable text of at most `limit` characters; what is longer is cut in its middle."""
+    text = str(text)
+    if len(text) > limit:
+        text = f"{text[: limit // 2]} ... {text[-(limit // 2) :]}"  # before it is escaped: it may be very long
+    text = printable(text)
+    if len(text) > limit:
+        half = limit // 2 - 3
+        text = f"{text[:half]} ... {text[-half:]}"
+    return text
 
 
 def printable(text):

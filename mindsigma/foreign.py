@@ -7,15 +7,26 @@ Whatever is read from outside goes through here: `open_regular`, `read_bytes`, `
 import json
 import os
 import stat
+import struct
+import zlib
 from contextlib import contextmanager
-
-import numpy as np
 
 from mindsigma.errors import MindSigmaError, one_line
 
 LARGEST_DOCUMENT = 64 << 20  # bytes of a JSON or text file that is read whole
 MAX_DIGITS = 20  # no size in a file of this world is longer; Python's int() is quadratic
 MAX_DEPTH = 64  # nested lists and objects of a JSON document
+
+# What the content of a file can raise in code that makes something of it.
+RAISED = (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError)
+RAISED += (struct.error, zlib.error)
+
+_last = None  # the file that was opened last
+
+
+def last_opened():
+    """Path of the file that `open_regular` opened last, or None: for an error that nobody gave a name."""
+    return _last
 
 
 def open_regular(path):
@@ -34,6 +45,8 @@ def open_regular(path):
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise MindSigmaError(f"{path}: not a regular file")
+    global _last
+    _last = path
     return open(descriptor, "rb")
 
 
@@ -61,6 +74,8 @@ def read_text(path, largest=LARGEST_DOCUMENT):
 
 def map_file(path):
     """The bytes of a regular file as a read-only, memory-mapped uint8 array (bytes,). Raises MindSigmaError."""
+    import numpy as np  # not above: a Python without any of the requirements must get as far as check_environment
+
     with open_regular(path) as file:
         try:
             if os.fstat(file.fileno()).st_size == 0:  # cannot be mapped
@@ -134,7 +149,7 @@ def understanding(path, remedy="copy, download or make it again"):
         raise MindSigmaError(f"{path}: {_fault(error)}") from error
     except MemoryError as error:
         raise MindSigmaError(f"{path}: asks for more memory than there is; {remedy}") from error
-    except (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError) as error:
+    except RAISED as error:
         fault = one_line(f"{type(error).__name__}: {error}", 200)
         raise MindSigmaError(f"{path}: not what this kind of file holds ({fault}); {remedy}") from error
 

@@ -20,7 +20,7 @@ def set_device(name=None):
     MindSpore's global one.
     """
     found = device()
-    name = name or found
+    name = found if name is None else name
     if name not in DEVICES:
         raise MindSigmaError(f"device {name!r} is unknown; choose from {', '.join(DEVICES)}")
     if name != found:
@@ -42,7 +42,7 @@ def resolve_dtype(name):
         return ms.float32 if on_cpu else ms.float16
     if name in DTYPES.values():
         dtype = name
-    elif name in DTYPES:
+    elif isinstance(name, str) and name in DTYPES:
         dtype = DTYPES[name]
     else:
         raise MindSigmaError(f"dtype {name!r} is unknown; choose from {', '.join(DTYPES)}")

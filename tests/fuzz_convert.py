@@ -34,6 +34,7 @@ from mindsigma.checkpoints.folder_writer import STAGING  # noqa: E402
 MEMORY = 700 * 2**20  # growth of resident memory during one run, bytes
 SECONDS = 20  # CPU time of one run
 HANGS = 60  # CPU seconds of the worker after which a run is given up, whatever else keeps the machine busy
+IDLE = 20  # seconds without any CPU time after which it waits for something, as a pipe
 WORKER = Path(__file__).parent / "hostile" / "worker.py"
 GIVEN, RESULT = "hostile_in", "hostile_out"  # names that no message holds by chance
 BARS = ("write:", "verify:")
@@ -49,9 +50,13 @@ class Driver:
     def __init__(self, folder):
         self.folder = folder
         self.pristine = folder / "pristine"
-        build_all(self.pristine)
+        self.build()
         self.codes = Counter()
         self.worker = None
+
+    def build(self):
+        """Write the sound sources below `pristine`."""
+        build_all(self.pristine)
 
     def __enter__(self):
         return self
@@ -61,11 +66,7 @@ class Driver:
 
     def judge(self, case):
         """Run one case; returns the list of broken rules, of which there should be none."""
-        place = self.folder / "case"
-        shutil.rmtree(place, ignore_errors=True)
-        for file in self.folder.glob("case*"):  # what a mutation put beside it
-            file.unlink()
-        place.mkdir()
+        place = self.empty_place()
         path = place / GIVEN / SOURCES[case.source].entry
         if case.mutation:
             make(case, self.pristine, place / GIVEN)
@@ -73,7 +74,7 @@ class Driver:
             shutil.copytree(self.pristine / case.source, place / GIVEN)
         arguments, compare = self._command(case, place, path)
         before = snapshot(place)
-        answer = self.ask({"cwd": str(place), "arguments": arguments, "compare": compare})
+        answer = self.ask({"tool": "convert", "cwd": str(place), "arguments": arguments, "compare": compare})
         self.codes[answer["code"]] += 1
         problems = broken_rules(answer)
         after = snapshot(place)
@@ -88,6 +89,15 @@ class Driver:
             changed = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
             problems.append(f"changed files: {', '.join(changed[:5])}")
         return problems
+
+    def empty_place(self):
+        """An empty folder for a case."""
+        place = self.folder / "case"
+        shutil.rmtree(place, ignore_errors=True)
+        for file in self.folder.glob("case*"):  # what a mutation put beside it
+            file.unlink()
+        place.mkdir()
+        return place
 
     def _command(self, case, place, path):
         """Arguments of the tool, drawn, and how to compare the result."""
@@ -129,12 +139,17 @@ class Driver:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
             )
             log.close()
-        task["log"] = str(self.folder / "stderr")
+        task.update(log=str(self.folder / "stderr"), out=str(self.folder / "stdout"))
         self.worker.stdin.write(json.dumps(task) + "\n")
         self.worker.stdin.flush()
-        end = cpu_seconds(self.worker.pid) + HANGS
-        while not select.select([self.worker.stdout], [], [], 1)[0] and cpu_seconds(self.worker.pid) < end:
-            pass
+        taken, since = cpu_seconds(self.worker.pid), time.monotonic()
+        end = taken + HANGS
+        while not select.select([self.worker.stdout], [], [], 1)[0] and taken < end:
+            now = cpu_seconds(self.worker.pid)
+            if now > taken:
+                taken, since = now, time.monotonic()
+            elif time.monotonic() - since > IDLE:
+                break
         if select.select([self.worker.stdout], [], [], 0)[0]:
             line = self.worker.stdout.readline()
             if line:
@@ -145,6 +160,7 @@ class Driver:
         return {
             "code": fault,
             "stderr": "",
+            "stdout": "",
             "traceback": "",
             "seconds": 0,
             "memory": 0,
@@ -187,6 +203,11 @@ def broken_rules(answer):
             problems.append(f"the result differs: {answer['difference'][-600:]}")
     else:
         problems.append(f"exit {answer['code']}: {answer['traceback'][-900:]}")
+    raw = [line for line in answer["stdout"].split("\n") if not line.isprintable() or len(line) > 5100]
+    if raw:
+        problems.append(f"stdout holds what no terminal should get: {raw[0]!r:.300}")
+    if "error: unexpected" in answer["stderr"]:
+        problems.append(f"an error that nobody expected: {lines[:1]!r:.600}")
     if answer["memory"] > MEMORY:
         problems.append(f"{answer['memory'] / 2**20:.0f} MB")
     if answer["seconds"] > SECONDS:
@@ -216,18 +237,24 @@ def parse_case(text):
     return Case(source, mutation, int(seed))
 
 
-def main():
-    """Run until the time is over; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(make_driver=Driver, rounds=cases, script="fuzz_convert.py"):
+    """Run until the time is over; returns the exit code.
+
+    Args:
+        make_driver: Driver of a folder.
+        rounds: function from a seed to the cases of a round.
+        script: that runs this.
+    """
+    parser = argparse.ArgumentParser(description="Hostile files, until the time is over.")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0, help="of the first round; each further round takes the next")
     parser.add_argument("--case", type=parse_case, help="this one alone")
     parser.add_argument("--keep", type=Path, default=Path("fuzz-failures"), help="folder for what broke a rule")
     args = parser.parse_args()
     end, count, failed, seed = time.monotonic() + 60 * args.minutes, 0, 0, args.seed
-    with tempfile.TemporaryDirectory() as folder, Driver(Path(folder)) as driver:
+    with tempfile.TemporaryDirectory() as folder, make_driver(Path(folder)) as driver:
         while args.case or time.monotonic() < end:
-            for case in [args.case] if args.case else cases(seed):
+            for case in [args.case] if args.case else rounds(seed):
                 problems = driver.judge(case)
                 count += 1
                 if count % 500 == 0:
@@ -237,9 +264,7 @@ def main():
                     kept = args.keep / f"{failed:04d}"
                     shutil.rmtree(kept, ignore_errors=True)
                     shutil.copytree(Path(folder) / "case", kept, symlinks=True, ignore=_special)
-                    print(
-                        f"{case}: {'; '.join(problems)}\n  python tests/fuzz_convert.py --case {str(case)!r}  ({kept})"
-                    )
+                    print(f"{case}: {'; '.join(problems)}\n  python tests/{script} --case {str(case)!r}  ({kept})")
                     sys.stdout.flush()
                 if not args.case and time.monotonic() >= end:
                     break

@@ -112,7 +112,7 @@ def test_nothing_but_python_is_imported_before_the_check():
     "file",
     [
         "tools/generate.py",
-        *(f"mindsigma/{n}.py" for n in ["__init__", "command_line", "config_file", "environment", "errors"]),
+        *(f"mindsigma/{n}.py" for n in ["__init__", "command_line", "config_file", "environment", "errors", "foreign"]),
     ],
 )
 def test_older_python_can_parse_what_refuses_it(file):

@@ -1,6 +1,7 @@
 """The native CPU kernels against float64 and against the mathematics they replace, and how they are built."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -357,6 +358,126 @@ echo library > "$2"
     assert len(paths) == 1
     assert Path(paths.pop()).read_text() == "library\n"
     assert (fresh / "calls").read_text() == "\n"
+
+
+STAND_IN = """
+test "$1" = --version && exit 0
+echo >> "{calls}"
+while [ "$1" != -o ]; do shift; done
+echo library > "$2"
+"""
+
+
+def rebuilt(fresh, monkeypatch, change):
+    """Whether `change(path, checksum file)` of a library in the cache makes the next process compile it again."""
+    calls = fresh / "calls"
+    monkeypatch.setenv("CXX", fake_compiler(fresh, STAND_IN.format(calls=calls)))
+    path = library.build()
+    assert (path.read_text(), calls.read_text()) == ("library\n", "\n")
+    assert library.build() == path and calls.read_text() == "\n"
+    change(path, path.with_name(f"{path.name}.sha256"))
+    assert library.build() == path
+    assert path.read_text() == "library\n" and path.lstat().st_mode & 0o777 == 0o755
+    assert sorted(p.name for p in path.parent.iterdir()) == [".native.lock", path.name, f"{path.name}.sha256"]
+    count = calls.read_text()
+    assert library.build() == path and calls.read_text() == count
+    return count == "\n\n"
+
+
+SPOILT = {
+    "truncated": lambda path, checksum: os.truncate(path, 3),
+    "empty": lambda path, checksum: os.truncate(path, 0),
+    "of somebody else's": lambda path, checksum: path.write_text("another"),
+    "without a checksum": lambda path, checksum: checksum.unlink(),
+    "another's checksum": lambda path, checksum: checksum.write_text("0" * 64),
+    "a checksum of a gigabyte": lambda path, checksum: os.truncate(checksum, 2**30),
+    "a library of a terabyte": lambda path, checksum: os.truncate(path, 2**40),
+    "a link": lambda path, checksum: (
+        path.rename(path.parents[1] / "x"),
+        path.symlink_to(path.parents[1] / "x"),
+    ),
+    "a pipe": lambda path, checksum: (path.unlink(), os.mkfifo(path)),
+    "checksum a pipe": lambda path, checksum: (checksum.unlink(), os.mkfifo(checksum)),
+    "writable by a group": lambda path, checksum: path.chmod(0o775),
+    "checksum writable by all": lambda path, checksum: checksum.chmod(0o666),
+    "leftovers of a kill": lambda path, checksum: (
+        path.unlink(),
+        (path.parent / ".native-x.so.1.part").write_text("x"),
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", SPOILT)
+def test_a_spoilt_library_is_compiled_again(fresh, monkeypatch, fault):
+    assert rebuilt(fresh, monkeypatch, SPOILT[fault])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
+@pytest.mark.parametrize("which", [0, 1])
+def test_another_users_library_is_not_trusted(fresh, monkeypatch, which):
+    assert rebuilt(fresh, monkeypatch, lambda *files: os.chown(files[which], 65534, 65534))
+
+
+def test_a_folder_that_others_can_write_to(fresh, monkeypatch, capsys):
+    """The library is compiled for this process alone, with a note; not where a sticky bit protects it."""
+    monkeypatch.setenv("CXX", fake_compiler(fresh, STAND_IN.format(calls=fresh / "calls")))
+    cache = fresh / "cache"
+    for mode, words in ((0o777, f"other users can write to {cache}"), (0o775, "other users can write"), (0o1777, "")):
+        shutil.rmtree(cache, ignore_errors=True)
+        cache.mkdir()
+        cache.chmod(mode)
+        path = library.build()
+        note = capsys.readouterr().err
+        assert (path.parent == cache) == (not words)
+        assert words in note and (words != "") == ("for this process alone" in note)
+        assert path.parent.stat().st_mode & 0o777 in (0o700, 0o777)
+    (fresh / "open").mkdir()
+    (fresh / "open").chmod(0o777)  # somebody could put another folder in the place of ours
+    monkeypatch.setenv(library.CACHE, str(fresh / "open" / "cache"))
+    assert library.build().parent not in (fresh / "open" / "cache", cache)
+    assert f"other users can write to {fresh / 'open'}" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a folder away")
+def test_another_users_folder_is_not_trusted(fresh, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", fake_compiler(fresh, STAND_IN.format(calls=fresh / "calls")))
+    (fresh / "cache").mkdir()
+    os.chown(fresh / "cache", 65534, 65534)
+    assert library.build().parent != fresh / "cache"
+    assert "belongs to another user" in capsys.readouterr().err
+    assert list((fresh / "cache").iterdir()) == []
+
+
+def test_our_own_folder_is_closed(fresh, monkeypatch):
+    """~/.cache/mindsigma that a lax umask left open to the group is mended; a new one is this user's alone."""
+    monkeypatch.setenv("CXX", fake_compiler(fresh, STAND_IN.format(calls=fresh / "calls")))
+    monkeypatch.delenv(library.CACHE)
+    monkeypatch.setenv("HOME", str(fresh))
+    folder = fresh / ".cache" / "mindsigma"
+    assert library.build().parent == folder
+    assert folder.stat().st_mode & 0o777 == 0o700
+    folder.chmod(0o775)
+    assert library.build().parent == folder
+    assert folder.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("what", ["link", "pipe"])
+def test_a_lock_that_is_none(fresh, monkeypatch, capsys, what):
+    """A link is not followed, a pipe not waited for."""
+    monkeypatch.setenv("CXX", fake_compiler(fresh, STAND_IN.format(calls=fresh / "calls")))
+    (fresh / "cache").mkdir(mode=0o700)
+    (fresh / "precious").write_text("x")
+    lock = fresh / "cache" / ".native.lock"
+    lock.symlink_to(fresh / "precious") if what == "link" else os.mkfifo(lock)
+    assert library.library() is None  # what the compiler's stand-in writes is no library, either
+    assert capsys.readouterr().err.count("\n") <= 2
+    assert (fresh / "precious").read_text() == "x"
+
+
+def test_what_cannot_be_loaded_is_a_note(fresh, monkeypatch, capsys):
+    monkeypatch.setenv("CXX", fake_compiler(fresh, STAND_IN.format(calls=fresh / "calls")))
+    assert resolve_kernels() == MATH
+    assert "note: no native kernels" in capsys.readouterr().err
 
 
 def test_another_compiler_makes_another_library(fresh, monkeypatch):

@@ -22,10 +22,16 @@ from training_runs import (
     write_network,
 )
 
+from mindsigma.checkpoints.safetensors_file import read_safetensors
+from mindsigma.checkpoints.safetensors_writer import write_safetensors
+from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.data.resolution import Resolution
+from mindsigma.distributed import Collectives, Ranks
 from mindsigma.errors import MindSigmaError
 from mindsigma.training import checkpoints
 from mindsigma.training.arguments import build_parser
+from mindsigma.training.checkpoints import read_state
+from mindsigma.training.manifest import sealed
 from mindsigma.training.report import Report, read_log, smoothed
 from mindsigma.training.trainer import Trainer
 
@@ -172,6 +178,142 @@ def test_damaged_checkpoint(data, done, tmp_path, name):
     shutil.rmtree(checkpoint(output, 3))
     run(data, output)
     assert_same(checkpoint(output, 3), checkpoint(done, 3))
+
+
+def change_state(folder, seal=True, **changes):
+    """Write other values into a checkpoint's state.json, None to take one away; with a seal that fits, or without."""
+    state = {**read_state(folder), **changes}
+    del state["sha256"]
+    state = {name: value for name, value in state.items() if value is not None}
+    (folder / "state.json").write_text(json.dumps(sealed(state) if seal else state))
+
+
+def flip(file, place):
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1
+    file.write_bytes(content)
+
+
+def rewritten(file, name, value):
+    """The safetensors file with another first value of a tensor."""
+    arrays = {key: np.array(array) for key, array in read_safetensors(file)[0].items()}
+    arrays[name].reshape(-1)[0] = value
+    specs = [TensorSpec(key, array.dtype, array.shape) for key, array in arrays.items()]
+    write_safetensors(file, specs, arrays.__getitem__)
+
+
+DAMAGE = {
+    "a bit of a state": (lambda one: flip(one / "states-0.safetensors", -9), "states-0.safetensors: is damaged"),
+    "a bit of a weight": (lambda one: flip(one / "dit/model.safetensors", -5), "dit/model.safetensors: is damaged"),
+    "a bit of an average": (lambda one: flip(one / "ema/model.safetensors", -5), "ema/model.safetensors: is damaged"),
+    "a bit of a header": (lambda one: flip(one / "dit/model.safetensors", 300), "dit/model.safetensors: is damaged"),
+    "a space of a config": (lambda one: flip(one / "dit/config.json", 2), "dit/config.json: is damaged"),
+    "NaN weights": (
+        lambda one: rewritten(one / "dit/model.safetensors", "blocks.0.mlp.fc1.bias", np.nan),
+        "dit/model.safetensors: ",
+    ),
+    "a digit of the state": (
+        lambda one: (one / "state.json").write_text((one / "state.json").read_text().replace("64", "65", 1)),
+        "state.json: is damaged",
+    ),
+    "a file of another step": (
+        lambda one: shutil.copy(one.with_name("step_00000002") / "states-0.safetensors", one),
+        "states-0.safetensors: is damaged, or of another checkpoint",
+    ),
+    "the state of another step": (
+        lambda one: shutil.copy(one.with_name("step_00000002") / "state.json", one),
+        "state.json: is of step 2",
+    ),
+    "a further state": (
+        lambda one: shutil.copy(one / "states-0.safetensors", one / "states-1.safetensors"),
+        "states-1.safetensors: is no part of this checkpoint",
+    ),
+    "a link to a folder": (lambda one: (one / "dit/more").symlink_to("/etc"), "dit/more: is no part"),
+    "a missing file": (lambda one: (one / "dit/config.json").unlink(), "dit/config.json: is missing"),
+    "a longer file": (
+        lambda one: (one / "dit/config.json").write_text((one / "dit/config.json").read_text() + " "),
+        "dit/config.json: has ",
+    ),
+    "a pipe": (
+        lambda one: ((one / "dit/config.json").unlink(), os.mkfifo(one / "dit/config.json")),
+        "dit/config.json: not a regular file",
+    ),
+    "an identity of another type": (lambda one: change_state(one, identity=[1]), "state.json: not the state of a run"),
+    "a truth for a step": (lambda one: change_state(one, step=True), "state.json: not the state of a run"),
+    "a list of files": (lambda one: change_state(one, files=["dit"]), "state.json: not the state of a run"),
+    "files elsewhere": (
+        lambda one: change_state(one, files={"../../../x": [1, "0" * 64]}),
+        "state.json: not the state of a run",
+    ),
+    "no object": (lambda one: (one / "state.json").write_text("[3]"), "state.json: the state of a run is not a JSON"),
+    "a deep state": (lambda one: (one / "state.json").write_text("[" * 10**5), "state.json: "),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_every_damage_is_named(done, tmp_path, damage):
+    """Whatever it is, before a weight is read, with the earlier checkpoint that is whole: step 2 is not, here."""
+    shutil.copytree(done / "checkpoints", tmp_path / "run")
+    change, words = DAMAGE[damage]
+    change(tmp_path / "run" / "step_00000003")
+    flip(tmp_path / "run" / "step_00000002" / "states-0.safetensors", -1)
+    kept = checkpoints.RunCheckpoints(tmp_path / "run", 3, Collectives(Ranks()))
+    with pytest.raises(MindSigmaError) as caught:
+        kept.restore(kept.latest(), None, None)
+    message = str(caught.value)
+    assert f"{tmp_path}/run/step_00000003/{words}" in message
+    assert message.endswith(
+        f"remove {tmp_path}/run/step_00000003 and {tmp_path}/run/step_00000002 to go on from step_00000001, "
+        "which is whole"
+    )
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "file,name",
+    [("dit/model.safetensors", "blocks.0.mlp.fc1.bias"), ("states-0.safetensors", "m:blocks.0.mlp.fc1.bias")],
+)
+def test_checkpoint_without_checksums(data, done, tmp_path, file, name):
+    """One of an earlier release is read, with a word; what is no number is refused all the same."""
+    output = tmp_path / "run"
+    shutil.copytree(done, output)
+    change_state(checkpoint(output, 3), seal=False, files=None)
+    names = list(read_safetensors(checkpoint(output, 3) / file)[0])
+    name = next(one for one in names if name.split(":")[-1] in one)
+    with pytest.warns(UserWarning, match="written without checksums"):
+        trainer = run(data, output)
+    assert trainer.step == 3
+    rewritten(checkpoint(output, 3) / file, name, np.inf)
+    with pytest.warns(UserWarning), pytest.raises(MindSigmaError, match="is not finite") as caught:
+        run(data, output)
+    assert f"tensor '{name}'" in str(caught.value)
+    assert str(checkpoint(output, 3) / file.split("/")[0]) in str(caught.value)
+
+
+def test_lock_that_is_none(tmp_path):
+    """A pipe is not waited for, a link not followed."""
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(MindSigmaError, match=r".lock: not a regular file"):
+        checkpoints.RunCheckpoints(tmp_path, 3, Collectives(Ranks()))
+    (tmp_path / ".lock").unlink()
+    (tmp_path / "precious").write_text("x")
+    (tmp_path / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(MindSigmaError, match=r".lock: cannot be written"):
+        checkpoints.RunCheckpoints(tmp_path, 3, Collectives(Ranks()))
+    assert (tmp_path / "precious").read_text() == "x"
+
+
+def test_log_of_anything(tmp_path):
+    """A log that somebody else wrote is no reason to end a run: what is none of a log's is left out."""
+    lines = ['{"step": 1, "loss": 1.0}', '{"step": 2, "loss": "low"}', '{"step": true}', '{"step": 2, "loss": 1}']
+    (tmp_path / "log.jsonl").write_text("\n".join([*lines, "[" * 10**5, lines[0], ""]))
+    assert [line["loss"] for line in read_log(tmp_path / "log.jsonl")] == [1.0, 1]
+    os.truncate(tmp_path / "log.jsonl", 10**12)
+    assert len(read_log(tmp_path / "log.jsonl")) == 2
+    (tmp_path / "log.jsonl").unlink()
+    os.mkfifo(tmp_path / "log.jsonl")
+    with pytest.raises(MindSigmaError, match="not a regular file"):
+        read_log(tmp_path / "log.jsonl")
 
 
 def test_damaged_old_checkpoint_stops_nobody(data, done, tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma.errors import MindSigmaError, say  # noqa: E402
 
 TARGETS = ("mindspore", "diffusers", "official", "peft", "kohya")
 MOST_GIGABYTES = 1e6
@@ -26,7 +26,7 @@ class ListReleased(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         from mindsigma.pipeline.released import listing
 
-        print(listing())
+        say(*listing().split("\n"))
         parser.exit()
 
 
@@ -139,19 +139,19 @@ def convert_adapter(args, path):
     tensors = adapters.tensors_for(adapter, args.to)
     size = sum(array.nbytes for array in tensors.values())
     kind = ("DoRA" if adapter.dora else "LoRA") + (", rank-stabilised" if adapter.rslora else "")
-    print(f"adapter: {path}")
-    print(f"  kind     {kind}, {ranks_text(adapter)}, {len(adapter.entries)} modules")
-    print(f"  mapped   {opened.tensors} tensors to {len(tensors)} names, {size / 1e6:.3f} MB")
+    say(f"adapter: {path}")
+    say(f"  kind     {kind}, {ranks_text(adapter)}, {len(adapter.entries)} modules")
+    say(f"  mapped   {opened.tensors} tensors to {len(tensors)} names, {size / 1e6:.3f} MB")
     shown(("dropped", opened.dropped), ("left out", [f"header's {key}" for key in opened.texts]))
     for line in adapter.record:
-        print(f"  changed  {line}")
+        say(f"  changed  {line}")
     if args.dry_run:
-        print("dry run: nothing written")
+        say("dry run: nothing written")
         return 0
     written = adapters.write(adapter, args.target, args.to, args.overwrite)
     if args.verify:
-        print(f"verified {adapters.verify(adapter, written)} modules")
-    print(args.target)
+        say(f"verified {adapters.verify(adapter, written)} modules")
+    say(args.target)
     return 0
 
 
@@ -160,11 +160,11 @@ def describe(output, size):
     component = output.component
     made = set(component.made)
     mapped = sum(name not in made for name in component.view.names())
-    print(f"{component.kind}: {component.path}")
-    print(f"  mapped   {mapped} tensors to {len(output.view.names())} names, {size / 1e9:.3f} GB")
+    say(f"{component.kind}: {component.path}")
+    say(f"  mapped   {mapped} tensors to {len(output.view.names())} names, {size / 1e9:.3f} GB")
     shown(("dropped", component.dropped), ("made", component.made))
     for line in component.record:
-        print(f"  changed  {line}")
+        say(f"  changed  {line}")
 
 
 def shown(*kinds):
@@ -172,7 +172,7 @@ def shown(*kinds):
     for word, names in kinds:
         if names:
             more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-            print(f"  {word:<8} {len(names)}: {', '.join(names[:SHOWN])}{more}")
+            say(f"  {word:<8} {len(names)}: {', '.join(names[:SHOWN])}{more}")
 
 
 def main():
@@ -199,28 +199,28 @@ def main():
     for output, size in zip(outputs, sizes):
         describe(output, size)
     for line in source.left:
-        print(f"left out: {line}")
+        say(f"left out: {line}")
     whole = args.component in (None, "pipeline")
     if whole and len(outputs) > 1 and source.tokenizer is None:
-        print(f"no tokenizer in {source.path}: put T5's spiece.model or tokenizer.json into {args.target}/tokenizer")
+        say(f"no tokenizer in {source.path}: put T5's spiece.model or tokenizer.json into {args.target}/tokenizer")
     tokenizer = source.tokenizer if whole else None
     where = (outputs, args.target, args.to, tokenizer, args.overwrite, int(args.shard_size * 1e9))
     convert.check(*where)
     if args.dry_run:
         with tqdm(total=sum(sizes), desc="check", unit="B", unit_scale=True) as bar:
             convert.check_values(outputs, bar.update)
-        print("dry run: nothing written")
+        say("dry run: nothing written")
         return 0
     start = time.perf_counter()
     with tqdm(total=sum(sizes), desc="write", unit="B", unit_scale=True) as bar:
         written = convert.write(*where, bar.update)
     seconds = time.perf_counter() - start
-    print(f"wrote {sum(sizes) / 1e9:.3f} GB in {seconds:.1f} s ({sum(sizes) / 1e6 / max(seconds, 1e-9):.0f} MB/s)")
+    say(f"wrote {sum(sizes) / 1e9:.3f} GB in {seconds:.1f} s ({sum(sizes) / 1e6 / max(seconds, 1e-9):.0f} MB/s)")
     if args.verify:
         with tqdm(total=sum(sizes), desc="verify", unit="B", unit_scale=True) as bar:
             count = sum(convert.verify(output, path, args.dtype, bar.update) for output, path in zip(outputs, written))
-        print(f"verified {count} tensors")
-    print(args.target)
+        say(f"verified {count} tensors")
+    say(args.target)
     return 0
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError, printable  # noqa: E402
+from mindsigma.errors import MindSigmaError, say  # noqa: E402
 
 
 def build_parser():
@@ -64,7 +64,7 @@ def main():
     """Parse, extract, write the index; returns the exit code."""
     args = build_parser().parse_args()
     if os.environ.get("MS_ROLE") == "MS_SCHED":
-        print("the scheduler of msrun has nothing to do: the ranks need not meet")
+        say("the scheduler of msrun has nothing to do: the ranks need not meet")
         return 0
     rank, ranks = rank_of(args)
     from tqdm import tqdm
@@ -76,7 +76,7 @@ def main():
 
     resolution = Resolution(args.resolution, args.multi_scale, args.table)
     records = open_records(args.data, args.max_ratio, args.strict, args.image_root, args.threads)
-    print(f"{args.data}: {len(records)} records, {len(records.bad)} rows left out ({records.layout} layout)")
+    say(f"{args.data}: {len(records)} records, {len(records.bad)} rows left out ({records.layout} layout)")
     set_device(args.device)
     extraction = Extraction(
         records,
@@ -92,24 +92,24 @@ def main():
     )
     missing = extraction.missing(rank, ranks)
     share = len(range(rank, len(records), ranks))
-    print(f"rank {rank} of {ranks}: {share} records, {share - len(missing)} are there already")
+    say(f"rank {rank} of {ranks}: {share} records, {share - len(missing)} are there already")
     start = time.perf_counter()
     with tqdm(total=len(missing), desc="extract", unit="record") as bar:
         extraction.run(missing, bar.update)
     seconds = time.perf_counter() - start
     if missing:
-        print(f"extracted {len(missing)} records in {seconds:.1f} s, {len(missing) / seconds:.2f} a second")
+        say(f"extracted {len(missing)} records in {seconds:.1f} s, {len(missing) / seconds:.2f} a second")
     if extraction.cut:
-        print(f"captions cut at {args.max_length} tokens: {extraction.cut}")
+        say(f"captions cut at {args.max_length} tokens: {extraction.cut}")
     absent = extraction.finish()
     if absent:
-        print(f"{absent} records of other ranks are not there yet; the rank that ends last completes {args.features}")
+        say(f"{absent} records of other ranks are not there yet; the rank that ends last completes {args.features}")
     else:
         if extraction.left_out:
             first = extraction.left_out[0]
-            print(f"left out, as they cannot be read: {len(extraction.left_out)} images, all in {LEFT_OUT} there, e.g.")
-            print(printable(f"  {first.where}: {first.detail}"))
-        print(f"complete: {args.features}")
+            say(f"left out, as they cannot be read: {len(extraction.left_out)} images, all in {LEFT_OUT} there, e.g.")
+            say(f"  {first.where}: {first.detail}")
+        say(f"complete: {args.features}")
     return 0
 
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindsigma import __version__, command_line  # noqa: E402
 from mindsigma.config_file import parse_with_config  # noqa: E402
-from mindsigma.errors import MindSigmaError, one_line  # noqa: E402
+from mindsigma.errors import MindSigmaError, one_line, say  # noqa: E402
 from mindsigma.pipeline.options import build_parser, check, is_png, read_prompts  # noqa: E402
 
 MAX_NAME_BYTES = 80
@@ -76,31 +76,31 @@ def main():
         )
     pipeline.vae_tiling = args.vae_tiling
     first = pipeline.parallel is None or pipeline.parallel.first  # the others draw, but neither tell nor write
-    say = print if first else lambda *_: None
+    tell = say if first else lambda *_: None
     if args.model == "sigma-mini":
-        say(
+        tell(
             "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
             "For the released PixArt-Sigma weights: --model FOLDER, see README, Released weights"
         )
     for note in pipeline.notes:
-        say(f"note: {note}")
-    each = [size_of(prompt, pipeline, args, say) for prompt in asked]
+        tell(f"note: {note}")
+    each = [size_of(prompt, pipeline, args, tell) for prompt in asked]
     given = [size for size in each for _ in range(args.num_images)]
     kinds = dict.fromkeys(given or [(args.height, args.width)])
-    sizes = {pair: drawn_size(pair, pipeline, args, say) for pair in kinds}
+    sizes = {pair: drawn_size(pair, pipeline, args, tell) for pair in kinds}
     if args.parallel:
         for size in dict.fromkeys(sizes.values()):
             sent = traffic(pipeline, size, prompts, args)
             if args.verbose:
-                say(sent)
+                tell(sent)
     out = Path(args.out)
     make_folder(out)
     if shapes:
         with clock.phase("warm-up"):
-            warm_up_all(pipeline, shapes, args, say)
+            warm_up_all(pipeline, shapes, args, tell)
     if not jobs:
         if args.verbose:
-            say(clock.table())
+            tell(*clock.table().split("\n"))
         return 0
     with clock.phase("text"):
         captions = encode_all(pipeline, prompts, args)
@@ -132,12 +132,11 @@ def main():
         for (prompt, seed), name, image in zip(batch, names[start:], result.images):
             path = out if is_png(out) else out / name
             if first:
-                save_png(
-                    image, path, {"prompt": prompt, "seed": seed, **metadata(args, size, image.size, pipeline.notes)}
-                )
-            say(path)
+                about = metadata(args, size, image.size, pipeline.notes)
+                save_png(image, path, {"prompt": prompt, "seed": seed, **about})
+            tell(path)
         if args.verbose:
-            say(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
+            tell(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
         images += result.images
     if args.grid and first:
         path = (out.parent if is_png(out) else out) / "grid.png"
@@ -145,13 +144,13 @@ def main():
         drawn = sizes[given[0]]
         about = metadata(args, drawn, grid.size, pipeline.notes)
         save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **about})
-        say(path)
+        tell(path)
     if args.verbose:
-        say(clock.table())
+        tell(*clock.table().split("\n"))
     return 0
 
 
-def size_of(prompt, pipeline, args, say):
+def size_of(prompt, pipeline, args, tell):
     """(height, width) in pixels of a Prompt's picture, as it has it or else the options; None is the default."""
     if prompt.size is None and prompt.ratio is None:
         return args.height, args.width
@@ -161,15 +160,17 @@ def size_of(prompt, pipeline, args, say):
         pipeline.image_size(*size, args.resolution_binning)
     except MindSigmaError as error:
         raise MindSigmaError(f"the prompt '{shown}': {error}") from None
-    say(f"size: {size[0]} x {size[1]} (height x width), as the prompt's HEIGHT:WIDTH has it: {shown}")
+    tell(f"size: {size[0]} x {size[1]} (height x width), as the prompt's HEIGHT:WIDTH has it: {shown}")
     return size
 
 
-def drawn_size(asked, pipeline, args, say):
+def drawn_size(asked, pipeline, args, tell):
     """(height, width) that the model works at for what is asked; says so where it is another."""
     size = pipeline.image_size(*asked, args.resolution_binning)
     if tuple(side or pipeline.default_size for side in asked) != size:
-        say(f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped")
+        tell(
+            f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped"
+        )
     return size
 
 
@@ -191,7 +192,7 @@ def shapes_of(args):
     return [Shape.parse(text, args.max_sequence_length) for text in args.warm_up]
 
 
-def warm_up_all(pipeline, shapes, args, say):
+def warm_up_all(pipeline, shapes, args, tell):
     """Compile the graphs of all shapes and say how many there were."""
     from mindsigma.pipeline.warm_up import warm_up
 
@@ -206,7 +207,7 @@ def warm_up_all(pipeline, shapes, args, say):
             solver_order=args.solver_order,
             guidance_halves=args.guidance_halves,
         )
-        say(
+        tell(
             f"warm-up: {shape.height} x {shape.width}, batch {shape.batch}, {shape.tokens} tokens: {graphs} graphs in "
             f"{time.perf_counter() - begin:.1f} s"
         )

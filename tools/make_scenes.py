@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma.errors import MindSigmaError, say  # noqa: E402
 
 HELD_OUT = "held-out"
 SIDE_MULTIPLE = 16  # pixels, of sides that no table gives
@@ -148,7 +148,7 @@ def main():
         sets.append((out / HELD_OUT, args.held_out_count, True))
     for folder, count, held_out in sets:
         write(folder, maker, count, held_out, sizes, args)
-        print(f"{folder}: {count} scenes")
+        say(f"{folder}: {count} scenes")
     write_json(out / DONE, {name: value for name, value in sorted(vars(args).items()) if name != "out"})
     return 0
 

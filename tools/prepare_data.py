@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma.errors import MindSigmaError, one_line, say  # noqa: E402
 
 SHOWN = 3  # bad rows shown on the terminal
 
@@ -67,18 +67,19 @@ def main():
         if args.check:
             with tqdm(total=len(source), desc="decode", unit="image") as bar:
                 source, corrected = check_images(source, args.threads, args.max_ratio, bar.update)
-            print(f"sizes corrected: {corrected}")
+            say(f"sizes corrected: {corrected}")
         report(source, args)
     sampler = BucketSampler(source, args.batch_size, resolution, incomplete=args.incomplete)
     chosen = "" if isinstance(source, FeatureSet) else " (--resolution, --multi-scale and --batch-size count others)"
-    print(f"\nbuckets of {resolution.base} px, batches of {args.batch_size}{chosen}:\n{sampler.summary()}")
-    print(f"smaller than their bucket, to be enlarged: {enlarged(source.sizes, resolution)}")
+    say("", f"buckets of {resolution.base} px, batches of {args.batch_size}{chosen}:")
+    say(*str(sampler.summary()).split("\n"))
+    say(f"smaller than their bucket, to be enlarged: {enlarged(source.sizes, resolution)}")
     if not isinstance(source, FeatureSet) and args.strict:
         source.require_no_bad()
     if args.target:
         with tqdm(total=len(source), desc="write", unit="image") as bar:
             convert(source, args.target, args.to, args.threads, args.shard_records, bar.update)
-        print(args.target)
+        say(args.target)
     if args.benchmark is not None:
         benchmark(source, sampler, args)
     return 0
@@ -88,20 +89,20 @@ def report(records, args):
     """Print what was read and what is bad, and write the bad rows to a file."""
     from mindsigma.data.conversion import write_bad_rows
 
-    print(f"layout: {records.layout}")
-    print(f"rows {len(records) + len(records.bad)}, kept {len(records)}, bad {len(records.bad)}")
+    say(f"layout: {records.layout}")
+    say(f"rows {len(records) + len(records.bad)}, kept {len(records)}, bad {len(records.bad)}")
     for reason, count in records.bad_by_reason().most_common():
-        print(f"  {reason}: {count}")
+        say(f"  {reason}: {count}")
         for row in [row for row in records.bad if row.reason == reason][:SHOWN]:
-            print(f"    {row.where}{': ' + row.detail if row.detail else ''}")
+            say(one_line(f"    {row.where}{': ' + row.detail if row.detail else ''}", 300))
     with_long = sum(bool(record.long_prompt) for record in records)
     with_both = sum(bool(record.long_prompt and record.prompt) for record in records)
-    print(f"captions: {len(records) - with_long + with_both} short, {with_long} long, {with_both} both")
+    say(f"captions: {len(records) - with_long + with_both} short, {with_long} long, {with_both} both")
     if args.bad_rows is None and (args.target is None or not records.bad):
         return
     file = Path(args.bad_rows) if args.bad_rows else Path(f"{args.target.rstrip('/')}.bad_rows.txt")
     write_bad_rows(file, records.bad)
-    print(f"bad rows: {file}")
+    say(f"bad rows: {file}")
 
 
 def enlarged(sizes, resolution):
@@ -124,7 +125,7 @@ def benchmark(source, sampler, args):
     for batch in loader.batches(0, args.benchmark):
         count += len(batch.draws)
     seconds = time.perf_counter() - start
-    print(f"loader: {count} samples in {seconds:.2f} s, {count / seconds:.1f} a second ({args.threads} threads)")
+    say(f"loader: {count} samples in {seconds:.2f} s, {count / seconds:.1f} a second ({args.threads} threads)")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from mindsigma import command_line  # noqa: E402
+from mindsigma.errors import say  # noqa: E402
 
 
 def main():
@@ -21,7 +22,7 @@ def main():
     trainer = Trainer(parse_with_config(build_parser()), asked.is_set)
     path = trainer.run()
     if trainer.ranks.first:
-        print(path)
+        say(path)
     return 0
 
 

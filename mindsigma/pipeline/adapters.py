@@ -1,11 +1,15 @@
 """Adapters named by a user, `FILE[:WEIGHT]`, and a DiT's weights with them."""
 
 import math
+import os
 from pathlib import Path
 
+from mindsigma.checkpoints.adapter_file import tensors_of
 from mindsigma.checkpoints.adapter_reader import Opened, open_adapter
 from mindsigma.checkpoints.adapter_view import Adapted
+from mindsigma.checkpoints.finite import finite
 from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.pipeline.arguments import number, path_like, shown
 from mindsigma.pipeline.locate import locate
 
 
@@ -28,10 +32,37 @@ def open_adapters(adapters):
     """list of (Opened, weight) of what a user gave.
 
     Args:
-        adapters: iterable of `FILE[:WEIGHT]`, of (path, weight), or of what this function returned.
+        adapters: `FILE[:WEIGHT]`, or a list or tuple of such, of (path, weight), or of what this function returned.
     """
-    pairs = [parse_adapter(one) if isinstance(one, (str, Path)) else (one[0], float(one[1])) for one in adapters]
-    return [(one if isinstance(one, Opened) else open_adapter(locate(one)), weight) for one, weight in pairs]
+    if isinstance(adapters, (str, os.PathLike)):
+        adapters = [adapters]
+    if not isinstance(adapters, (list, tuple)):
+        raise MindSigmaError(
+            f"lora must be a list of adapters, each FILE[:WEIGHT] or (path, weight), not {shown(adapters)}"
+        )
+    opened = []
+    for one in adapters:
+        pair = isinstance(one, (list, tuple)) and len(one) == 2
+        if pair and isinstance(one[0], Opened):
+            opened.append(one)
+            continue
+        if pair:
+            path, weight = path_like("lora", one[0]), number("weight of lora", one[1])
+        else:
+            path, weight = parse_adapter(path_like("lora", one))
+        opened.append((open_finite_adapter(locate(path)), weight))
+    return opened
+
+
+def open_finite_adapter(path):
+    """`open_adapter`; raises MindSigmaError where a tensor holds NaN or infinity, too."""
+    opened = open_adapter(path)
+    for name, entry in opened.adapter.entries.items():
+        for key, array in tensors_of(name, entry).items():
+            finite(path, key, array)
+        if not math.isfinite(entry.scale):
+            raise MindSigmaError(f"{path}: the scale of '{one_line(name)}' is {entry.scale}, no number")
+    return opened
 
 
 def notes_of(opened):

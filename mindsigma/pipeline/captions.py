@@ -7,7 +7,8 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.pipeline.arguments import texts_of
+from mindsigma.pipeline.arguments import array, texts_of
+from mindsigma.pipeline.finite import require_finite
 
 
 @dataclass
@@ -22,12 +23,12 @@ def given_caption(name, states, mask):
     """Caption from embeddings that the caller computed, or None."""
     if states is None:
         return None
-    states = Tensor(np.asarray(states, np.float32)) if not isinstance(states, Tensor) else states.astype(ms.float32)
-    mask = np.asarray(mask) if isinstance(mask, (list, tuple)) else mask
-    if mask is None or len(states.shape) != 3 or tuple(mask.shape) != tuple(states.shape[:2]):
+    states = states if isinstance(states, Tensor) else Tensor(array(f"{name}_embeds", states).astype(np.float32))
+    mask = mask if mask is None else array(f"{name}_mask", mask, "biuf")
+    if mask is None or len(states.shape) != 3 or mask.shape != tuple(states.shape[:2]) or 0 in states.shape:
         raise MindSigmaError(f"{name}_embeds (N, L, d) needs {name}_mask (N, L)")
-    mask = Tensor(mask) if not isinstance(mask, Tensor) else mask
-    return Caption(states, mask.astype(ms.int32))
+    require_finite(f"{name}_embeds", states, "encode the text in fp32 or bf16: T5 overflows half precision")
+    return Caption(states.astype(ms.float32), Tensor(mask.astype(np.int32)))
 
 
 def pad(caption, length):

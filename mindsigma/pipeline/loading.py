@@ -20,12 +20,12 @@ from mindsigma.models.t5 import T5Encoder
 from mindsigma.models.t5_streamed import StreamedT5Encoder
 from mindsigma.models.vae import VAE
 from mindsigma.pipeline.adapters import notes_of, open_adapters, with_adapters
-from mindsigma.pipeline.arguments import one_of
+from mindsigma.pipeline.arguments import flag, one_of, path_like
 from mindsigma.pipeline.configs import dit_config, stored_dit_fields, t5_config, vae_config
 from mindsigma.pipeline.locate import EMA_FOLDERS, component_folder, dit_folders
 from mindsigma.pipeline.released import release_of, size_note
 from mindsigma.pipeline.stored_config import config_of
-from mindsigma.pipeline.tensors import as_tensor
+from mindsigma.pipeline.tensors import weight_tensor
 from mindsigma.pipeline.text_memory import MEMORY, FromDisk, Int8
 from mindsigma.runtime import resolve_dtype
 
@@ -45,7 +45,8 @@ def load_dit(path, dtype=None, ema=False, kernels=None, lora=(), **config_overri
             or kv_compression ("uniform:2:14-27"); they win over config.json.
 
     Raises:
-        MindSigmaError: the file is absent or damaged, or a tensor is missing, unexpected or of the wrong shape.
+        MindSigmaError: the file is absent or damaged, or a tensor is missing, unexpected, of the wrong shape, or not
+            finite.
     """
     return open_dit(path, dtype, ema, kernels, lora, **config_overrides).load()
 
@@ -55,7 +56,7 @@ def open_dit(path, dtype=None, ema=False, kernels=None, lora=(), align_heads=Fal
 
     `align_heads`: for sampling, see `DiT.align_heads`.
     """
-    given, path = path, component_folder(path, dit_folders(ema))
+    given, path = path, component_folder(path_like("path", path), dit_folders(flag("ema", ema)))
     released = release_of(path)
     try:
         tensors = map_dit(open_checkpoint(path, ema=ema), ema)
@@ -145,7 +146,7 @@ class Pending:
         network = self._empty()
         for parameter in network.get_parameters():
             array = self.tensors.read(parameter.name)
-            parameter.set_data(as_tensor(array, parameter.dtype))
+            parameter.set_data(weight_tensor(self.tensors.path, parameter.name, array, parameter.dtype))
             release(array)  # else the file counts as resident beside its copy
         if self._prepare is not None:
             self._prepare(network)

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, map_file
 from mindsigma.pipeline.released import advice, release_named
 
@@ -31,10 +31,13 @@ def locate(name_or_path, subfolders=None):
     weight file on the hub is named `owner/name/file.pth`. Of a folder on the hub only `subfolders` are fetched, if
     given and there.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
-        return path
     text = str(name_or_path)
+    try:
+        path = Path(name_or_path).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, with a NUL
+        raise MindSigmaError(f"{one_line(text)}: not the name of a file or model ({one_line(error)})") from None
     if text in bundled_names():
         return BUNDLED / text
     release = release_named(text)

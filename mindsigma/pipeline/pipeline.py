@@ -15,9 +15,10 @@ from mindsigma.diffusion.dpm_solver import CONVENTIONS, solver_table
 from mindsigma.diffusion.shortcuts import Shortcuts
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae_tiling import decode_tiled
-from mindsigma.pipeline.arguments import one_of, positive, seeds_for
+from mindsigma.pipeline.arguments import array, flag, number, one_of, path_like, seeds_for, texts_of, whole
 from mindsigma.pipeline.captions import caption_pair, each, given_caption, pad, repeat_rows
 from mindsigma.pipeline.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
+from mindsigma.pipeline.finite import FiniteLatents, require_finite
 from mindsigma.pipeline.images import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.loading import kinds_in_file, open_dit, open_t5, open_vae
 from mindsigma.pipeline.locate import locate
@@ -36,6 +37,10 @@ TILE_ABOVE = 128 * 128
 
 # Sides beyond this are refused: 4K is the largest the family was made for, and its longest bin has 8192 pixels.
 LARGEST_SIDE = 8192
+
+# What to do where NaN or infinity comes out of a network.
+HALF_OVERFLOWS = "half precision overflows beyond 65504: use fp32 or bf16 (dtype, --dtype)"
+WEIGHTS_OR_GUIDANCE = "lower guidance_scale, leave out adapters or lower their weight, or check the weights"
 
 
 @dataclass
@@ -107,6 +112,9 @@ class PixArtSigmaPipeline:
         Raises:
             MindSigmaError: a file is missing, damaged or does not fit.
         """
+        path_like("name_or_path", name_or_path)
+        if components is not None:
+            path_like("components", components)
         set_device(device)
         parallel = None if parallel is None else ParallelSampling(parallel)
         release = release_named(name_or_path)
@@ -169,22 +177,25 @@ class PixArtSigmaPipeline:
 
     def encode_prompts(self, prompts, max_sequence_length=300, clean_caption=False, min_length=1):
         """Caption (states (N, L, d), mask (N, L)) of a list of prompts, prepared as the convention has it."""
+        prompts, max_sequence_length = texts_of("prompts", prompts), whole("max_sequence_length", max_sequence_length)
         if clean_caption:
             texts = [clean_text(prompt) for prompt in prompts]
         else:
             texts = [plain_caption(prompt, self.convention == "diffusers") for prompt in prompts]
         if self.parallel is not None:
-            return self.parallel.caption(lambda: self.text_encoder(texts, max_sequence_length, min_length))
-        return self.text_encoder(texts, max_sequence_length, min_length)
+            caption = self.parallel.caption(lambda: self.text_encoder(texts, max_sequence_length, min_length))
+        else:
+            caption = self.text_encoder(texts, max_sequence_length, min_length)
+        require_finite("T5's states of the prompts", caption.states, HALF_OVERFLOWS)
+        return caption
 
     def image_size(self, height=None, width=None, use_resolution_binning=True):
         """Return (height, width) to denoise at, in pixels, for what is asked; None is the base resolution."""
         height = self.default_size if height is None else height
         width = self.default_size if width is None else width
         unit = self._pending["vae"].config.downsampling * self._pending["dit"].config.patch_size
-        for name, side in (("height", height), ("width", width)):
-            if not isinstance(side, (int, np.integer)) or not unit <= side <= LARGEST_SIDE:
-                raise MindSigmaError(f"{name} must be a whole number of {unit} ... {LARGEST_SIDE} pixels, not {side!r}")
+        height = whole("height", height, unit, LARGEST_SIDE, " pixels")
+        width = whole("width", width, unit, LARGEST_SIDE, " pixels")
         if use_resolution_binning:
             if self._pending["dit"].config.input_size not in INPUT_SIZES:
                 raise MindSigmaError(
@@ -285,6 +296,10 @@ class PixArtSigmaPipeline:
 
     def decode(self, latents):
         """Images (N, H, W, 3), float32 in [0, 1], of scaled latents (N, c, h, w); one after the other."""
+        if not isinstance(latents, Tensor) or latents.ndim != 4:
+            latents = Tensor(array("latents", latents).astype(np.float32))
+            if latents.ndim != 4:
+                raise MindSigmaError(f"latents of shape {latents.shape}: expected (N, c, h, w)")
         tiled = latents.shape[2] * latents.shape[3] > TILE_ABOVE if self.vae_tiling is None else self.vae_tiling
         apply = map if self.parallel is None else self.parallel.apply
         ones = [latents[i : i + 1] for i in range(latents.shape[0])]
@@ -292,7 +307,8 @@ class PixArtSigmaPipeline:
             images = [decode_tiled(self.vae, one, apply=apply) for one in ones]
         else:
             images = list(apply(lambda one: self.vae(one).astype(ms.float32).asnumpy(), ones))
-        return to_unit_range(np.concatenate(images))
+        images = require_finite("the decoded images", np.concatenate(images), HALF_OVERFLOWS)
+        return to_unit_range(images)
 
     def __call__(
         self,
@@ -345,13 +361,26 @@ class PixArtSigmaPipeline:
 
         Returns:
             PipelineOutput with num_images_per_prompt images of the first prompt, then of the second, and so on.
+
+        Raises:
+            MindSigmaError: an argument of the wrong kind or out of range, or a step that leaves NaN or infinity.
         """
         one_of("output_type", output_type, OUTPUT_TYPES)
+        num_inference_steps = whole("num_inference_steps", num_inference_steps)
+        solver_order = whole("solver_order", solver_order, 1, 3)
         solver_table(num_inference_steps, solver_order, self.convention)  # bad values fail before the work starts
-        if not np.isfinite(guidance_scale):
-            raise MindSigmaError(f"guidance_scale must be a finite number, not {guidance_scale!r}")
-        positive("num_images_per_prompt", num_images_per_prompt)
-        positive("max_sequence_length", max_sequence_length)
+        guidance_scale = number("guidance_scale", guidance_scale)
+        num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt)
+        max_sequence_length = whole("max_sequence_length", max_sequence_length)
+        use_resolution_binning = flag("use_resolution_binning", use_resolution_binning)
+        clean_caption = flag("clean_caption", clean_caption)
+        guidance_halves, progress = flag("guidance_halves", guidance_halves), flag("progress", progress)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise MindSigmaError(
+                f"callback_on_step_end must be a function, not a {type(callback_on_step_end).__name__}"
+            )
+        if seed is not None and not isinstance(seed, (list, tuple, np.ndarray)):
+            whole("seed", seed, 0)
         shortcuts = Shortcuts(guidance_interval, text_reuse, block_reuse)
         shortcuts.plan(num_inference_steps, guidance_scale > 1)
         if self.parallel is not None and shortcuts != NO_SHORTCUTS:
@@ -399,6 +428,7 @@ class PixArtSigmaPipeline:
         return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds)
 
     def _run(self, noise, caption, negative, guidance_scale, steps, order, halves, shortcuts, callback, progress):
+        watch = FiniteLatents(HALF_OVERFLOWS if self._pending["dit"].dtype == ms.float16 else WEIGHTS_OR_GUIDANCE)
         trajectory = self.denoise(noise, caption, guidance_scale, negative, steps, order, halves, shortcuts)
         next(trajectory)  # the caption keys
         bar = tqdm(total=steps, desc="denoise", unit="step", disable=not progress)
@@ -408,19 +438,28 @@ class PixArtSigmaPipeline:
                 try:
                     step = trajectory.send(replacement)
                 except StopIteration:
+                    watch.check()
                     return latents
                 latents = step.latents
                 replacement = None
+                watch.note(latents, step)
                 if callback is not None:
-                    changed = callback(self, step.index, step.timestep, {"latents": latents}) or {}
-                    if "latents" in changed:
+                    changed = callback(self, step.index, step.timestep, {"latents": latents})
+                    if changed is not None and not isinstance(changed, dict):
+                        raise MindSigmaError(
+                            f"callback_on_step_end must return a dict or None, not a {type(changed).__name__}"
+                        )
+                    if changed and "latents" in changed:
                         replacement = latents = _like(changed["latents"], latents)
+                    watch.note(latents, step, by_caller=True)
                 if progress:
                     latents.asnumpy()  # wait for the device, so that the bar tells the truth
+                    if self.parallel is None:  # else all processes have to end at the same place
+                        watch.check()
                 bar.update()
 
     def _check_latents(self, latents, count, size):
-        latents = latents.asnumpy() if isinstance(latents, Tensor) else np.asarray(latents)
+        latents = require_finite("latents", array("latents", latents), "give other start noise, or a seed")
         channels = self._pending["dit"].config.in_channels
         if latents.ndim != 4 or latents.shape[:2] != (count, channels):
             raise MindSigmaError(f"latents of shape {latents.shape}: expected ({count}, {channels}, h, w)")
@@ -432,12 +471,13 @@ class PixArtSigmaPipeline:
 
     def save_pretrained(self, folder, dtype="fp16"):
         """Write the model in this project's format: a folder each for dit, vae, text_encoder and tokenizer."""
-        save_pipeline(self, Path(folder), dtype)
+        save_pipeline(self, Path(path_like("folder", folder)), dtype)
 
 
 def _like(value, latents):
     """Latents that a callback brought, as a Tensor like those they replace."""
-    value = value if isinstance(value, Tensor) else Tensor(np.asarray(value, np.float32))
+    if not isinstance(value, Tensor):
+        value = Tensor(array("callback_on_step_end: latents", value).astype(np.float32))
     if value.shape != latents.shape:
         raise MindSigmaError(f"callback_on_step_end: latents of shape {value.shape}, expected {latents.shape}")
     return value.astype(ms.float32)

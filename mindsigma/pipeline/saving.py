@@ -13,6 +13,7 @@ from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.checkpoints.views import rounded
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.t5 import T5Encoder
+from mindsigma.pipeline.arguments import one_of
 from mindsigma.pipeline.text import TOKENIZER_FILES
 
 FORMAT = {"format": "mindsigma", "format_version": "1"}
@@ -53,8 +54,7 @@ def stale_tokenizers(written):
 
 
 def _check(dtype):
-    if dtype not in NUMPY:
-        raise MindSigmaError(f"dtype {dtype!r}: weights are written as {', '.join(NUMPY)}")
+    one_of("dtype of the weights", dtype, tuple(NUMPY))
 
 
 def _write(network, folder, dtype):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import RAISED
 
 LARGEST = 2**20  # of any size; the largest published one is T5-XXL's vocabulary of 32128
 LONGEST = 16  # levels of a VAE
@@ -75,7 +76,7 @@ def config_of(path):
     except MindSigmaError as error:
         message = str(error) if str(path) in str(error) else f"{path}: {error}"
         raise MindSigmaError(one_line(message, LONGEST_MESSAGE)) from error
-    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
+    except RAISED as error:
         raise MindSigmaError(
             f"{path}: its config and the shapes of its tensors make no network ({one_line(error)}); "
             "copy or download it again"

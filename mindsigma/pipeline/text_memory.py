@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from mindsigma.checkpoints.finite import finite
 from mindsigma.checkpoints.tensor_stream import release
-from mindsigma.pipeline.tensors import as_tensor
+from mindsigma.pipeline.tensors import as_tensor, weight_tensor
 
 MEMORY = ("whole", "layers", "int8")
 CHUNK = 1 << 20  # numbers that are quantised at once
@@ -18,7 +19,7 @@ class FromDisk:
     def __call__(self, name, dtype, rows=None):
         """Tensor of a weight, or of some of its rows."""
         array = self._tensors.read(name)
-        tensor = as_tensor(array if rows is None else array[rows], dtype)
+        tensor = weight_tensor(self._tensors.path, name, array if rows is None else array[rows], dtype)
         release(array)
         return tensor
 
@@ -35,7 +36,7 @@ class Int8(FromDisk):
         for name in tensors.names():
             if tensors.shape(name)[1:] and name.startswith("encoder.block") and "bias" not in name:
                 array = tensors.read(name)
-                self._held[name] = quantised(array)
+                self._held[name] = quantised(finite(tensors.path, name, array))
                 release(array)
 
     @property

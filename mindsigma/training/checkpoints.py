@@ -4,15 +4,16 @@ checkpoints/step_00000200/      renamed to this name when all is written
     dit/ or adapter.safetensors     what the run makes, ready for tools/generate.py
     ema/ or adapter_ema.safetensors its moving average, if kept
     states-0.safetensors, ...       optimiser and controls; with ZeRO each process writes what it owns
-    state.json                      step, options, what the data were; written last
+    state.json                      step, options, what the data were, size and SHA-256 of every file; written last
 """
 
 import contextlib
 import fcntl
-import json
 import os
 import re
 import shutil
+import stat
+import warnings
 from pathlib import Path
 
 import mindspore as ms
@@ -21,13 +22,15 @@ from mindspore import Tensor
 
 from mindsigma.checkpoints import open_checkpoint
 from mindsigma.checkpoints.atomic import naming, write_json
+from mindsigma.checkpoints.finite import finite
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
-from mindsigma.errors import MindSigmaError
-from mindsigma.foreign import load_json
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import load_json, read_bytes
+from mindsigma.training.manifest import check_files, check_seal, is_manifest, manifest_of, sealed
 
-NAME = re.compile(r"step_(\d{8,})")
-UNFINISHED = re.compile(r"\.step_(\d{8,})\.(part|gone)")
+NAME = re.compile("step_([0-9]{8,9})")
+UNFINISHED = re.compile(r"\.step_[0-9]{8,9}\.(part|gone)")
 STATE = "state.json"
 LOCK = ".lock"
 FP32 = np.dtype(np.float32)
@@ -58,8 +61,11 @@ class RunCheckpoints:
 
     def _lock(self):
         """Keep other runs out of the folder until this process ends, however it ends."""
-        with naming(self.folder):
-            self._held = open(self.folder / LOCK, "wb")
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with naming(self.folder / LOCK):
+            self._held = open(os.open(self.folder / LOCK, flags, 0o666), "r+b", buffering=0)
+        if not stat.S_ISREG(os.fstat(self._held.fileno()).st_mode):
+            raise MindSigmaError(f"{self.folder / LOCK}: not a regular file; remove it")
         try:
             fcntl.lockf(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
@@ -71,8 +77,12 @@ class RunCheckpoints:
 
     def steps(self):
         """Steps of the complete checkpoints, ascending."""
-        found = [NAME.fullmatch(entry.name) for entry in self.folder.iterdir() if (entry / STATE).is_file()]
-        return sorted(int(match[1]) for match in found if match)
+        found = []
+        for entry in self.folder.iterdir():
+            match = NAME.fullmatch(entry.name)
+            if match and folder_name(int(match[1])) == entry.name and (entry / STATE).is_file():
+                found.append(int(match[1]))
+        return sorted(found)
 
     def clear(self):
         """Remove all checkpoints."""
@@ -113,10 +123,14 @@ class RunCheckpoints:
         part = self.folder / f".{folder_name(step)}.part"
         try:
             with naming(part):
-                self._write(part, step, learner, training, state)
+                self._write(part, learner, training)
                 self.collectives.barrier()
                 if first:
-                    _sync(part)
+                    # Read back, as the processes of other nodes wrote some of the files.
+                    state = {"step": step, **state, "files": manifest_of(part)}
+                    write_json(part / STATE, sealed(state))
+                    for folder in [part, *(entry for entry in part.iterdir() if entry.is_dir())]:
+                        _sync(folder)
                     self._remove(step)  # left where an unreadable checkpoint was passed over
                     os.replace(part, final)
                     _sync(self.folder)
@@ -128,7 +142,7 @@ class RunCheckpoints:
         self.collectives.barrier()
         return final
 
-    def _write(self, part, step, learner, training, state):
+    def _write(self, part, learner, training):
         ranks = self.collectives.ranks
         if ranks.first:
             shutil.rmtree(part, ignore_errors=True)
@@ -146,7 +160,6 @@ class RunCheckpoints:
             self._write_product(part / learner.product, learner, None)
             if training.ema:
                 self._write_product(part / learner.average, learner, training.averages())
-            write_json(part / STATE, {"step": step, **state})
 
     @staticmethod
     def _write_product(path, learner, values):
@@ -165,29 +178,46 @@ class RunCheckpoints:
         try:
             yield
         except MindSigmaError as error:
-            earlier = [step for step in self.steps() if step < int(NAME.fullmatch(path.name)[1])]
-            other = f"go on from {folder_name(earlier[-1])}" if earlier else "start anew"
-            raise MindSigmaError(f"{error}; or remove {path} to {other}") from None
+            earlier = [
+                self.folder / folder_name(step) for step in self.steps() if step < int(NAME.fullmatch(path.name)[1])
+            ]
+            whole = next((one for one in reversed(earlier) if _is_whole(one)), None)
+            bad = [path, *earlier[earlier.index(whole) + 1 :]] if whole else [path, *earlier]
+            remedy = f"go on from {whole.name}, which is whole" if whole else "start anew"
+            names = " and ".join(map(str, bad[:4])) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+            raise MindSigmaError(f"{error}; or remove {names} to {remedy}") from None
 
     def _restore(self, path, learner, training):
         state = read_state(path)
+        if "files" in state:
+            check_files(path, state["files"], STATE)
+        elif self.collectives.ranks.first:
+            warnings.warn(f"{path}: was written without checksums, so that damage may go unseen", stacklevel=2)
         learner.read(path / learner.product)
         if training.ema:
             average = path / learner.average
             if not average.exists():
                 raise MindSigmaError(f"{path}: has no moving average; resume with --ema-decay 0")
             learner.read(average, training.averages())
-        wanted = dict(training.own_states())
+        states = training.own_states()
+        wanted = dict(states)
         for file in sorted(path.glob("states-*.safetensors")):
             source = open_checkpoint(file)
-            for name in [name for name in source.names() if name in wanted]:
-                parameter = wanted.pop(name)
+            for name in source.names():
+                if name not in states:
+                    raise MindSigmaError(
+                        f"{file}: holds a state '{one_line(name)}' that this run does not have; resume with the "
+                        "options that the run was started with"
+                    )
+                parameter = wanted.pop(name, None)
+                if parameter is None:  # each process wrote what they share
+                    continue
                 if source.shape(name) != tuple(parameter.shape):
                     raise MindSigmaError(
                         f"{file}: tensor '{name}' has shape {source.shape(name)}, the run needs "
                         f"{tuple(parameter.shape)}; resume with the options that the run was started with"
                     )
-                parameter.set_data(Tensor(np.array(source.read(name), np.float32)))
+                parameter.set_data(Tensor(np.array(finite(file, name, source.read(name)), np.float32)))
         if wanted:
             raise MindSigmaError(
                 f"{path}: has no state '{min(wanted)}'; resume with the optimizer that the run was started with"
@@ -210,7 +240,9 @@ class RunCheckpoints:
         path = self.folder / folder_name(step)
         gone = self.folder / f".{path.name}.gone"
         shutil.rmtree(gone, ignore_errors=True)
-        if path.exists():
+        if path.is_symlink():
+            path.unlink()
+        elif path.exists():
             os.replace(path, gone)
             shutil.rmtree(gone, ignore_errors=True)
 
@@ -226,15 +258,30 @@ class RunCheckpoints:
 
 
 def read_state(path):
-    """state.json of a checkpoint folder, a dict."""
+    """state.json of a checkpoint folder (Path): a dict with `step`, `identity` (a dict) and, but in old ones, `files`.
+
+    Raises MindSigmaError: it is damaged, or of another step than the folder's name tells.
+    """
     file = Path(path) / STATE
-    try:
-        state = load_json(file, file.read_bytes(), "the state of a run")
-    except OSError as error:
-        raise MindSigmaError(f"{file}: cannot be read ({error.strerror}); this is no checkpoint of a run") from None
-    if not isinstance(state, dict) or not isinstance(state.get("step"), int):
+    state = load_json(file, read_bytes(file), "the state of a run")
+    check_seal(file, state)
+    step, identity = state.get("step"), state.setdefault("identity", {})
+    if type(step) is not int or not isinstance(identity, dict) or not is_manifest(state.get("files", {})):
         raise MindSigmaError(f"{file}: not the state of a run")
-    return json.loads(json.dumps(state))
+    if folder_name(step) != Path(path).name:
+        raise MindSigmaError(f"{file}: is of step {step}, not of {Path(path).name}")
+    return state
+
+
+def _is_whole(path):
+    """Whether all files of a checkpoint are as they were written; of an old one, whether its state can be read."""
+    try:
+        state = read_state(path)
+        if "files" in state:
+            check_files(path, state["files"], STATE)
+    except (MindSigmaError, OSError):
+        return False
+    return True
 
 
 def _sync(folder):

@@ -12,6 +12,7 @@ from mindsigma.checkpoints.adapter_file import read_adapter, tensors_of, write_a
 from mindsigma.checkpoints.adapter_reader import ranks_text
 from mindsigma.checkpoints.atomic import write_json
 from mindsigma.checkpoints.dit_names import NULL_CAPTION
+from mindsigma.checkpoints.finite import finite
 from mindsigma.checkpoints.reader import TensorSource
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
@@ -133,4 +134,4 @@ def set_from(source, parameters):
                 f"{source.path}: tensor '{name}' is {found}, the run needs {tuple(parameter.shape)}; "
                 "resume with the options that the run was started with"
             )
-        parameter.set_data(Tensor(np.ascontiguousarray(source.read(name), np.float32)))
+        parameter.set_data(Tensor(np.ascontiguousarray(finite(source.path, name, source.read(name)), np.float32)))

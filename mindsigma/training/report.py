@@ -8,21 +8,29 @@ import time
 from pathlib import Path
 
 from mindsigma.checkpoints.atomic import naming, replacing
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import LONGEST_LINE as LONGEST_SHOWN
+from mindsigma.errors import MindSigmaError, bounded, say
+from mindsigma.foreign import load_json, open_regular, understanding
 
 LOG = "log.jsonl"
+LONGEST_LINE = 1 << 16  # bytes of a line of the log
 
 
 def read_log(path):
-    """list of dicts of a JSON-lines file; a last line that a kill cut off is left out."""
+    """list of dicts of a JSON-lines file, each with a whole number `step` and other numbers.
+
+    A line that a kill cut off ends the list, others are left out. Raises MindSigmaError where the file cannot be read.
+    """
     lines = []
-    if Path(path).is_file():
-        for text in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    if not os.path.lexists(path):
+        return lines
+    with open_regular(path) as file, understanding(path):
+        while (text := file.readline(LONGEST_LINE)).endswith(b"\n"):
             try:
-                line = json.loads(text)
-            except ValueError:
+                line = load_json(path, text, "a line")
+            except MindSigmaError:
                 break
-            if isinstance(line, dict) and isinstance(line.get("step"), int):
+            if type(line.get("step")) is int and all(type(value) in (int, float) for value in line.values()):
                 lines.append(line)
     return lines
 
@@ -81,7 +89,7 @@ class Report:
         self.log({"step": step, **values, "images_per_second": round(rate, 3), "seconds": round(now - self._began, 2)})
         text = f"loss {values['loss']:.4f} norm {values['grad_norm']:.3g} lr {values['lr']:.2e} {rate:.2f} images/s"
         if self._bar.disable:
-            print(f"step {step}/{self.total} {text} {left:.0f} s to go", flush=True)
+            say(f"step {step}/{self.total} {text} {left:.0f} s to go")
         else:
             self._bar.set_postfix_str(text)
 
@@ -104,7 +112,7 @@ class Report:
 
     def say(self, text):
         """Print a line without disturbing the progress line."""
-        self._bar.write(text, file=sys.stdout)
+        self._bar.write(bounded(text, LONGEST_SHOWN), file=sys.stdout)
         sys.stdout.flush()
 
     def curves(self):

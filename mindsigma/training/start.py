@@ -5,6 +5,7 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
+from mindsigma.checkpoints.finite import finite
 from mindsigma.conversion import surgery
 from mindsigma.conversion.component import open_source
 from mindsigma.errors import MindSigmaError
@@ -93,6 +94,6 @@ def build_dit(config, dtype=ms.float32, fp32_attention=False, component=None, se
     for name, parameter in dit.parameters_and_names():
         if name not in component.view or tuple(component.view.shape(name)) != tuple(parameter.shape):
             raise MindSigmaError(f"{component.path}: tensor '{name}' is missing or does not fit the network")
-        value = Tensor(np.array(component.view.read(name), np.float32))
+        value = Tensor(np.array(finite(component.path, name, component.view.read(name)), np.float32))
         parameter.set_data(value if parameter_dtype == ms.float32 else value.astype(parameter_dtype))
     return dit.set_train()

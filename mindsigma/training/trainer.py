@@ -9,13 +9,13 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from mindsigma.checkpoints.adapter_reader import open_adapter
 from mindsigma.checkpoints.atomic import naming, replacing, write_json
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
 from mindsigma.diffusion.loss import LossConfig
 from mindsigma.distributed import Collectives, join_ranks, set_from_rank
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line, say
 from mindsigma.ops.shared_graph import compile_seconds
+from mindsigma.pipeline.adapters import open_finite_adapter
 from mindsigma.pipeline.locate import locate
 from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 from mindsigma.runtime import resolve_dtype, set_device
@@ -67,9 +67,9 @@ class Trainer:
         self.step = self._resume()
         self._build_validation()
 
-    def _say(self, text):
+    def _say(self, *lines):
         if self.ranks.first:
-            print(text, flush=True)
+            say(*lines)
 
     def _open_data(self):
         args = self.args
@@ -85,7 +85,7 @@ class Trainer:
             "max_bad_images": args.max_bad_images,
         }
         self.sampler, self.loader = self._sampled(self.records, args.seed)
-        self._say(str(self.sampler.summary()))
+        self._say(*str(self.sampler.summary()).split("\n"))
 
     def _record_list(self, path, name):
         """RecordList of a data set that is trained on."""
@@ -145,7 +145,7 @@ class Trainer:
         """The Adapter that is trained, as it is at the start."""
         args = self.args
         if args.init_lora:
-            return open_adapter(locate(args.init_lora)).adapter
+            return open_finite_adapter(locate(args.init_lora)).adapter
         config = AdapterConfig(
             args.lora_rank, args.lora_alpha, tuple(args.lora_targets or TARGETS), args.rslora, args.dora
         )
@@ -239,14 +239,15 @@ class Trainer:
 
     def _restore(self, path):
         with self.checkpoints.readable(path):
-            stored = read_state(path).get("identity", {})
+            stored = read_state(path)["identity"]
         for name in sorted(set(stored) | set(self.identity)):
             if stored.get(name) != self.identity.get(name):
-                what = NAMES.get(name, f"--{name.replace('_', '-')}")
+                what = NAMES.get(name, f"--{one_line(name).replace('_', '-')}")
+                then, now = (one_line(repr(table.get(name))) for table in (stored, self.identity))
                 lists = {"data": self.records, "class_data": self.prior}
                 why = f" ({lists[name].difference})" if lists.get(name) and lists[name].difference else ""
                 raise MindSigmaError(
-                    f"{path}: was trained with {what} {stored.get(name)!r}, not {self.identity.get(name)!r}{why}; "
+                    f"{path}: was trained with {what} {then}, not {now}{why}; "
                     "use that, another --output, or --overwrite"
                 )
         state = self.checkpoints.restore(path, self.learner, self.training)

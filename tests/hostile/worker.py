@@ -1,9 +1,11 @@
-"""A process that converts one checkpoint after the other, as tools/convert.py does, and tells what each run did.
+"""A process that runs one tool after the other on hostile files, as its script does, and tells what each run did.
 
-Reads a JSON object a line, {"cwd", "arguments", "compare"}, and answers with one: exit code, what stderr held, CPU
-seconds, growth of resident memory, and what was done that no conversion may do. Started by fuzz_convert.py.
+Reads a JSON object a line, {"tool", "cwd", "arguments", "compare"}, and answers with one: exit code, what stdout and
+stderr held, CPU seconds, growth of resident memory, and what was done that no run may do. Started by fuzz_convert.py.
 """
 
+import functools
+import importlib
 import json
 import os
 import resource
@@ -58,14 +60,14 @@ def memory(field):
     raise KeyError(field)
 
 
-def run(tool, command_line, task, watch):
-    """One conversion with its own stderr; returns the answer."""
+def run(main, command_line, task, watch):
+    """One run with its own streams; returns the answer."""
     os.chdir(task["cwd"])
-    sys.argv = ["tools/convert.py", *task["arguments"]]
-    log = os.open(task["log"], os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+    sys.argv = [f"tools/{task['tool']}.py", *task["arguments"]]
+    log, out = (os.open(task[name], os.O_RDWR | os.O_CREAT | os.O_TRUNC) for name in ("log", "out"))
     kept = os.dup(1), os.dup(2)
     os.dup2(log, 2)
-    os.dup2(task["null"], 1)
+    os.dup2(out, 1)
     try:
         Path("/proc/self/clear_refs").write_text("5")  # starts the peak anew
         resident = memory("VmRSS")
@@ -75,7 +77,7 @@ def run(tool, command_line, task, watch):
     watch.found, watch.folder = [], os.path.realpath(task["cwd"])
     code, trace = None, ""
     try:
-        command_line.run(tool.main)
+        command_line.run(main)
     except SystemExit as end:
         code = end.code or 0
     except BaseException:
@@ -88,11 +90,13 @@ def run(tool, command_line, task, watch):
         os.dup2(kept[1], 2)
         os.close(kept[0])
         os.close(kept[1])
-    text = os.pread(log, 10**6, 0).decode("utf-8", "replace")
+    said = [os.pread(descriptor, 10**6, 0).decode("utf-8", "replace") for descriptor in (log, out)]
     os.close(log)
+    os.close(out)
     answer = {
         "code": code,
-        "stderr": text,
+        "stderr": said[0],
+        "stdout": said[1],
         "traceback": trace,
         "seconds": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]) - seconds,
         "memory": memory("VmHWM") - resident,
@@ -134,13 +138,51 @@ def difference(source, target, ema, without, **config):
     return ""
 
 
+def resume():
+    """Read a run as a start of tools/train.py does."""
+    from mindsigma.distributed import Collectives, Ranks
+    from mindsigma.training.checkpoints import RunCheckpoints, read_state
+    from mindsigma.training.report import read_log
+
+    folder = Path(sys.argv[1])
+    read_log(folder / "log.jsonl")
+    kept = RunCheckpoints(folder / "checkpoints", 3, Collectives(Ranks()))
+    path = kept.latest()
+    if path is not None:
+        with kept.readable(path):
+            read_state(path)
+        kept.restore(path, *held())
+    kept.best()
+
+
+@functools.cache
+def held():
+    """What runs are restored into."""
+    from hostile.data_sources import learner_and_training
+
+    return learner_and_training()
+
+
+def options():
+    """Read a file of options as tools/train.py does."""
+    from mindsigma.config_file import parse_with_config
+    from mindsigma.training.arguments import build_parser, check
+
+    check(parse_with_config(build_parser(), ["--config", sys.argv[1]]))
+
+
+def main_of(tool):
+    """The function that a tool's script runs, with what it needs at hand, so that no case pays for it."""
+    if tool == "resume":
+        held()
+    return {"resume": resume, "options": options}.get(tool) or importlib.import_module(tool).main
+
+
 def main():
     """Serve until stdin ends."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests")]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    import convert as tool
-
     from mindsigma import command_line
     from mindsigma.conversion import convert  # noqa: F401  # so that no case pays for the imports
     from mindsigma.conversion.targets import prepare  # noqa: F401
@@ -148,10 +190,10 @@ def main():
     limit = memory("VmSize") + ADDRESS_SPACE
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    watch, null = Watch(), os.open(os.devnull, os.O_WRONLY)
+    watch = Watch()
     for line in sys.stdin:
-        task = {**json.loads(line), "null": null}
-        print(json.dumps(run(tool, command_line, task, watch)), file=answers, flush=True)
+        task = json.loads(line)
+        print(json.dumps(run(main_of(task["tool"]), command_line, task, watch)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

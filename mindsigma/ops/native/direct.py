@@ -10,11 +10,14 @@ import functools
 import numpy as np
 from mindspore import Tensor
 
+from mindsigma.errors import MindSigmaError
 from mindsigma.ops.native.library import library
 
 # What blocks saved and need no more, all of one size, for the next step: memory that is new to the process is slow.
 _unused = []
 MOST_UNUSED = 512 << 20  # bytes
+
+EMPTY = 2  # what a function returns where there is no answer, as an input has no elements
 
 _POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 
@@ -108,7 +111,10 @@ def tensor(shape):
 
 
 def call(name, values):
-    """Call a function as MindSpore does, with tensors and arrays, the last of them for the results."""
+    """Call a function as MindSpore does, with tensors and arrays, the last of them for the results.
+
+    Raises MindSigmaError where there is no answer, as an input has no rows; MemoryError.
+    """
     count = len(values)
     values = [value if isinstance(value, np.ndarray) else value.contiguous() for value in values]
     pointers = [value.ctypes.data if isinstance(value, np.ndarray) else value.data_ptr() for value in values]
@@ -116,7 +122,10 @@ def call(name, values):
     addresses = [ctypes.addressof(shape) for shape in shapes]
     ranks = (ctypes.c_int * count)(*(value.ndim for value in values))
     arguments = (_POINTER * count)(*pointers), ranks, (_POINTER * count)(*addresses)
-    if _entry(name)(count, *arguments, None, None, None):
+    fault = _entry(name)(count, *arguments, None, None, None)
+    if fault == EMPTY:
+        raise MindSigmaError(f"{name}: there is no answer for tensors of {', '.join(str(v.shape) for v in values)}")
+    if fault:
         raise MemoryError(f"no memory for {name}")
 
 

@@ -1,8 +1,10 @@
-// What MindSpore hands over: int f(count, tensors, ranks, shapes, dtypes, stream, extra), 0 if all went well.
+// What MindSpore hands over: int f(count, tensors, ranks, shapes, dtypes, stream, extra), 0 if all went well, else 1, or
+// EMPTY if there is no answer, as an input has no elements.
 // The tensors are those of mindsigma/ops/native/operations.py, which documents them, and the results.
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <new>
 
 struct Arguments {
   int count;
@@ -28,8 +30,19 @@ inline float as_float(int32_t bits) {
   return value;
 }
 
+constexpr int EMPTY = 2;
+
+// Call f, the body of a function whose last `results` tensors are its results, unless some tensor has no elements: no
+// rows, no images. Results of no elements are then ready; what is a sum over rows (`sums`) is zero; others have no answer.
 template <class F>
-int guarded(F f) {
+int guarded(const Arguments& a, int results, bool sums, F f) {
+  bool some = false, left = false;
+  for (int i = 0; i < a.count; i++) some |= a.elements(i) == 0;
+  for (int i = a.count - results; some && i < a.count; i++) {
+    left |= a.elements(i) != 0;
+    if (sums) memset(a.tensors[i], 0, a.elements(i) * 4);
+  }
+  if (some) return left && !sums ? EMPTY : 0;
   try {
     f();
     return 0;

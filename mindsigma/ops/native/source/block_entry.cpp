@@ -75,8 +75,9 @@ extern "C" {
 // plan, x, rows, and of each block the caption's keys and values, its change by the caption if that is to be taken, and
 // 12 or more weights; y, and the changes of all blocks if these are to be kept
 int blocks(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  const bool keeps = a.elements(0) > TEXT && a.numbers(0)[TEXT] == KEEP;
+  return guarded(a, keeps ? 2 : 1, false, [&] {
     const int32_t* plan = a.numbers(0);
     Blocks b{};
     b.sizes = sizes_of(a, 1);
@@ -106,11 +107,12 @@ int blocks(int count, void** tensors, int* ranks, int64_t** shapes, const char**
 
 // plan, x, modulation, caption, kept, table, 14 or more weights; y and what is kept, unless there is just y
 int training_block(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  const bool alone = count % 2;  // weights come in pairs
+  return guarded(a, alone ? 1 : 2, false, [&] {
     int results;
     const TrainingBlock b = training_block_of(a, 1, &results);
-    run_forward(b, a.floats_out(results), count > results + 1 ? a.floats_out(results + 1) : nullptr);
+    run_forward(b, a.floats_out(results), alone ? nullptr : a.floats_out(results + 1));
   });
 }
 
@@ -122,8 +124,8 @@ long floats_of_training_block(long heads, long batch, long tokens, long channels
 // plan, dy, what was kept, then as of training_block; its gradients, but for the plan's and the mask's. With nothing
 // kept the plan stands in its place.
 int training_block_gradient(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 4 + (count - 12) / 2, true, [&] {
     int next;
     const TrainingBlock b = training_block_of(a, 3, &next);
     TrainingGradients g{};

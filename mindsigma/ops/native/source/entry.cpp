@@ -45,8 +45,8 @@ extern "C" {
 int uses_amx() { return has_amx(); }
 
 int linear(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 1, false, [&] {
     const int32_t* plan = a.numbers(0);
     const int32_t given = plan[0];
     Linear l{};
@@ -77,30 +77,30 @@ int linear(int count, void** tensors, int* ranks, int64_t** shapes, const char**
 }
 
 int linear_gradient_of_input(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};  // dy, weight
+  const Arguments a{count, tensors, ranks, shapes};  // dy, weight
+  return guarded(a, 1, true, [&] {
     gradient_of_input(a.floats(0), a.floats(1), a.result(), a.size(0, 0), a.size(1, 1), a.size(0, 1));
   });
 }
 
 int linear_gradient_of_weight(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};  // dy, x
+  const Arguments a{count, tensors, ranks, shapes};  // dy, x
+  return guarded(a, 1, true, [&] {
     gradient_of_weight(a.floats(0), a.floats(1), a.result(), a.size(0, 0), a.size(1, 1), a.size(0, 1));
   });
 }
 
 int linear_gradient_of_bias(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};  // dy
+  const Arguments a{count, tensors, ranks, shapes};  // dy
+  return guarded(a, 1, true, [&] {
     gradient_of_bias(a.floats(0), a.result(), a.size(0, 0), a.size(0, 1));
   });
 }
 
 // eps, dy, x, rows, weight; dx, drows, dweight, dbias
 int modulated_linear_gradient(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 4, true, [&] {
     const long in = a.size(4, 1), rows = a.elements(2) / in, images = a.size(3, 0);
     Workspace workspace(2 * rows * in);
     const Images of{images, rows / images, 2 * in};
@@ -113,8 +113,8 @@ int modulated_linear_gradient(int count, void** tensors, int* ranks, int64_t** s
 
 // plan as of attention without a bias, dout, q, k, v; dq, dk, dv
 int attention_gradient(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 3, true, [&] {
     Attention t = attention_of(a, 2);
     Workspace workspace(t.batch * t.queries * (t.heads + t.out_step));
     t.logs = workspace.floats;
@@ -128,8 +128,8 @@ int attention_gradient(int count, void** tensors, int* ranks, int64_t** shapes, 
 }
 
 int attention(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 1, false, [&] {
     Attention t = attention_of(a, 1);
     t.out = a.result();
     if (a.numbers(0)[7]) {
@@ -141,8 +141,8 @@ int attention(int count, void** tensors, int* ranks, int64_t** shapes, const cha
 }
 
 int group_normalisation(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 1, false, [&] {
     const int32_t* plan = a.numbers(0);
     const long batch = a.size(1, 0), channels = a.size(1, 1);
     group_norm(a.floats(1), a.floats(2), a.floats(3), a.result(), batch, channels, a.elements(1) / (batch * channels),
@@ -151,8 +151,8 @@ int group_normalisation(int count, void** tensors, int* ranks, int64_t** shapes,
 }
 
 int convolution(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 1, false, [&] {
     const int32_t* plan = a.numbers(0);
     Convolution c{};
     c.x = a.floats(1);
@@ -173,16 +173,16 @@ int convolution(int count, void** tensors, int* ranks, int64_t** shapes, const c
 
 // x; x twice
 int twice(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 1, false, [&] {
     for (long half = 0; half < 2; half++) memcpy(a.result() + half * a.elements(0), a.floats(0), a.elements(0) * 4);
   });
 }
 
 // latents, position, weight (C, c, p, p), bias; tokens
 int patch_embedding(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 1, false, [&] {
     const Patches p{a.size(0, 0), a.size(0, 1), a.size(0, 2), a.size(0, 3), a.size(2, 2)};
     embed(p, a.floats(0), a.floats(2), a.floats(3), a.floats(1), a.size(2, 0), a.result());
   });
@@ -190,8 +190,8 @@ int patch_embedding(int count, void** tensors, int* ranks, int64_t** shapes, con
 
 // plan (row of the shift, eps), tokens, rows, latents, weight, bias; prediction
 int patch_prediction(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 1, false, [&] {
     const int32_t* plan = a.numbers(0);
     const int y = count - 1;
     const long side = std::lround(std::sqrt(double(a.size(4, 0)) / a.size(y, 1)));
@@ -214,8 +214,8 @@ int patch_prediction(int count, void** tensors, int* ranks, int64_t** shapes, co
 
 // plan (whether guided), latents, history, numbers, guidance scale, prediction; latents and history
 int solver_update(int count, void** tensors, int* ranks, int64_t** shapes, const char**, void*, void*) {
-  return guarded([&] {
-    Arguments a{count, tensors, ranks, shapes};
+  const Arguments a{count, tensors, ranks, shapes};
+  return guarded(a, 2, false, [&] {
     advance({a.floats(1), a.floats(2), a.floats(3), a.floats(5), a.numbers(0)[0] ? a.floats(4) : nullptr,
              a.floats_out(6), a.floats_out(7), a.size(1, 0), a.elements(1), a.size(2, 0),
              a.elements(5) / a.size(5, 0)});

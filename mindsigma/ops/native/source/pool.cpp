@@ -2,9 +2,9 @@
 // near, and then sleeps.
 #include "pool.h"
 
+#include <pthread.h>
 #include <sched.h>
 #include <sys/mman.h>
-#include <unistd.h>
 #if defined(__SSE2__)
 #include <xmmintrin.h>
 #endif
@@ -14,6 +14,7 @@
 #include <condition_variable>
 #include <cstdlib>
 #include <mutex>
+#include <new>
 #include <thread>
 
 namespace {
@@ -40,7 +41,6 @@ struct WithoutTinyNumbers {
 
 struct Pool {
   int threads;
-  pid_t owner = getpid();
   std::mutex turn;  // one loop at a time
   std::mutex mutex;
   std::condition_variable wake, done;
@@ -112,7 +112,7 @@ std::mutex making;
 
 Pool& the_pool() {
   std::lock_guard<std::mutex> lock(making);
-  if (pool == nullptr || pool->owner != getpid()) pool = new Pool(allowed_threads());  // a fork has no threads
+  if (pool == nullptr) pool = new Pool(allowed_threads());
   return *pool;
 }
 
@@ -147,6 +147,17 @@ struct Buffer {
 constexpr long LARGE = 48L << 20;  // floats of a workspace
 Buffer* workspace = new Buffer;  // never freed: a thread may still compute when the process ends
 std::mutex using_workspace;
+
+// A fork has this thread alone: the pool's are gone, and whatever another one held would stay locked for ever. So the
+// child begins anew. What the other threads computed with is left as it is; it counts for nothing while nobody writes.
+void begin_anew() {
+  pool = nullptr;
+  workspace = new Buffer;
+  new (&making) std::mutex;
+  new (&using_workspace) std::mutex;
+}
+
+const int registered = pthread_atfork(nullptr, nullptr, begin_anew);
 
 }  // namespace
 

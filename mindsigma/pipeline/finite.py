@@ -1,0 +1,41 @@
+"""Latents that cease to be numbers: told with the step, without waiting for the device at each of them."""
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from mindsigma.errors import MindSigmaError
+
+
+class FiniteLatents:
+    """Collects on the device whether latents were finite; `check` fetches it.
+
+    Args:
+        remedy: what to do if a step made them infinite.
+    """
+
+    def __init__(self, remedy):
+        self._remedy, self._notes = remedy, []
+
+    def note(self, latents, step, by_caller=False):
+        """Latents after a Step, or as the caller's callback left them."""
+        place = f"step {step.index + 1} of {step.total} (timestep {step.timestep:g})"
+        fault, remedy = f"{place} left NaN or infinity in the latents", self._remedy
+        if by_caller:
+            fault = f"callback_on_step_end left NaN or infinity in the latents of {place}"
+            remedy = "return finite latents, or None to leave them as they are"
+        self._notes.append((ops.isfinite(latents).all(), f"{fault}; {remedy}"))
+
+    def check(self):
+        """Raise MindSigmaError that names the first step after which latents were not finite."""
+        notes, self._notes = self._notes, []
+        for good, fault in notes:
+            if not bool(good.asnumpy()):
+                raise MindSigmaError(fault)
+
+
+def require_finite(what, value, remedy):
+    """`value`, a Tensor or an array of any float dtype, if it is all finite; else raises MindSigmaError."""
+    good = ops.isfinite(value).all().asnumpy() if isinstance(value, Tensor) else np.isfinite(value).all()
+    if not bool(good):
+        raise MindSigmaError(f"{what} hold NaN or infinity; {remedy}")
+    return value

@@ -1,0 +1,156 @@
+"""What every tool says when something goes wrong: one printable, bounded line and an exit code, whatever raised it."""
+
+import argparse
+import ast
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from mindsigma import command_line, foreign
+from mindsigma.errors import LONGEST_MESSAGE, MindSigmaError, bounded, say
+
+ROOT = Path(__file__).parents[1]
+NASTY = "a\nerror: b\r\x1b[31m\x07\u202e\ud800\udcff\x85\u2028"
+TOOLS = ("convert", "extract_features", "generate", "prepare_data", "train")
+
+
+@pytest.fixture
+def ends(capsys, monkeypatch):
+    """ends(main): exit code and lines of stderr of a tool."""
+    kept = argparse.ArgumentParser.error, warnings.formatwarning
+    monkeypatch.setattr(foreign, "_last", None)
+
+    def run(main):
+        with pytest.raises(SystemExit) as caught:
+            command_line.run(main)
+        return caught.value.code, capsys.readouterr().err.split("\n")
+
+    yield run
+    argparse.ArgumentParser.error, warnings.formatwarning = kept
+
+
+def one_line(code, lines):
+    assert code == 2
+    assert len(lines) == 2 and lines[1] == ""
+    assert lines[0].startswith("error: ") and lines[0].isprintable()
+    assert len(lines[0]) < LONGEST_MESSAGE + 100
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MindSigmaError(f"file {NASTY}: wrong"), ValueError(NASTY), KeyError("x" * 10**6), RecursionError(),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"), OSError(5, "Input/output error"), MemoryError(),
+        RuntimeError("-" * 50 + "\nMindSpore speaks\n" + "of C++ " * 10**5), AssertionError(), StopIteration(),
+    ],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_every_error_is_one_line(ends, error):
+    def main():
+        raise error
+
+    line = one_line(*ends(main))
+    assert isinstance(error, MindSigmaError) or f"unexpected {type(error).__name__}" in line
+
+
+def test_the_last_file_is_named(ends, tmp_path, monkeypatch):
+    """Where nobody gave an error the name of a file; and the traceback comes when it is asked for."""
+    (tmp_path / "x").write_bytes(b"y")
+
+    def main():
+        foreign.read_bytes(tmp_path / "x")
+        return {}["absent"]
+
+    assert f"unexpected KeyError: 'absent'; the last file read was {tmp_path}/x; MINDSIGMA_TRACEBACK=1" in one_line(
+        *ends(main)
+    )
+    monkeypatch.setenv("MINDSIGMA_TRACEBACK", "1")
+    code, lines = ends(main)
+    assert code == 2 and lines[0].startswith("Traceback") and lines[-2].startswith("error: unexpected KeyError")
+
+
+@pytest.mark.parametrize(
+    "flags", [["--steps", NASTY], [f"--{NASTY}"], ["--steps", "9" * 10**6], ["--kind", NASTY * 10**4], ["x" * 10**6]]
+)
+def test_what_argparse_quotes(ends, flags, monkeypatch):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--kind", choices=("a", "b"))
+    monkeypatch.setattr(sys, "argv", ["tool", *flags])
+    assert "--help lists the options" in one_line(*ends(parser.parse_args))
+
+
+def test_what_warnings_quote(ends):
+    assert ends(lambda: 0) == (0, [""])
+    text = warnings.formatwarning(NASTY + "x" * 10**6, UserWarning, "file", 1)
+    assert text.startswith("warning: a\\nerror: b\\r\\x1b[31m") and text[:-1].isprintable() and text[-1] == "\n"
+    assert len(text) < 1300
+
+
+def test_bounded():
+    assert bounded("ab", 2) == "ab"
+    for text in ("x" * 10**6, "\n" * 10**6, "\ud800" * 2000):
+        assert len(bounded(text, 100)) <= 100
+        assert bounded(text, 100).isprintable()
+    long = bounded("begin" + "x" * 500 + "end", 100)
+    assert long.startswith("beginx") and long.endswith("xend") and " ... " in long
+
+
+def run_python(code, **environment):
+    command = [sys.executable, "-c", f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}"]
+    return subprocess.run(command, capture_output=True, env={**os.environ, **environment}, timeout=100)
+
+
+SAYS = """
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError, say
+def main():
+    say("caf\\u00e9 \\ud800 \\x1b[31m\\n \\u202e")
+    print("\\u00e9\\udcff")
+    raise MindSigmaError("\\u00e9 \\udcff")
+command_line.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii:strict"}],
+)
+def test_an_encoding_that_lacks_characters(environment):
+    done = run_python(SAYS, **environment)
+    assert done.returncode == 2
+    assert done.stdout == b"caf\\xe9 \\ud800 \\x1b[31m\\n \\u202e\n\\xe9\\udcff\n"
+    assert done.stderr == b"error: \\xe9 \\udcff\n"
+
+
+def test_nobody_reads_what_is_said():
+    """As of `tool | head -1`: no traceback, no words; and a full disk is told."""
+    code = "from mindsigma import command_line\nfrom mindsigma.errors import say\n"
+    code += "import os, time\nread, write = os.pipe()\nos.dup2(write, 1)\nos.close(read)\n"
+    done = run_python(code + "command_line.run(lambda: say('x' * 1000))")
+    assert (done.returncode, done.stderr) == (1, b"")
+    code = "from mindsigma import command_line\nimport os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+    done = run_python(code + "command_line.run(lambda: print('x'))")
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
+
+
+def test_say_makes_one_line_of_each(capsys):
+    say(NASTY, "second", Path("x"))
+    assert capsys.readouterr().out.split("\n") == [bounded(NASTY, 1000), "second", "x", ""]
+
+
+def test_nothing_is_printed_as_it_is():
+    """Names are foreign: what is said goes through `say`, or its text through `one_line`, `bounded` or an error."""
+    files = [ROOT / "tools" / f"{name}.py" for name in TOOLS] + list((ROOT / "mindsigma").rglob("*.py"))
+    assert len(files) > 100
+    found = set()
+    for file in files:
+        calls = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
+        found |= {file.name for node in calls if getattr(node.func, "id", "") == "print"}
+    assert found == {"command_line.py", "errors.py"}
