@@ -168,7 +168,8 @@ def drawn_size(asked, pipeline, args, tell):
     """(height, width) that the model works at for what is asked; says so where it is another."""
     size = pipeline.image_size(*asked, args.resolution_binning)
     if tuple(side or pipeline.default_size for side in asked) != size:
-        tell(
+        text = "the nearest trained one, then resized and cropped"
+        tell(f"size: drawn at {size[0]} x {size[1]} (height x width), {text}")
             f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped"
         )
     return size
