@@ -170,8 +170,6 @@ def drawn_size(asked, pipeline, args, tell):
     if tuple(side or pipeline.default_size for side in asked) != size:
         text = "the nearest trained one, then resized and cropped"
         tell(f"size: drawn at {size[0]} x {size[1]} (height x width), {text}")
-            f"size: drawn at {size[0]} x {size[1]} (height x width), the nearest trained one, then resized and cropped"
-        )
     return size
 
 
