@@ -1,5 +1,8 @@
 """Composed scenes: captions tell what is drawn and where, the held-out split holds, the tools write data sets."""
 
+import contextlib
+import importlib
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import killed_everywhere
 
 from mindsigma.data import open_records
 from mindsigma.data.scenes import (
@@ -170,9 +174,36 @@ def test_the_tool_writes_a_folder_of_any_size(tmp_path):
     assert made.returncode == 0, made.stderr
     records = open_records(out, strict=True, progress=False)
     assert len(records) == 4 and records.layout == "folder" and (records.sizes == 96).all()
-    again = run("make_scenes", out, "--count", 4)
-    assert again.returncode == 2 and "not an empty folder" in again.stderr
     for flags in (["--count", 0], ["--held-out", 1], ["--held-out-count", 3], ["--only", "nothing"], ["--size", 5]):
         wrong = run("make_scenes", tmp_path / "wrong", *flags)
         assert wrong.returncode == 2 and len(wrong.stderr.strip().splitlines()) == 1, wrong.stderr
         assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize("flags", [["--layout", "folder"], ["--held-out", 0.3, "--held-out-count", 1]])
+def test_a_killed_run_goes_on(tmp_path, monkeypatch, flags):
+    """After every kill the same command ends with what a run in peace writes; other options are refused by name."""
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    tool = importlib.import_module("make_scenes")
+
+    def make(out, *more):
+        options = ("--count", 2, "--size", 32, "--only", "cat", "--only", "dog", "--threads", 1)
+        monkeypatch.setattr(sys, "argv", ["make_scenes.py", *map(str, (out, *options, *flags, *more))])
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            assert tool.main() == 0
+
+    def content(folder):
+        return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    make(tmp_path / "good")
+    good, kills, training = content(tmp_path / "good"), 0, "" if "folder" in flags else "train"
+    for kills in killed_everywhere(lambda: make(tmp_path / "out")):  # noqa: B007
+        with contextlib.suppress(MindSigmaError):  # no set is taken for whole before it is
+            assert len(open_records(tmp_path / "out" / training, progress=False)) == 2
+    assert content(tmp_path / "out") == good and kills > 10
+    with pytest.raises(MindSigmaError, match="another conversion, or one of other .* options"):
+        make(tmp_path / "good", "--seed", 1)
+    (tmp_path / "good" / "mine.txt").write_text("x")
+    if "folder" not in flags:
+        with pytest.raises(MindSigmaError, match="good: is not an empty folder"):
+            make(tmp_path / "good")

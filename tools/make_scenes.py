@@ -1,10 +1,14 @@
 """Compose a data set of captioned emoji scenes, such as the bundled sigma-mini was trained on.
 
 python tools/make_scenes.py scenes/ --count 2000 --aspect-ratios 0.78,1.0,1.29 --held-out 0.1
+
+The same command goes on after a kill.
 """
 
 import argparse
+import io
 import json
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from mindsigma import command_line  # noqa: E402
 from mindsigma.errors import MindSigmaError, say  # noqa: E402
 
-HELD_OUT = "held-out"
+TRAIN, HELD_OUT = SETS = ("train", "held-out")  # folders of the two sets
 SIDE_MULTIPLE = 16  # pixels, of sides that no table gives
 RATIOS = (0.2, 5.0)
 CHUNK = 64  # scenes handed to the threads at once
@@ -75,24 +79,25 @@ def _equal_area(size, ratio):
     return tuple(max(1, round(side / SIDE_MULTIPLE)) * SIDE_MULTIPLE for side in (size * ratio**0.5, size / ratio**0.5))
 
 
-def write(folder, maker, count, held_out, sizes, args):
-    """Draw `count` scenes into a folder; its index comes last, so that an interrupted run leaves no data set."""
+def write(noted, maker, count, held_out, sizes, args):
+    """Draw `count` scenes into a NotedFolder, which is complete only when all of them are there."""
     from tqdm import tqdm
 
-    from mindsigma.data.conversion import write_lines
+    from mindsigma.data.conversion import put_lines
     from mindsigma.data.randomness import generator
 
-    images = folder / "InternImgs" if args.layout == "official" else folder
+    official = args.layout == "official"
 
     def make(number):
         scene = maker.scene(number, held_out)
         # The first takes the first size, and so on: every size is there in equal numbers.
         pick = generator(args.seed, "size of scene", number // len(sizes)).permutation(len(sizes))[number % len(sizes)]
         height, width = sizes[pick]
-        name = f"{number // 1000:05d}/{number:08d}.{args.format}"
-        draw_file(scene, images / name, height, width)
-        if args.layout == "folder":
-            write_lines((images / name).with_suffix(".txt"), [scene.caption])
+        stem = f"{number // 1000:05d}/{number:08d}"
+        name, picture = f"{stem}.{args.format}", drawn(scene, args.format, height, width)
+        noted.put(f"InternImgs/{name}" if official else name, lambda file: file.write(picture))
+        if not official:
+            noted.put(f"{stem}.txt", lambda file: put_lines(file, [scene.caption]))
         return {
             "path": name,
             "prompt": scene.caption,
@@ -103,32 +108,49 @@ def write(folder, maker, count, held_out, sizes, args):
         }
 
     rows = []
-    with ThreadPoolExecutor(args.threads) as pool, tqdm(total=count, desc=folder.name, unit="scene") as bar:
+    with ThreadPoolExecutor(args.threads) as pool, tqdm(total=count, desc=noted.target.name, unit="scene") as bar:
         for start in range(0, count, CHUNK):
             rows += pool.map(make, range(start, min(start + CHUNK, count)))
             bar.update(len(rows) - bar.n)
-    if args.layout == "official":
+    if official:
         lines = [json.dumps(row) + ("," if row is not rows[-1] else "") for row in rows]
-        write_lines(folder / "InternData" / "data_info.json", ["[", *lines, "]"])
+        noted.put("InternData/data_info.json", lambda file: put_lines(file, ["[", *lines, "]"]))
+    noted.complete()
 
 
-def draw_file(scene, path, height, width):
-    """Write a scene's picture, whole or not at all."""
-    from mindsigma.checkpoints.atomic import naming, replacing
+def drawn(scene, suffix, height, width):
+    """The bytes of a scene's picture, the same every time."""
     from mindsigma.data.scenes import draw
 
-    kinds = {".png": ("PNG", {}), ".webp": ("WEBP", {"lossless": True}), ".jpg": ("JPEG", {"quality": 95})}
-    kind, options = kinds[path.suffix]
-    with naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        draw(scene, height, width).save(file, kind, **options)
+    kinds = {"png": ("PNG", {}), "webp": ("WEBP", {"lossless": True}), "jpg": ("JPEG", {"quality": 95})}
+    kind, options = kinds[suffix]
+    file = io.BytesIO()
+    draw(scene, height, width).save(file, kind, **options)
+    return file.getvalue()
+
+
+def require_own(out, folders, task):
+    """Raise MindSigmaError unless `out` (Path) is free or holds what a run of these options, perhaps killed, wrote."""
+    from mindsigma.checkpoints.atomic import LEFTOVER, naming
+    from mindsigma.data import conversion_note
+
+    for folder in folders:
+        if folder != out and out.exists():
+            with naming(out):
+                others = [
+                    name for name in os.listdir(out) if name not in (*SETS, DONE) and not LEFTOVER.fullmatch(name)
+                ]
+            if others:
+                raise MindSigmaError(f"{out}: is not an empty folder; choose another")
+        conversion_note.require_own(folder, task)
 
 
 def main():
     """Parse, compose, write; returns the exit code."""
     args = build_parser().parse_args()
     from mindsigma.checkpoints.atomic import write_json
+    from mindsigma.data.conversion_note import NotedFolder
+    from mindsigma.data.own_folder import Held
     from mindsigma.data.scenes import SceneMaker, load_things
 
     if args.held_out_count is None:
@@ -138,18 +160,19 @@ def main():
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
     if args.held_out_count and not args.held_out:
         raise MindSigmaError("--held-out-count needs --held-out SHARE")
-    out = Path(args.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise MindSigmaError(f"{out}: is not an empty folder; choose another")
     maker = SceneMaker(load_things(args.only, args.exclude), args.seed, args.held_out)
     sizes = sizes_of(args.size, args.aspect_ratios)
-    sets = [(out / "train" if args.held_out else out, args.count, False)]
+    out = Path(args.out)
+    sets = [(out / TRAIN if args.held_out else out, args.count, False)]
     if args.held_out_count:
         sets.append((out / HELD_OUT, args.held_out_count, True))
+    options = {name: value for name, value in sorted(vars(args).items()) if name not in ("out", "threads")}
+    require_own(out, [folder for folder, _, _ in sets], {"scenes": options})
     for folder, count, held_out in sets:
-        write(folder, maker, count, held_out, sizes, args)
+        with Held(folder):
+            write(NotedFolder(folder, {"scenes": options}), maker, count, held_out, sizes, args)
         say(f"{folder}: {count} scenes")
-    write_json(out / DONE, {name: value for name, value in sorted(vars(args).items()) if name != "out"})
+    write_json(out / DONE, options)
     return 0
 
 

@@ -28,13 +28,14 @@ from mindsigma.checkpoints.floats import is_float8
 from mindsigma.checkpoints.module_patterns import Patterns
 from mindsigma.checkpoints.reader import open_checkpoint
 from mindsigma.errors import MindSigmaError, one_line
-from mindsigma.foreign import load_json, map_file
+from mindsigma.foreign import load_json, read_bytes
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
 OTHER_FILES = ("adapter.safetensors", "pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 METADATA = "lora_adapter_metadata"
 MAX_PATTERNS = 10_000
+MAX_CONFIG = 4 << 20  # bytes
 # ways of peft to start an adapter that also change the weights it belongs to
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 # of peft's config: kinds of LoRA that compute something else
@@ -170,7 +171,7 @@ def _files(path):
 
 
 def _config(file):
-    config = load_json(file, map_file(file).tobytes(), "peft's config")
+    config = load_json(file, read_bytes(file, MAX_CONFIG), "peft's config")
     kind = config.get("peft_type", "LORA")
     if kind != "LORA":
         raise MindSigmaError(f"{file}: an adapter of the kind {one_line(kind, 40)}; only LoRA and DoRA are read")

@@ -5,18 +5,16 @@ import json
 import os
 import re
 import tarfile
-import threading
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from mindsigma.checkpoints.atomic import naming, replacing, write_json
-from mindsigma.data.conversion_note import STATE, is_complete, read_note
+from mindsigma.checkpoints.atomic import naming, replacing
+from mindsigma.data.conversion_note import NotedFolder, require_own
 from mindsigma.data.layouts import OFFICIAL_DATA, OFFICIAL_IMAGES, OFFICIAL_INDEX
-from mindsigma.data.own_folder import Held, check_places, is_free, is_own_file
+from mindsigma.data.own_folder import Held, check_places
 from mindsigma.data.records import open_image
 from mindsigma.errors import MindSigmaError, printable
-from mindsigma.foreign import open_regular
 
 LAYOUTS = ("official", "jsonl", "webdataset")
 IMAGES = "images"  # folder of the layout "jsonl"
@@ -57,20 +55,20 @@ def convert(records, target, to, threads=8, shard_records=SHARD_RECORDS, progres
     target = Path(target)
     task = {"to": to, "source": records.fingerprint(), "shard_records": shard_records if to == "webdataset" else None}
     names = safe_names([record.key for record in records])
-    _require_own(target, task)
+    require_own(target, task)
     check_places(target, _places(to, names, shard_records))
     progress = progress or (lambda count: None)
     with Held(target):
-        _require_own(target, task)  # still, now that nobody else can change it
-        writer = _Writer(target, task)
+        require_own(target, task)  # still, now that nobody else can change it
+        writer = NotedFolder(target, task)
         if to == "webdataset":
             _write_shards(records, names, writer, shard_records, progress)
         elif to == "official":
             _copy_images(records, names, writer, OFFICIAL_IMAGES, threads, progress)
-            writer.put(f"{OFFICIAL_DATA}/{OFFICIAL_INDEX}", lambda file: _write_lines(file, _official(records, names)))
+            writer.put(f"{OFFICIAL_DATA}/{OFFICIAL_INDEX}", lambda file: put_lines(file, _official(records, names)))
         else:
             _copy_images(records, names, writer, IMAGES, threads, progress)
-            writer.put(TABLE, lambda file: _write_lines(file, _table(records, names)))
+            writer.put(TABLE, lambda file: put_lines(file, _table(records, names)))
         writer.complete()
 
 
@@ -118,93 +116,12 @@ def write_lines(path, lines):
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        _write_lines(file, lines)
+        put_lines(file, lines)
 
 
 def write_bad_rows(path, rows):
     """Write a list of BadRow as lines `reason, where, detail` between tabs; what cannot be printed is escaped."""
     write_lines(path, ("\t".join(printable(part) for part in (row.reason, row.where, row.detail)) for row in rows))
-
-
-class _Writer:
-    """Puts files below `target`; the note there says "complete" only while every file is what the task makes."""
-
-    def __init__(self, target, task):
-        self.target, self.task = target, task
-        self._lock, self._marked = threading.Lock(), False
-        if not is_own_file(target / STATE):
-            self._mark()
-
-    def put(self, name, write):
-        """Let write(file) make the file `name` unless it already is what that makes."""
-        path = self.target / name
-        if is_own_file(path) and _makes(path, write):
-            return
-        self._mark()
-        with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as file:
-            write(file)
-
-    def complete(self):
-        """Every file is there."""
-        if self._marked or not is_complete(self.target):
-            write_json(self.target / STATE, {**self.task, "complete": True})
-
-    def _mark(self):
-        with self._lock:
-            if not self._marked:
-                write_json(self.target / STATE, {**self.task, "complete": False})
-                self._marked = True
-
-
-class _Differs(Exception):
-    pass
-
-
-class _Comparison(io.RawIOBase):
-    """A file to write to that raises _Differs unless what is written are the bytes of another."""
-
-    def __init__(self, file):
-        super().__init__()
-        self._file = file
-
-    def writable(self):
-        return True
-
-    def tell(self):
-        return self._file.tell()
-
-    def write(self, data):
-        if self._file.read(len(data)) != data:
-            raise _Differs
-        return len(data)
-
-
-def _makes(path, write):
-    """Whether write(file) makes just the bytes of the file `path`."""
-    with open_regular(path) as file:
-        try:
-            write(_Comparison(file))
-        except _Differs:
-            return False
-        return not file.read(1)
-
-
-def _require_own(target, task):
-    """Raise MindSigmaError unless the folder is free or holds what an earlier run of this task wrote."""
-    if is_own_file(target / STATE):
-        try:
-            stored = read_note(target)
-        except MindSigmaError:
-            stored = {}
-        if any(stored.get(name) != value for name, value in task.items()):
-            raise MindSigmaError(
-                f"{target}: holds another conversion, or one of other captions, sizes or order; choose another folder, "
-                "or delete this one"
-            )
-    elif not is_free(target, STATE):
-        raise MindSigmaError(f"{target}: is not an empty folder; choose another target")
 
 
 def _places(to, names, shard_records):
@@ -286,6 +203,7 @@ def _texts(record):
     }
 
 
-def _write_lines(file, lines):
+def put_lines(file, lines):
+    """Write texts as lines to a binary file; a lone surrogate is escaped."""
     for line in lines:
         file.write((line + "\n").encode("utf-8", "backslashreplace"))

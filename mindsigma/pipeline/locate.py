@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from mindsigma.errors import MindSigmaError, one_line
-from mindsigma.foreign import load_json, map_file
+from mindsigma.foreign import load_json, read_bytes
 from mindsigma.pipeline.released import advice, release_named
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
@@ -102,7 +102,4 @@ def dit_folders(ema=False):
 
 def read_json(file):
     """A JSON object from a small file, as a dict; raises MindSigmaError, also where a key comes twice."""
-    content = map_file(Path(file))
-    if content.size > MAX_JSON:
-        raise MindSigmaError(f"{file}: {content.size} bytes are too many for a config; copy or download it again")
-    return load_json(file, content.tobytes(), "this file")
+    return load_json(file, read_bytes(file, MAX_JSON), "this file")
