@@ -130,7 +130,7 @@ def test_places_that_cannot_be_written(driver, place):
     (place / "folder.pth").mkdir()
     before = snapshot(place)
     for case, (arguments, words) in PLACES.items():
-        answer = driver.ask({"cwd": str(place), "arguments": list(arguments), "compare": None})
+        answer = driver.ask({"tool": "convert", "cwd": str(place), "arguments": list(arguments), "compare": None})
         assert answer["code"] == 2, (case, answer)
         assert len(error_lines(answer)) == 1, (case, answer)
         assert error_lines(answer)[0].startswith("error: "), (case, answer)
@@ -170,7 +170,7 @@ def test_a_target_with_other_weights(driver, place):
     arguments = ["shards", "other", "--to", "mindspore", "--overwrite"]
     shutil.copytree(place / "shards", place / "other")
     before = snapshot(place)
-    answer = driver.ask({"cwd": str(place), "arguments": arguments, "compare": None})
+    answer = driver.ask({"tool": "convert", "cwd": str(place), "arguments": arguments, "compare": None})
     assert answer["code"] == 2
     assert "would stand beside the new model.safetensors" in answer["stderr"]
     assert snapshot(place) == before

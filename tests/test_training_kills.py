@@ -90,7 +90,7 @@ def assert_resumed(output, unkilled):
     for step in steps(unkilled):
         assert_same(checkpoint(output, step), checkpoint(unkilled, step))
     assert log_lines(output) == log_lines(unkilled)
-    assert not [path.name for path in output.rglob("*") if path.suffix in (".part", ".gone")]
+    assert not [path.name for path in output.rglob("*") if path.suffix in (".part", ".gone", ".old")]
 
 
 def kill_chain(arguments, output, unkilled, ranks, seed, kills):

@@ -363,6 +363,35 @@ def test_every_instant_of_a_save(data, done, tmp_path, monkeypatch):
             assert_same(folder, done / "checkpoints" / folder.name)
 
 
+def test_what_has_the_name_of_a_new_checkpoint(data, done, tmp_path, monkeypatch):
+    """An incomplete one passed over stays until the new one has its name, also where that fails or a kill comes."""
+    output = tmp_path / "run"
+    shutil.copytree(done, output)
+    old = checkpoint(output, 4)
+    shutil.copytree(checkpoint(output, 2), old)
+    (old / "state.json").unlink()
+    before = {path.name: path.read_bytes() for path in old.rglob("*.safetensors")}
+    replace = os.replace
+
+    def failing(source, target):
+        if str(source).endswith(f".{old.name}.part"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(MindSigmaError, match="No space left"):
+        patch.setattr(os, "replace", failing)
+        run(data, output, steps=4)
+    assert {path.name: path.read_bytes() for path in old.rglob("*.safetensors")} == before
+    old.rename(old.with_name(f".{old.name}.old"))  # as a kill between the two renames leaves it
+    checkpoints.RunCheckpoints(output / "checkpoints", 3, Collectives(Ranks()))
+    assert {path.name: path.read_bytes() for path in old.rglob("*.safetensors")} == before
+    shutil.rmtree(old)
+    old.symlink_to(tmp_path)  # of a link only itself goes
+    run(data, output, steps=4)
+    assert read_state(old)["step"] == 4 and not old.is_symlink() and tmp_path.is_dir()
+    assert not [path.name for path in (output / "checkpoints").iterdir() if path.suffix in (".old", ".part", ".gone")]
+
+
 def test_overwrite_starts_anew(data, done, tmp_path):
     output = tmp_path / "run"
     shutil.copytree(done, output)

@@ -30,7 +30,8 @@ from mindsigma.foreign import load_json, read_bytes
 from mindsigma.training.manifest import check_files, check_seal, is_manifest, manifest_of, sealed
 
 NAME = re.compile("step_([0-9]{8,9})")
-UNFINISHED = re.compile(r"\.step_[0-9]{8,9}\.(part|gone)")
+UNFINISHED = re.compile(r"\.step_[0-9]{8,9}\.(part|gone|old)")
+OLD = re.compile(r"\.(step_[0-9]{8,9})\.old")
 STATE = "state.json"
 LOCK = ".lock"
 FP32 = np.dtype(np.float32)
@@ -58,6 +59,7 @@ class RunCheckpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
         if collectives.ranks.first:
             self._lock()
+            self._put_back()
 
     def _lock(self):
         """Keep other runs out of the folder until this process ends, however it ends."""
@@ -131,9 +133,7 @@ class RunCheckpoints:
                     write_json(part / STATE, sealed(state))
                     for folder in [part, *(entry for entry in part.iterdir() if entry.is_dir())]:
                         _sync(folder)
-                    self._remove(step)  # left where an unreadable checkpoint was passed over
-                    os.replace(part, final)
-                    _sync(self.folder)
+                    self._put(part, final)
                     self._tidy()
         except BaseException:
             if first:
@@ -224,6 +224,29 @@ class RunCheckpoints:
             )
         return state
 
+    def _put(self, part, final):
+        """Give a whole checkpoint its name; what has that name, as an unreadable one passed over, goes when it has."""
+        old = self.folder / f".{final.name}.old"
+        _discard(old)
+        if os.path.lexists(final):
+            os.replace(final, old)
+        try:
+            os.replace(part, final)
+        except OSError:
+            if os.path.lexists(old):
+                os.replace(old, final)
+            raise
+        _sync(self.folder)
+        _discard(old)
+
+    def _put_back(self):
+        """Undo what a kill left of `_put` between its two renames."""
+        for entry in self.folder.iterdir():
+            match = OLD.fullmatch(entry.name)
+            if match and not os.path.lexists(self.folder / match[1]):
+                with naming(entry):
+                    os.replace(entry, self.folder / match[1])
+
     def _tidy(self):
         """Remove old checkpoints and what killed processes left unfinished."""
         steps = self.steps()
@@ -233,18 +256,16 @@ class RunCheckpoints:
                 self._remove(step)
         for entry in self.folder.iterdir():
             if UNFINISHED.fullmatch(entry.name):
-                shutil.rmtree(entry, ignore_errors=True)
+                _discard(entry)
 
     def _remove(self, step):
         """Remove a checkpoint, if it is there: first out of sight, as a kill must not leave half of one."""
         path = self.folder / folder_name(step)
         gone = self.folder / f".{path.name}.gone"
-        shutil.rmtree(gone, ignore_errors=True)
-        if path.is_symlink():
-            path.unlink()
-        elif path.exists():
+        _discard(gone)
+        if os.path.lexists(path):
             os.replace(path, gone)
-            shutil.rmtree(gone, ignore_errors=True)
+            _discard(gone)
 
     def best(self):
         """Step of the checkpoint with the lowest validation loss, or None where none was measured."""
@@ -282,6 +303,15 @@ def _is_whole(path):
     except (MindSigmaError, OSError):
         return False
     return True
+
+
+def _discard(path):
+    """Remove a folder with all below it, a file or a link, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _sync(folder):
