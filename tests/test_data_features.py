@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -573,7 +574,9 @@ def test_only_regular_files_of_a_sane_size_are_read(whole, records, name):
         with pytest.raises(MindSigmaError) as caught:
             read()
         assert "\n" not in str(caught.value)
-        with pytest.raises(MindSigmaError) if name == "features.json" or make is Path.mkdir else nullcontext():
+        # What is no regular file is replaced by nobody, as it might be a device.
+        again = make is giant and name != "features.json"
+        with nullcontext() if again else pytest.raises(MindSigmaError, match=re.escape(str(file))):
             extract(records, whole)
 
 

@@ -29,7 +29,7 @@ def replacing(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.exists() and not path.is_file():  # as root it would take the place of /dev/null
-            raise MindSigmaError(f"{path}: is no regular file; choose another target")
+            raise MindSigmaError(f"{path}: is no regular file; remove it, or choose another target")
         remove_leftovers(path.parent, path.name)
         partial.unlink(missing_ok=True)
         try:
