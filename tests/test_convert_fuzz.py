@@ -18,7 +18,7 @@ from mindsigma.checkpoints.safetensors_writer import write_safetensors
 
 ROOT = Path(__file__).parents[1]
 PRIVILEGED = os.geteuid() == 0 and shutil.which("setpriv")
-SEED, COUNT, PARTS = 1, 560, 8
+SEED, COUNT, PARTS = 1, 584, 8
 
 
 @pytest.fixture(scope="module")

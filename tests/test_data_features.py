@@ -576,7 +576,7 @@ def test_only_regular_files_of_a_sane_size_are_read(whole, records, name):
         assert "\n" not in str(caught.value)
         # What is no regular file is replaced by nobody, as it might be a device.
         again = make is giant and name != "features.json"
-        with nullcontext() if again else pytest.raises(MindSigmaError, match=re.escape(str(file))):
+        with nullcontext() if again else pytest.raises(MindSigmaError, match=re.escape(str(whole))):
             extract(records, whole)
 
 

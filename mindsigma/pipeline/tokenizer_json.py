@@ -17,7 +17,7 @@ from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes, understanding
 
 MAX_BYTES = 2**26  # T5's file has 2.4 MB
-MAX_PIECES = 2**20
+MAX_PIECES = 2**19  # T5 has 32,100, mT5 250,112
 MAX_ADDED = 2**12
 LONGEST_PIECE = 1000  # characters; matching costs at most this for each character of a prompt
 LARGEST_SCORE = 1e6  # of a log probability

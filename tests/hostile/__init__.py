@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from hostile import archives, blind, configs, headers, messages, pickles, trees
+from hostile import archives, blind, configs, headers, messages, pickles, trees, vocabularies
 from hostile.sources import SOURCES, kind_of_file
 
 TABLES = (
@@ -23,6 +23,7 @@ TABLES = (
     ("mindspore", messages.MUTATIONS),
     ("index", configs.INDEX),
     ("config", configs.CONFIG),
+    ("tokenizer", vocabularies.MUTATIONS),
     ("", blind.MUTATIONS),
 )
 

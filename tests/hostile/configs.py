@@ -10,7 +10,7 @@ def _json(data):
     return json.loads(data.decode("utf-8"))
 
 
-def _edited(edit):
+def edited(edit):
     def change(rng, data):
         table = _json(data)
         edited = edit(rng, table)
@@ -26,17 +26,17 @@ def _drawn_key(rng, table):
 
 def _one(value):
     """One drawn key with another value."""
-    return _edited(lambda rng, table: table.update({_drawn_key(rng, table): value}))
+    return edited(lambda rng, table: table.update({_drawn_key(rng, table): value}))
 
 
 def _drawn_of(values):
     """One drawn key with one of the values."""
-    return _edited(lambda rng, table: table.update({_drawn_key(rng, table): values[int(rng.integers(len(values)))]}))
+    return edited(lambda rng, table: table.update({_drawn_key(rng, table): values[int(rng.integers(len(values)))]}))
 
 
 def _every(keys, value):
     """All of the keys that a config has, or could have, with the same value."""
-    return _edited(lambda rng, table: table.update({key: value for key in keys if key in table or key == keys[0]}))
+    return edited(lambda rng, table: table.update({key: value for key in keys if key in table or key == keys[0]}))
 
 
 def _dropped(rng, table):
@@ -54,31 +54,31 @@ GRIDS = ("input_size", "sample_size")
 SCALES = ("pe_interpolation", "interpolation_scale", "scaling_factor", "layer_norm_epsilon", "mlp_ratio")
 WIDTHS = ("block_out_channels", "latent_channels", "in_channels", "caption_channels")
 
-_SYNTAX = {
-    "empty object": _edited(lambda rng, table: {}),
-    "a list": _edited(lambda rng, table: [table]),
-    "a text": _edited(lambda rng, table: "config"),
-    "null": _edited(lambda rng, table: b"null"),
-    "no JSON": _edited(lambda rng, table: b"{'depth': 2}"),
-    "nested deeply": _edited(lambda rng, table: b'{"a":' * 100_000),
-    "deep list": _edited(lambda rng, table: b"[" * 500_000),
-    "deep but sound": _edited(
+SYNTAX = {
+    "empty object": edited(lambda rng, table: {}),
+    "a list": edited(lambda rng, table: [table]),
+    "a text": edited(lambda rng, table: "config"),
+    "null": edited(lambda rng, table: b"null"),
+    "no JSON": edited(lambda rng, table: b"{'depth': 2}"),
+    "nested deeply": edited(lambda rng, table: b'{"a":' * 100_000),
+    "deep list": edited(lambda rng, table: b"[" * 500_000),
+    "deep but sound": edited(
         lambda rng, table: json.dumps(table)[:-1].encode() + b',"a":' + b"[" * 50_000 + b"]" * 50_000 + b"}"
     ),
-    "doubled key": _edited(_doubled),
-    "5000 digits": _edited(lambda rng, table: json.dumps(table)[:-1].encode() + b',"depth2":' + b"9" * 5000 + b"}"),
-    "byte order mark": _edited(lambda rng, table: b"\xef\xbb\xbf" + json.dumps(table).encode()),
-    "UTF-16": _edited(lambda rng, table: json.dumps(table).encode("utf-16")),
-    "not UTF-8": _edited(lambda rng, table: b'{"\xff": 1}'),
-    "empty key": _edited(lambda rng, table: table.update({"": 1})),
-    "further key": _edited(lambda rng, table: table.update({"__reduce__": "os.system"})),
-    "newline in a key": _edited(lambda rng, table: table.update({"x\nerror: no": "y\nz"})),
-    "surrogate": _edited(lambda rng, table: table.update({"\ud800": "\udfff"})),
-    "key lost": _edited(_dropped),
+    "doubled key": edited(_doubled),
+    "5000 digits": edited(lambda rng, table: json.dumps(table)[:-1].encode() + b',"depth2":' + b"9" * 5000 + b"}"),
+    "byte order mark": edited(lambda rng, table: b"\xef\xbb\xbf" + json.dumps(table).encode()),
+    "UTF-16": edited(lambda rng, table: json.dumps(table).encode("utf-16")),
+    "not UTF-8": edited(lambda rng, table: b'{"\xff": 1}'),
+    "empty key": edited(lambda rng, table: table.update({"": 1})),
+    "further key": edited(lambda rng, table: table.update({"__reduce__": "os.system"})),
+    "newline in a key": edited(lambda rng, table: table.update({"x\nerror: no": "y\nz"})),
+    "surrogate": edited(lambda rng, table: table.update({"\ud800": "\udfff"})),
+    "key lost": edited(_dropped),
 }
 
 CONFIG = {
-    **_SYNTAX,
+    **SYNTAX,
     **{f"a value {value!r:.20}": _one(value) for value in (*NUMBERS, *OTHERS)},
     **{f"any number {i}": _drawn_of(NUMBERS) for i in range(4)},
     **{f"any value {i}": _drawn_of(OTHERS) for i in range(4)},
@@ -122,27 +122,27 @@ CONFIG = {
     "compression unhashable": _every(("kv_compression",), {"sampling": ["ave"], "factor": 2, "layers": [0]}),
     "compression number": _every(("kv_compression",), 3),
     "compression list": _every(("kv_compression",), [1, 2]),
-    "both names": _edited(lambda rng, table: table.update(depth=2, num_layers=2)),
-    "base size": _edited(lambda rng, table: table.update(base_size="x")),
-    "base and patch size": _edited(lambda rng, table: table.update(base_size=4, patch_size=[2])),
+    "both names": edited(lambda rng, table: table.update(depth=2, num_layers=2)),
+    "base size": edited(lambda rng, table: table.update(base_size="x")),
+    "base and patch size": edited(lambda rng, table: table.update(base_size=4, patch_size=[2])),
 }
 
 
 def _place(value):
     """One drawn tensor given to another shard."""
-    return _edited(lambda rng, table: table["weight_map"].update({_drawn_key(rng, table["weight_map"]): value}))
+    return edited(lambda rng, table: table["weight_map"].update({_drawn_key(rng, table["weight_map"]): value}))
 
 
 def _all_in(value):
-    return _edited(lambda rng, table: {**table, "weight_map": dict.fromkeys(table["weight_map"], value)})
+    return edited(lambda rng, table: {**table, "weight_map": dict.fromkeys(table["weight_map"], value)})
 
 
 def _map(value):
-    return _edited(lambda rng, table: {**table, "weight_map": value})
+    return edited(lambda rng, table: {**table, "weight_map": value})
 
 
 INDEX = {
-    **_SYNTAX,
+    **SYNTAX,
     "absent shard": _place("diffusion_pytorch_model-00009-of-00009.safetensors"),
     "shard above": _place("../model.safetensors"),
     "shard at the root": _place("/etc/passwd"),
@@ -163,10 +163,10 @@ INDEX = {
     "shard null": _place(None),
     "shard a list": _place([]),
     "all in one": _all_in("diffusion_pytorch_model-00001-of-00002.safetensors"),
-    "unlisted tensor": _edited(
+    "unlisted tensor": edited(
         lambda rng, table: table["weight_map"].pop(_drawn_key(rng, table["weight_map"])) and None
     ),
-    "further tensor": _edited(
+    "further tensor": edited(
         lambda rng, table: table["weight_map"].update(hook="diffusion_pytorch_model-00001-of-00002.safetensors")
     ),
     "map empty": _map({}),

@@ -120,8 +120,8 @@ def _of_json(edit):
         documents, join = _documents(file.read_text())
         objects = [one for document in documents for one in _objects(document) if one]
         edited = edit(rng, _drawn(rng, objects))
-        text = join(documents) if edited is None else edited
-        file.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+        text = edited if isinstance(edited, bytes) else join(documents).encode("utf-8", "surrogatepass")
+        file.write_bytes(text)
 
     return change
 
@@ -138,7 +138,7 @@ JSON = {
     **{f"value {value!r:.30}": _of_json(lambda rng, table, value=value: table.update({_key(rng, table): value}))
        for value in VALUES},
     **{f"all {value!r:.20}": _of_json(_all(value)) for value in (None, [], {}, "", -1, 1e999, NASTY, True)},
-    "key lost": _of_json(lambda rng, table: table.pop(_key(rng, table)) and None),
+    "key lost": _of_json(lambda rng, table: table.pop(_key(rng, table))),
     "nasty key": _of_json(lambda rng, table: table.update({NASTY: 1})),
     "deep": _of_json(lambda rng, table: b"[" * 10**6),
     "deep lines": _of_json(lambda rng, table: (b"[" * 5000 + b"]" * 5000 + b"\n") * 20),

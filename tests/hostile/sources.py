@@ -1,6 +1,9 @@
 """Small real checkpoints in every format the translator reads; drawn weights, a few dozen kilobytes each."""
 
+import gzip
 import json
+import shutil
+from pathlib import Path
 from typing import Callable, NamedTuple, Tuple
 
 import ml_dtypes
@@ -25,6 +28,7 @@ from mindsigma.models.vae_config import VAEConfig
 from mindsigma.pipeline.locate import BUNDLED
 from mindsigma.pipeline.saving import FORMAT, stored_config
 
+GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SIDE = {"num_heads": 1, "input_size": 8, "pe_interpolation": 0.125}
 DIT = DiTConfig(hidden_size=72, depth=2, caption_channels=16, model_max_length=6, **SIDE)
 COMPRESSED = DIT.override(kv_compression="conv:2:1", qk_norm=True)
@@ -60,6 +64,7 @@ def kind_of_file(name):
         "safetensors": (".safetensors",),
         "torch": (".pth", ".bin", ".pt"),
         "mindspore": (".ckpt",),
+        "tokenizer": ("tokenizer.json",),
     }.items():
         if name.endswith(endings):
             return kind
@@ -168,16 +173,25 @@ def _whole_t5(folder):
     write_torch(folder / "pytorch_model.bin", specs(arrays), arrays.__getitem__, flat=True)
 
 
-def _pipeline(ours):
+def _small_tokenizer():
+    """The text of a tokenizer.json: the golden one's first pieces."""
+    document = json.loads(gzip.decompress((GOLDEN / "tokenizer_t5.json.gz").read_bytes()))
+    del document["model"]["vocab"][T5.vocab_size :]
+    document["added_tokens"] = [token for token in document["added_tokens"] if token["id"] < T5.vocab_size]
+    return json.dumps(document)
+
+
+def _pipeline(ours, tokenizer="spiece.model"):
     def build(folder):
         stem = "model" if ours else "diffusion_pytorch_model"
         folder_of("dit", DIT, stem, None if ours else DIFFUSERS, ours=ours)(folder / ("dit" if ours else "transformer"))
         folder_of("vae", VAE_SHAPE, stem, ours=ours)(folder / "vae")
         folder_of("t5", T5, ours=ours)(folder / "text_encoder")
         (folder / "tokenizer").mkdir()
-        (folder / "tokenizer" / "spiece.model").write_bytes(
-            (BUNDLED / "sigma-mini/tokenizer/spiece.model").read_bytes()
-        )
+        if tokenizer == "spiece.model":
+            shutil.copy(BUNDLED / "sigma-mini" / "tokenizer" / tokenizer, folder / "tokenizer")
+        else:
+            (folder / "tokenizer" / tokenizer).write_text(_small_tokenizer())
         (folder / "model_index.json").write_text(json.dumps(MODEL_INDEX))
 
     return build
@@ -210,6 +224,7 @@ SOURCES = {
     "whole t5": Source(_whole_t5, "pytorch_model.bin", ("pytorch_model.bin",), FOLDERS),
     "pipeline": Source(_pipeline(True), ".", (*WEIGHTS, "spiece.model"), FOLDERS),
     "diffusers pipeline": Source(_pipeline(False), ".", (*WEIGHTS, "spiece.model"), FOLDERS),
+    "newer pipeline": Source(_pipeline(False, "tokenizer.json"), ".", (*WEIGHTS, "tokenizer.json"), FOLDERS),
 }
 
 

@@ -30,7 +30,7 @@ def _config(rng, folder):
 
 
 def _tokenizer(rng, folder):
-    return folder / "tokenizer" / "spiece.model"
+    return next((folder / "tokenizer").iterdir())
 
 
 def _replaced(find, make):

@@ -168,7 +168,10 @@ def options():
     from mindsigma.config_file import parse_with_config
     from mindsigma.training.arguments import build_parser, check
 
-    check(parse_with_config(build_parser(), ["--config", sys.argv[1]]))
+    parser = build_parser()
+    for action in parser._actions:
+        action.required = False  # an empty file is as good as none: then the command line tells everything
+    check(parse_with_config(parser, ["--config", sys.argv[1]]))
 
 
 def main_of(tool):
