@@ -52,6 +52,7 @@ class Driver:
         self.pristine = folder / "pristine"
         self.build()
         self.codes = Counter()
+        self.memory, self.seconds = 0, 0.0  # the most that a run took
         self.worker = None
 
     def build(self):
@@ -153,7 +154,10 @@ class Driver:
         if select.select([self.worker.stdout], [], [], 0)[0]:
             line = self.worker.stdout.readline()
             if line:
-                return json.loads(line)
+                answer = json.loads(line)
+                self.memory = max(self.memory, answer["memory"])
+                self.seconds = max(self.seconds, answer["seconds"])
+                return answer
         died = self.worker.poll()
         self._stop()
         fault = "hangs" if died is None else f"the process died ({died})"
@@ -272,7 +276,8 @@ def main(make_driver=Driver, rounds=cases, script="fuzz_convert.py"):
                 break
             seed += 1
     codes = ", ".join(f"{number} x exit {code}" for code, number in sorted(driver.codes.items(), key=str))
-    print(f"{count} cases, seeds {args.seed} to {seed}: {codes}; {failed} broke a rule")
+    most = f"at most {driver.memory / 2**20:.0f} MB and {driver.seconds:.1f} s of CPU a run"
+    print(f"{count} cases, seeds {args.seed} to {seed}: {codes}; {most}; {failed} broke a rule")
     return 1 if failed else 0
 
 
