@@ -142,10 +142,8 @@ def nan_at(step, in_place=False):
     return callback
 
 
-@pytest.mark.parametrize("progress", [True, False])
-@pytest.mark.parametrize("step", [0, 1, 2])
-@pytest.mark.parametrize("in_place", [False, True])
-def test_nan_of_a_callback_is_told_with_its_step(mini, progress, step, in_place):
+@pytest.mark.parametrize("step,in_place,progress", [(0, False, True), (1, True, False), (2, False, False)])
+def test_nan_of_a_callback_is_told_with_its_step(mini, step, in_place, progress):
     options = {"num_inference_steps": 3, "seed": 0, "output_type": "np", "progress": progress}
     with pytest.raises(MindSigmaError, match=f"callback_on_step_end left NaN .* of step {step + 1} of 3 .*finite"):
         mini("a cat", callback_on_step_end=nan_at(step, in_place), **options)
@@ -219,8 +217,10 @@ def spoilt(source, target, value):
     return name
 
 
-@pytest.mark.parametrize("value", [np.nan, -np.inf])
-@pytest.mark.parametrize("part,memory", [("dit", "whole"), ("vae", "whole"), *[("text_encoder", m) for m in MEMORY]])
+@pytest.mark.parametrize(
+    "part,memory,value",
+    [("dit", "whole", np.nan), ("vae", "whole", -np.inf), *(("text_encoder", memory, np.nan) for memory in MEMORY)],
+)
 def test_weights_that_are_no_numbers(tmp_path, part, memory, value):
     for other in ("dit", "vae", "text_encoder", "tokenizer"):
         if other != part:

@@ -510,8 +510,9 @@ def lines_of(text):
         (lines_of("\udcff\n"), "line 2"),
         (lines_of(json.dumps({**ROW, "key": "x"})), "line 2 is cut off"),
         (b"\0" * 10**6, "line 1"),
+        (b"", "tells no record"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_an_index_that_is_none(whole, data, said):
     (whole / "index.jsonl").write_bytes(data)

@@ -50,7 +50,7 @@ def images(tmp_path):
 def test_a_bad_image_ends_no_run_and_removing_it_changes_none(network, images, tmp_path):
     """Left out with a warning; or the run stops where it is drawn, and goes on to the same weights without it."""
     with pytest.warns(UserWarning, match=rf"{BAD}: .*truncated.*; another takes its place \(1 so far\)"):
-        trainer = train(network, images, tmp_path / "whole")
+        trainer = train(network, images, tmp_path / "whole", save_every=STEPS)
     assert list(trainer.loader.bad) == [5] and trainer.step == STEPS
     replaced = [line["step"] for line in log_lines(tmp_path / "whole") if "replaced" in line]
     assert len(replaced) == 1 and replaced[0] > 1

@@ -202,11 +202,19 @@ def rewritten(file, name, value):
     write_safetensors(file, specs, arrays.__getitem__)
 
 
+def linked(file, target):
+    """A link in the place of a file."""
+    file.unlink()
+    file.symlink_to(target)
+
+
 DAMAGE = {
     "a bit of a state": (lambda one: flip(one / "states-0.safetensors", -9), "states-0.safetensors: is damaged"),
     "a bit of a weight": (lambda one: flip(one / "dit/model.safetensors", -5), "dit/model.safetensors: is damaged"),
     "a bit of an average": (lambda one: flip(one / "ema/model.safetensors", -5), "ema/model.safetensors: is damaged"),
     "a bit of a header": (lambda one: flip(one / "dit/model.safetensors", 300), "dit/model.safetensors: is damaged"),
+    "a link to nowhere": (lambda one: linked(one / "ema/config.json", "absent"), "ema/config.json: cannot be read"),
+    "a loop": (lambda one: linked(one / "ema/config.json", "config.json"), "ema/config.json: cannot be read"),
     "a space of a config": (lambda one: flip(one / "dit/config.json", 2), "dit/config.json: is damaged"),
     "NaN weights": (
         lambda one: rewritten(one / "dit/model.safetensors", "blocks.0.mlp.fc1.bias", np.nan),

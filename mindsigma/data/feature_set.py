@@ -139,6 +139,8 @@ class FeatureSet:
                     raise MindSigmaError(f"{where} is cut off or too long; delete the file and {AGAIN}")
                 with understanding(where, f"delete the file and {AGAIN}"):
                     rows.append(self._row(where, line))
+        if not rows:
+            raise MindSigmaError(f"{file}: tells no record; delete it and {AGAIN}")
         if len({row[0] for row in rows}) != len(rows):
             raise MindSigmaError(f"{file}: tells a record twice; delete it and {AGAIN}")
         return rows

@@ -62,7 +62,8 @@ def check_files(folder, manifest, besides):
     for path in sorted(set(there) - set(manifest) - {besides}):
         raise MindSigmaError(f"{folder / path}: is no part of this checkpoint; move it away")
     for path, (size, _) in manifest.items():
-        status = os.stat(folder / path)
+        with understanding(folder / path):  # a link that leads nowhere
+            status = os.stat(folder / path)
         if not stat.S_ISREG(status.st_mode):
             raise MindSigmaError(f"{folder / path}: not a regular file")
         if status.st_size != size:

@@ -59,7 +59,7 @@ def _length(number):
 
 
 def _other(old, header):
-    return next(name for name in header if name not in (old, "__metadata__"))
+    return next((name for name in header if name not in (old, "__metadata__")), f"{old} too")
 
 
 def _doubled(rng, header):
