@@ -16,6 +16,7 @@ from mindsigma.errors import MindSigmaError, one_line
 LARGEST_DOCUMENT = 64 << 20  # bytes of a JSON or text file that is read whole
 MAX_DIGITS = 20  # no size in a file of this world is longer; Python's int() is quadratic
 MAX_DEPTH = 64  # nested lists and objects of a JSON document
+MAX_VALUES = 4_000_000  # of a JSON document: an empty list takes three bytes of text and sixty of memory
 
 # What the content of a file can raise in code that makes something of it.
 RAISED = (ArithmeticError, AttributeError, EOFError, LookupError, RecursionError, TypeError, ValueError)
@@ -99,6 +100,9 @@ def load_json_value(path, text, what):
     def wrong(fault):
         return MindSigmaError(f"{path}: {what} {fault}; copy or download the file again")
 
+    count = sum(map(text.count, (b",", b"[", b"{")))  # no less than there are values
+    if count > MAX_VALUES:
+        raise wrong(f"holds some {count} values, more than the {MAX_VALUES} that are read")
     try:
         value = json_decoder(wrong).decode(text.decode("utf-8"))
     except MindSigmaError:

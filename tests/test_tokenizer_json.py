@@ -182,6 +182,14 @@ def test_damaged(tmp_path, content):
         Tokenizer(tmp_path)
 
 
+def test_millions_of_values_are_refused_before_they_are_made(tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(b'{"model": [' + b"[]," * 5_000_000 + b"0]}")
+    begin = time.process_time()
+    with pytest.raises(MindSigmaError, match=r"tokenizer\.json.* 10000002 values"):
+        Tokenizer(tmp_path)
+    assert time.process_time() - begin < 1
+
+
 def test_not_a_regular_file(tmp_path):
     os.mkfifo(tmp_path / "tokenizer.json")
     with pytest.raises(MindSigmaError, match="not a regular file"):

@@ -32,7 +32,7 @@ from mindsigma.checkpoints.reader import open_checkpoint
 from mindsigma.checkpoints.safetensors_writer import write_safetensors
 from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError, one_line
-from mindsigma.foreign import load_json
+from mindsigma.foreign import load_json, load_json_value
 
 FORMAT = {"format": "mindsigma", "format_version": "1", "kind": "adapter"}
 PARTS = {"attn.qkv": "qkv", "cross_attn.kv_linear": "kv"}  # fused layers, their parts in the order of the rows
@@ -180,7 +180,7 @@ def read_adapter(path):
         )
     damaged = MindSigmaError(f"{path}: damaged adapter file: metadata and tensors do not agree; copy it again")
     config = load_json(path, source.metadata.get("config", "").encode(), "the adapter's config")
-    record = source.metadata.get("record", "[]")
+    record = load_json_value(path, source.metadata.get("record", "[]").encode(), "the adapter's record")
     left, entries = set(source.names()), {}
     try:
         for name, values in config["modules"].items():
@@ -190,7 +190,7 @@ def read_adapter(path):
             left -= set(names)
             if a.shape[0] != values["rank"]:
                 raise damaged
-        adapter = Adapter(entries, config["rslora"], Path(path), [one_line(line) for line in json.loads(record)])
+        adapter = Adapter(entries, config["rslora"], Path(path), [one_line(line) for line in record])
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError):
         raise damaged from None
     if left or type(adapter.rslora) is not bool or any(entry.b is None for entry in entries.values()):
