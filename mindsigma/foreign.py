@@ -87,7 +87,7 @@ def map_file(path):
 
 
 def load_json(path, text, what):
-    """The JSON object in `text` (bytes, UTF-8). Raises MindSigmaError, also where a key comes twice."""
+    """The JSON object in `text` (UTF-8 bytes, or text). Raises MindSigmaError, also where a key comes twice."""
     table = load_json_value(path, text, what)
     if not isinstance(table, dict):
         raise MindSigmaError(f"{path}: {what} is not a JSON object; copy or download the file again")
@@ -100,6 +100,8 @@ def load_json_value(path, text, what):
     def wrong(fault):
         return MindSigmaError(f"{path}: {what} {fault}; copy or download the file again")
 
+    if isinstance(text, str):
+        text = text.encode("utf-8", "surrogatepass")  # a lone surrogate is then no UTF-8
     count = sum(map(text.count, (b",", b"[", b"{")))  # no less than there are values
     if count > MAX_VALUES:
         raise wrong(f"holds some {count} values, more than the {MAX_VALUES} that are read")

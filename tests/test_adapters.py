@@ -296,6 +296,11 @@ def test_header_of_diffusers_tells_the_scale(tmp_path):
     adapter = open_adapter(tmp_path / "x.safetensors").adapter
     assert adapter.rslora and adapter.entries["blocks.0.attn.qkv.k"].scale == 5 / np.sqrt(5)
     assert adapter.entries["final_layer.linear"].scale == 3 / np.sqrt(4)
+    for text in ("\ud800", "3", "[" * 10**5):
+        header = json.dumps({"__metadata__": {"lora_adapter_metadata": text}}).encode()
+        (tmp_path / "y.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+        with pytest.raises(MindSigmaError, match=r"y\.safetensors: lora_adapter_metadata "):
+            open_adapter(tmp_path / "y.safetensors")
 
 
 def test_text_encoder_is_dropped_and_said(convert, tmp_path):

@@ -179,8 +179,8 @@ def read_adapter(path):
             f"{path}: no adapter file of this project; translate it with tools/convert.py --to mindspore"
         )
     damaged = MindSigmaError(f"{path}: damaged adapter file: metadata and tensors do not agree; copy it again")
-    config = load_json(path, source.metadata.get("config", "").encode(), "the adapter's config")
-    record = load_json_value(path, source.metadata.get("record", "[]").encode(), "the adapter's record")
+    config = load_json(path, source.metadata.get("config", ""), "the adapter's config")
+    record = load_json_value(path, source.metadata.get("record", "[]"), "the adapter's record")
     left, entries = set(source.names()), {}
     try:
         for name, values in config["modules"].items():

@@ -182,7 +182,7 @@ def _metadata_config(path, source):
     """diffusers' copy of peft's config in the header, for the transformer, or {}."""
     if METADATA not in source.metadata:
         return {}
-    config = load_json(path, source.metadata[METADATA].encode(), METADATA)
+    config = load_json(path, source.metadata[METADATA], METADATA)
     for prefix in ("transformer.", "unet."):
         inner = {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
         if inner:

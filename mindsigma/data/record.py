@@ -84,7 +84,7 @@ def first_caption(texts, read):
 
 def side_car_values(data):
     """Dict that the bytes of a side-car tell. Raises MindSigmaError."""
-    return load_json(SIDE_CAR, text_of(data, SIDE_CAR).encode(), "the text beside the image")
+    return load_json(SIDE_CAR, text_of(data, SIDE_CAR), "the text beside the image")
 
 
 def captions_of(values):

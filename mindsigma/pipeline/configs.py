@@ -48,9 +48,7 @@ def _stored(path, tensors, *classes):
     `classes`: what it may call itself, where a file may hold several networks and the config be that of another.
     """
     if "config" in tensors.metadata:
-        config = load_json(
-            path, tensors.metadata["config"].encode("utf-8", "surrogatepass"), "the config in its header"
-        )
+        config = load_json(path, tensors.metadata["config"], "the config in its header")
     else:
         folder = path if path.is_dir() else path.parent
         config = read_json(file_in_folder(folder, "config.json")) if (folder / "config.json").is_file() else {}

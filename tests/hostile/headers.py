@@ -88,6 +88,18 @@ def _metadata(value):
     return _header(lambda rng, header: header.update({"__metadata__": value}))
 
 
+def _texts(value):
+    """Every text of the header, and those that adapters have, with this value; what names the format stays."""
+
+    def edit(rng, header):
+        texts = header.setdefault("__metadata__", {})
+        texts.update(
+            {key: value for key in (*texts, "lora_adapter_metadata", "config") if key not in ("format", "kind")}
+        )
+
+    return _header(edit)
+
+
 def _stored_config(**changes):
     """A header that claims to be of this project, with a config of its own."""
     config = {"_class_name": "DiT", "input_size": 8, "num_heads": 1, "pe_interpolation": 0.125, **changes}
@@ -154,6 +166,11 @@ MUTATIONS = {
     "metadata a text": _metadata("x"),
     "metadata of numbers": _metadata({"epoch": 3}),
     "metadata nested": _metadata({"config": {"a": 1}}),
+    "texts of a surrogate": _texts("\ud800"),
+    "texts of a number": _texts("3"),
+    "texts of a list": _texts("[[3]]"),
+    "texts that are deep": _texts("[" * 100_000),
+    "texts of nothing": _texts("{}"),
     "config no JSON": _metadata({"config": "{"}),
     "config a list": _metadata({"config": "[]"}),
     "config deep": _metadata({"config": "[" * 200_000}),
