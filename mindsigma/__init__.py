@@ -1,6 +1,6 @@
 """PixArt-Σ, text to image, on MindSpore for Ascend NPUs."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["MindSigmaError", "PixArtSigmaPipeline", "load_dit"]
 
@@ -15,7 +15,7 @@ def __getattr__(name):
         if name == "MindSigmaError":
             return MindSigmaError
         if name == "load_dit":
-            from mindsigma.pipeline.loading import load_dit
+            from mindsigma.weights.loading import load_dit
 
             return load_dit
         from mindsigma.pipeline.pipeline import PixArtSigmaPipeline

@@ -9,13 +9,22 @@ import sys
 import threading
 import traceback
 import warnings
-from functools import cache
+from functools import lru_cache
 
 from mindsigma.environment import check_environment
 from mindsigma.errors import LONGEST_MESSAGE, MindSigmaError, bounded, one_line
 from mindsigma.foreign import last_opened
 
 TRACEBACK = "MINDSIGMA_TRACEBACK"  # 1: show where an error came from
+
+
+def parser(description, **options):
+    """An ArgumentParser that knows --version; options are its own."""
+    from mindsigma import __version__
+
+    made = argparse.ArgumentParser(description=description, **options)
+    made.add_argument("--version", action="version", version=f"mindsigma {__version__}")
+    return made
 
 
 def run(main):
@@ -62,7 +71,7 @@ def _refuse(parser, message):
     parser.exit(2, f"error: {bounded(message, LONGEST_MESSAGE)}; --help lists the options\n")
 
 
-@cache
+@lru_cache(maxsize=None)  # noqa: UP033, an older Python has to come as far as the check
 def asked_to_end():
     """A threading.Event that SIGTERM sets from now on, instead of ending the process; for tools that save first.
 
@@ -79,7 +88,7 @@ def asked_to_end():
     return asked
 
 
-@cache
+@lru_cache(maxsize=None)  # noqa: UP033, an older Python has to come as far as the check
 def _keep_interrupts():
     """Let Ctrl-C raise KeyboardInterrupt in the main thread.
 

@@ -12,7 +12,6 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.ops.native.library import THREADS
 
 ARRAY_DTYPES = (np.float32, np.int32)  # that `Collectives.array_from_rank` sends
 
@@ -39,7 +38,7 @@ def join_ranks():
     from mindspore.communication import get_group_size, get_rank, init
 
     # On a CPU the processes share one host's cores; threads of all on each of them would wait for each other.
-    os.environ.setdefault(THREADS, str(max(1, len(os.sched_getaffinity(0)) // int(count))))
+    os.environ.setdefault("MINDSIGMA_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(count))))
     try:
         init()
     except (RuntimeError, ValueError) as error:

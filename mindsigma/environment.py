@@ -3,7 +3,6 @@
 import re
 import sys
 import warnings
-from importlib import metadata
 
 from mindsigma.errors import MindSigmaError
 
@@ -25,6 +24,8 @@ def check_environment(python=None, mindspore=None):
             f"Python {python[0]}.{python[1]} has no MindSpore {TESTED}; use Python 3.{PYTHON[0][1]} to 3.{PYTHON[1][1]}"
         )
     if mindspore is None:
+        from importlib import metadata  # not above: Python 3.7, which is refused, has none
+
         try:
             mindspore = metadata.version("mindspore")
         except metadata.PackageNotFoundError:

@@ -16,7 +16,7 @@ def device():
 def set_device(name=None):
     """Select "CPU" or "Ascend" and the mode that fits it; None takes what MindSpore finds. Returns the device's name.
 
-    The CPU runs PyNative around small compiled graphs (ops/shared_graph.py), Ascend one graph a network. The mode is
+    On a CPU that is PyNative, operation by operation; on Ascend graph mode, one graph a network. The mode is
     MindSpore's global one.
     """
     found = device()
@@ -29,7 +29,7 @@ def set_device(name=None):
         except (RuntimeError, ValueError):
             raise MindSigmaError(
                 f"device {name!r} is not available to this MindSpore, which runs on {found}; "
-                "on an NPU box check the driver and CANN (README, Ascend set-up)"
+                "on an NPU box check the driver and CANN (README, On an Ascend box)"
             ) from None
     ms.set_context(mode=ms.GRAPH_MODE if name == "Ascend" else ms.PYNATIVE_MODE)
     return name

@@ -1,9 +1,15 @@
 """What the tests share: where the reference cases are, how their weights are drawn, both execution modes."""
 
+import atexit
+import importlib
 import importlib.util
 import json
 import os
+import shutil
+import tempfile
 import zlib
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "3")
@@ -20,17 +26,8 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
-GOLDEN = Path(__file__).parent / "golden"
-
-# Modules of more than half a minute, longest first: two processes share the modules, and should end together.
-LONGEST = ["test_training_kills", "test_training_distributed", "test_training_adapter_runs", "test_training_lora"]
-LONGEST += ["test_training_step", "test_dit", "test_sampling", "test_convert", "test_training_options"]
-
-
-def pytest_collection_modifyitems(items):
-    """Long modules first."""
-    order = {name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+ROOT = Path(__file__).parents[1]
+GOLDEN = ROOT / "tests" / "golden"
 
 
 def drawn_weight(seed, name, shape):
@@ -52,9 +49,34 @@ def psnr(value, reference, peak):
     return 10 * np.log10(peak**2 / error)
 
 
+@cache
+def official_checkpoint():
+    """Path of sigma-mini's DiT as the official code saves it, made from the bundled weights; test_loading.py proves it.
+
+    It holds the null caption, T5's states of the empty prompt by PyTorch, and a position embedding of zeros.
+    """
+    from mindsigma.conversion import writing as convert
+    from mindsigma.conversion.component import open_source
+    from mindsigma.conversion.surgery import set_null_caption
+    from mindsigma.conversion.targets import prepare
+    from mindsigma.weights.names.dit_names import NULL_CAPTION
+    from mindsigma.weights.names.views import Extended
+
+    folder = Path(tempfile.mkdtemp(prefix="official-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    (component,) = open_source("sigma-mini", "dit").components
+    output = prepare(set_null_caption(component, np.load(GOLDEN / "null_caption.npy")), "official")
+    assert NULL_CAPTION in output.view.names()
+    zeros = np.zeros(output.view.shape("pos_embed"), output.view.dtype("pos_embed"))
+    output = replace(output, view=Extended(output.view, {"pos_embed": zeros}))
+    return convert.write([output], folder / "sigma-mini-official.pth", "official")[0]
+
+
 def load_tool(name):
-    """tools/{name}.py as a module."""
-    spec = importlib.util.spec_from_file_location(f"{name}_tool", GOLDEN.parents[1] / "tools" / f"{name}.py")
+    """The command of this name, or tools/{name}.py, as a module."""
+    if (ROOT / "mindsigma" / "commands" / f"{name}.py").exists():
+        return importlib.import_module(f"mindsigma.commands.{name}")
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", ROOT / "tools" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -74,11 +96,10 @@ class Case:
     def build(self, **changes):
         """The DiT with the case's weights."""
         from mindsigma.models.dit import DiT, DiTConfig
-        from mindsigma.models.dit.config import canonical_fields
+        from mindsigma.models.dit_config import canonical_fields
 
-        kernels = changes.pop("kernels", None)
         config = DiTConfig(**{**canonical_fields(self.config), "multi_scale": self.multi_scale, **changes})
-        dit = DiT(config, kernels=kernels)
+        dit = DiT(config)
         for parameter in dit.get_parameters():
             parameter.set_data(Tensor(drawn_weight(self.seed, parameter.name, parameter.shape)))
         return dit
@@ -101,12 +122,42 @@ def mode(request):
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
+@pytest.fixture
+def graph_mode():
+    """Run the test in graph mode, as networks run on Ascend."""
+    ms.set_context(mode=ms.GRAPH_MODE)
+    yield
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+
+
 @pytest.fixture(scope="session")
 def mini():
     """The bundled pipeline."""
     from mindsigma import PixArtSigmaPipeline
 
     return PixArtSigmaPipeline.from_pretrained("sigma-mini")
+
+
+@pytest.fixture(scope="session")
+def plain_mini():
+    """The bundled pipeline as an NPU has it, but for the insides of operators: not accelerated, with aligned heads."""
+    from mindsigma import PixArtSigmaPipeline
+    from mindsigma.backends.ascend import is_aligned
+    from mindsigma.backends.cpu import is_accelerated
+
+    before = ms.get_context("mode")
+    pipeline = PixArtSigmaPipeline.from_pretrained("sigma-mini")
+    ms.set_context(mode=ms.GRAPH_MODE)  # where nothing is accelerated
+    networks = pipeline.dit, pipeline.vae, pipeline.text_encoder.encoder
+    assert not any(map(is_accelerated, networks)) and is_aligned(pipeline.dit)
+    ms.set_context(mode=before)
+    return pipeline
+
+
+@pytest.fixture
+def either_mini(mode, request):
+    """The bundled pipeline as it is in each mode: accelerated in PyNative, plain in graph mode."""
+    return request.getfixturevalue("plain_mini" if mode == "graph" else "mini")
 
 
 @pytest.fixture(scope="session")

@@ -28,8 +28,8 @@ os.environ.setdefault("GLOG_v", "3")
 from hostile import Case, cases, make  # noqa: E402
 from hostile.sources import SOURCES, build_all  # noqa: E402
 
-from mindsigma.checkpoints.exchange import ASIDE  # noqa: E402
-from mindsigma.checkpoints.folder_writer import STAGING  # noqa: E402
+from mindsigma.weights.formats.exchange import ASIDE  # noqa: E402
+from mindsigma.weights.formats.folder_writer import STAGING  # noqa: E402
 
 MEMORY = 700 * 2**20  # growth of resident memory during one run, bytes
 SECONDS = 20  # CPU time of one run

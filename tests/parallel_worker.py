@@ -13,14 +13,14 @@ import numpy as np  # noqa: E402
 from mindspore import Tensor, ops  # noqa: E402
 from training_runs import TOKENS, WIDTH, tiny_dit  # noqa: E402
 
-from mindsigma.diffusion.dpm_solver import solver_table  # noqa: E402
 from mindsigma.distributed import Collectives, join_ranks  # noqa: E402
 from mindsigma.models.vae import VAE  # noqa: E402
 from mindsigma.models.vae_config import VAEConfig  # noqa: E402
 from mindsigma.models.vae_tiling import decode_tiled  # noqa: E402
-from mindsigma.pipeline.denoising import DenoisingGraphs, denoising_steps  # noqa: E402
-from mindsigma.pipeline.parallel import ParallelGraphs, ParallelSampling  # noqa: E402
 from mindsigma.runtime import set_device  # noqa: E402
+from mindsigma.sampling.denoising import DenoisingGraphs, denoising_steps  # noqa: E402
+from mindsigma.sampling.dpm_solver import DPMSolver  # noqa: E402
+from mindsigma.sampling.parallel import ParallelGraphs, ParallelSampling  # noqa: E402
 
 STEPS = 3
 
@@ -69,7 +69,7 @@ def case_inputs(height, width, config, images=2):
     if config.get("micro_condition"):
         size = np.array([[height * 8.0, width * 8.0]], np.float32)
         conditions = Tensor(size), Tensor(np.array([[height / width]], np.float32))
-    return dit, (Tensor(latents), solver_table(STEPS), captions[0], 4.5, captions[1], conditions)
+    return dit, (Tensor(latents), DPMSolver(), STEPS, captions[0], 4.5, captions[1], conditions)
 
 
 def draw(graphs, arguments):

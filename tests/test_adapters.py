@@ -36,13 +36,14 @@ from conftest import GOLDEN, Case, load_tool, relative_error
 from safetensors.numpy import save_file
 
 from mindsigma import MindSigmaError, load_dit
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.adapter_file import Adapter, Entry, read_adapter, scale_of, write_adapter
-from mindsigma.checkpoints.adapter_reader import is_adapter, open_adapter
-from mindsigma.checkpoints.adapter_view import Adapted
-from mindsigma.checkpoints.reader import TensorSource
-from mindsigma.pipeline.adapters import parse_adapter, with_adapters
-from mindsigma.pipeline.saving import save_network
+from mindsigma.sampling.options import SamplingOptions
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.adapters.adapter_file import Adapter, Entry, read_adapter, scale_of, write_adapter
+from mindsigma.weights.adapters.adapter_reader import is_adapter, open_adapter
+from mindsigma.weights.adapters.adapter_view import Adapted
+from mindsigma.weights.adapters.merging import parse_adapter, with_adapters
+from mindsigma.weights.formats.reader import TensorSource
+from mindsigma.weights.saving import save_network
 
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
@@ -416,7 +417,10 @@ def test_pictures_with_an_adapter(tmp_path):
             assert relative_error(change, 0.25 * b @ a) < 1e-5
         else:
             assert (change == 0).all()
-    assert tool.metadata(args, (256, 256), (256, 256))["lora"] == f"{tmp_path / 'a.safetensors'}:0.25"
+    assert (
+        tool.metadata(args, SamplingOptions.of_arguments(args), (256, 256), (256, 256))["lora"]
+        == f"{tmp_path / 'a.safetensors'}:0.25"
+    )
     (tmp_path / "options.yaml").write_text("lora: [one.safetensors, 'two.safetensors:2']\n")
     from mindsigma.config_file import parse_with_config
 

@@ -5,14 +5,14 @@ import pytest
 from mindspore import Tensor
 
 from mindsigma import PixArtSigmaPipeline, load_dit
-from mindsigma.checkpoints.adapter_file import Adapter, Entry, write_adapter
-from mindsigma.checkpoints.finite import all_finite
-from mindsigma.checkpoints.safetensors_file import read_safetensors
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError
-from mindsigma.pipeline.locate import BUNDLED
-from mindsigma.pipeline.text_memory import MEMORY
+from mindsigma.weights.adapters.adapter_file import Adapter, Entry, write_adapter
+from mindsigma.weights.formats.finite import all_finite
+from mindsigma.weights.formats.safetensors_file import read_safetensors
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec
+from mindsigma.weights.locate import BUNDLED
+from mindsigma.weights.text_memory import MEMORY
 
 ml_dtypes = pytest.importorskip("ml_dtypes")
 

@@ -9,11 +9,14 @@ from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 from mindspore.train import mind_ir_pb2
 
+from mindsigma.backends.ascend import align_heads
 from mindsigma.models.dit import DiT, DiTConfig
 from mindsigma.models.t5 import T5Config, T5Encoder
 from mindsigma.models.vae import VAE
 from mindsigma.models.vae_config import VAEConfig
-from mindsigma.pipeline.denoising import GuidedStep
+from mindsigma.ops.operators import composing_for
+from mindsigma.sampling.denoising import GuidedStep
+from mindsigma.sampling.dpm_solver import DPMSolver
 
 DEPTH = 3
 CONFIG = DiTConfig(depth=DEPTH, kv_compression="conv:2:2")
@@ -23,7 +26,8 @@ def exported(cell, inputs, folder):
     """Nodes of the exported graph: list of (kind, output shape, output dtype)."""
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
-        ms.export(cell, *inputs, file_name=str(folder / "graph"), file_format="MINDIR")
+        with composing_for("Ascend"):
+            ms.export(cell, *inputs, file_name=str(folder / "graph"), file_format="MINDIR")
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
     model = mind_ir_pb2.ModelProto()
@@ -51,7 +55,7 @@ def weights(cell):
 def test_dit_is_one_graph_with_fused_attention(dtype, tmp_path):
     """XL's width at 1024 px: heads of 72 reach the kernel as 80, keys of the compressed layer as a quarter."""
     with no_init_parameters():
-        dit = DiT(CONFIG, dtype, kernels="fused")
+        dit = DiT(CONFIG, dtype)
     inputs = (
         Tensor(np.zeros((2, 4, 128, 128), np.float32)),
         Tensor(np.zeros(2, np.float32)),
@@ -73,13 +77,13 @@ def test_dit_is_one_graph_with_fused_attention(dtype, tmp_path):
 
 def test_vae_and_t5_export(tmp_path):
     with no_init_parameters():
-        vae = VAE(VAEConfig(block_out_channels=(32, 64), layers_per_block=1), ms.float16, kernels="fused")
-        t5 = T5Encoder(T5Config(vocab_size=64, d_model=128, d_ff=256, num_layers=2, num_heads=2), ms.float16, "fused")
+        vae = VAE(VAEConfig(block_out_channels=(32, 64), layers_per_block=1), ms.float16)
+        t5 = T5Encoder(T5Config(vocab_size=64, d_model=128, d_ff=256, num_layers=2, num_heads=2), ms.float16)
     nodes = exported(weights(vae), (Tensor(np.zeros((1, 4, 32, 32), np.float16)),), tmp_path)
     count = Counter(kind for kind, _, _ in nodes)
     assert count["FlashAttentionScore"] == 1 and count["Conv2D"] > 10
     with no_init_parameters():  # SDXL's own VAE stays in fp32, which the fused kernel does not take
-        vae = VAE(VAEConfig(block_out_channels=(32, 64), layers_per_block=1), ms.float32, kernels="fused")
+        vae = VAE(VAEConfig(block_out_channels=(32, 64), layers_per_block=1), ms.float32)
     nodes = exported(weights(vae), (Tensor(np.zeros((1, 4, 32, 32), np.float32)),), tmp_path)
     assert sum(kind == "FlashAttentionScore" for kind, _, _ in nodes) == 0
     ids = Tensor(np.zeros((1, 16), np.int32))
@@ -88,27 +92,27 @@ def test_vae_and_t5_export(tmp_path):
 
 
 class ExportedStep(ms.nn.Cell):
-    """A GuidedStep with its caption keys as single tensors, since an exported graph takes no tuples."""
+    """A GuidedStep with the caption's keys and values as single tensors, since an exported graph takes no tuples."""
 
     def __init__(self, dit):
         super().__init__()
-        self.step = GuidedStep(dit, True)
+        self.step = GuidedStep(dit, DPMSolver(), True)
 
-    def construct(self, latents, history, numbers, scale, rows, position, *keys):
-        pairs = ()
-        for i in range(len(keys) // 2):
-            pairs += ((keys[2 * i], keys[2 * i + 1]),)
-        return self.step(latents, history, numbers, scale, pairs, rows, position)
+    def construct(self, latents, newest, oldest, numbers, scale, modulation, position, *keys_values):
+        text_kv = ()
+        for i in range(len(keys_values) // 2):
+            text_kv += ((keys_values[2 * i], keys_values[2 * i + 1]),)
+        return self.step(latents, (newest, oldest), numbers, scale, text_kv, modulation, position)
 
 
 def denoising_step(folder, depth, compression=None):
     """Nodes of XL's guided step at 1024 px, solver included, by kind."""
     with no_init_parameters():
         config = DiTConfig(depth=depth, kv_compression=compression, input_size=128, pe_interpolation=2.0)
-        dit = DiT(config, ms.float16, kernels="fused")
-    weights(dit).align_heads()
+        dit = DiT(config, ms.float16)
+    align_heads(weights(dit))
     half = [(1, 6 * depth + 2, 1152), (1, 4096, 1152)] + [(2, 128, 1280)] * (2 * depth)
-    inputs = [np.zeros(shape, np.float32) for shape in ((1, 4, 128, 128), (2, 1, 4, 128, 128), (6,), ())]
+    inputs = [np.zeros(shape, np.float32) for shape in ((1, 4, 128, 128),) * 3 + ((6,), ())]
     inputs += [np.zeros(shape, np.float16) for shape in half]
     return Counter(kind for kind, _, _ in exported(ExportedStep(dit), [*map(Tensor, inputs)], folder))
 
@@ -142,12 +146,12 @@ def training_dit(dtype, parameter_dtype):
     """A DiT of one block for the tests of the training step."""
     config = DiTConfig(depth=1, hidden_size=144, num_heads=2, caption_channels=32)
     with no_init_parameters():
-        return weights(DiT(config, dtype, kernels="fused", parameter_dtype=parameter_dtype).set_train())
+        return weights(DiT(config, dtype, parameter_dtype=parameter_dtype).set_train())
 
 
 def exported_step(dit, parameters, dtype, folder):
     """Nodes of the exported training step of a DiT with AdamW and averages, where `parameters` learn."""
-    from mindsigma.diffusion.loss import COLUMNS
+    from mindsigma.training.loss import COLUMNS
     from mindsigma.training.optimizers import OptimizerConfig
     from mindsigma.training.step import StepConfig, TrainingStep
 
@@ -186,8 +190,8 @@ def test_training_step_is_one_graph(dtype, recompute, tmp_path):
 @pytest.mark.parametrize(("dtype", "dora"), [(ms.bfloat16, True), (ms.float16, False)])
 def test_training_step_of_an_adapter_is_one_graph(dtype, dora, tmp_path):
     """Half precision for the frozen weights, fp32 for what stands beside them; only the adapter is assigned to."""
-    from mindsigma.training.adapters import AdapterConfig, new_adapter
     from mindsigma.training.learner import AdapterLearner
+    from mindsigma.training.lora import AdapterConfig, new_adapter
 
     rank = 4
     dit = training_dit(dtype, dtype)

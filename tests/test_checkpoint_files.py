@@ -14,9 +14,10 @@ import pytest
 from hostile.encoding import Call, Name, Raw, Ref, encode, write_zip
 from safetensors.numpy import save_file
 
-from mindsigma.checkpoints import open_checkpoint, torch_file
-from mindsigma.checkpoints.torch_file import read_torch
 from mindsigma.errors import MindSigmaError
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.formats import torch_file
+from mindsigma.weights.formats.torch_file import read_torch
 
 GOLDEN = Path(__file__).parent / "golden"
 BF16 = np.dtype(ml_dtypes.bfloat16)

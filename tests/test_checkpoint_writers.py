@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from mindsigma.checkpoints import exchange, mindspore_writer, open_checkpoint, tensor_stream, torch_writer
-from mindsigma.checkpoints.mindspore_writer import write_mindspore_ckpt
-from mindsigma.checkpoints.safetensors_shards import write_sharded_safetensors
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec, pieces, release
-from mindsigma.checkpoints.torch_writer import write_torch
 from mindsigma.errors import MindSigmaError
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.formats import exchange, mindspore_writer, tensor_stream, torch_writer
+from mindsigma.weights.formats.mindspore_writer import write_mindspore_ckpt
+from mindsigma.weights.formats.safetensors_shards import write_sharded_safetensors
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec, pieces, release
+from mindsigma.weights.formats.torch_writer import write_torch
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 WRITERS = {"safetensors": write_safetensors, "pth": write_torch, "ckpt": write_mindspore_ckpt}
@@ -334,35 +335,9 @@ def test_interrupted_writing_leaves_nothing(tmp_path, kind, error):
             assert f"'{asked[-1]}' cannot be read from its source (Input/output error)" in str(caught.value)
 
 
-LIMITED = """
-import resource, signal, sys
-from pathlib import Path
-import numpy as np
-from mindsigma.checkpoints.mindspore_writer import write_mindspore_ckpt
-from mindsigma.checkpoints.safetensors_shards import write_sharded_safetensors
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
-from mindsigma.checkpoints.torch_writer import write_torch
-from mindsigma.errors import MindSigmaError
-
-def write_shards(path, specs, read):
-    write_sharded_safetensors(path.parent, path.name, specs, read, {}, 100_000)
-
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-for limit in (0, 10, 5_000, 70_000):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    for write in (write_safetensors, write_torch, write_mindspore_ckpt, write_shards):
-        try:
-            specs = [TensorSpec(str(i), np.float32, (4, 5_000)) for i in range(4)]
-            write(Path(sys.argv[1]), specs, lambda name: np.ones((5_000, 4), np.float32).T)
-        except MindSigmaError as error:
-            print(error)
-"""
-
-
 def test_a_full_disk_is_one_line(tmp_path):
     (tmp_path / "w").write_bytes(b"old and good")
-    command = [sys.executable, "-c", LIMITED, str(tmp_path / "w")]
+    command = [sys.executable, str(Path(__file__).with_name("writers_full_disk.py")), str(tmp_path / "w")]
     root = Path(__file__).parents[1]
     run = subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert run.stderr == ""

@@ -101,20 +101,9 @@ def test_bounded():
     assert long.startswith("beginx") and long.endswith("xend") and " ... " in long
 
 
-def run_python(code, **environment):
-    command = [sys.executable, "-c", f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{code}"]
+def run_saying(case, **environment):
+    command = [sys.executable, str(ROOT / "tests" / "saying.py"), case]
     return subprocess.run(command, capture_output=True, env={**os.environ, **environment}, timeout=100)
-
-
-SAYS = """
-from mindsigma import command_line
-from mindsigma.errors import MindSigmaError, say
-def main():
-    say("caf\\u00e9 \\ud800 \\x1b[31m\\n \\u202e")
-    print("\\u00e9\\udcff")
-    raise MindSigmaError("\\u00e9 \\udcff")
-command_line.run(main)
-"""
 
 
 @pytest.mark.parametrize(
@@ -122,7 +111,7 @@ command_line.run(main)
     [{"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}, {"PYTHONIOENCODING": "ascii:strict"}],
 )
 def test_an_encoding_that_lacks_characters(environment):
-    done = run_python(SAYS, **environment)
+    done = run_saying("encoding", **environment)
     assert done.returncode == 2
     assert done.stdout == b"caf\\xe9 \\ud800 \\x1b[31m\\n \\u202e\n\\xe9\\udcff\n"
     assert done.stderr == b"error: \\xe9 \\udcff\n"
@@ -130,12 +119,9 @@ def test_an_encoding_that_lacks_characters(environment):
 
 def test_nobody_reads_what_is_said():
     """As of `tool | head -1`: no traceback, no words; and a full disk is told."""
-    code = "from mindsigma import command_line\nfrom mindsigma.errors import say\n"
-    code += "import os, time\nread, write = os.pipe()\nos.dup2(write, 1)\nos.close(read)\n"
-    done = run_python(code + "command_line.run(lambda: say('x' * 1000))")
+    done = run_saying("closed")
     assert (done.returncode, done.stderr) == (1, b"")
-    code = "from mindsigma import command_line\nimport os\nos.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
-    done = run_python(code + "command_line.run(lambda: print('x'))")
+    done = run_saying("full")
     assert done.returncode == 2
     assert done.stderr.startswith(b"error: ") and done.stderr.count(b"\n") == 1
 

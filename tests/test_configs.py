@@ -7,7 +7,7 @@ import yaml
 from conftest import load_tool
 
 from mindsigma.config_file import parse_with_config
-from mindsigma.models.dit.config import PRESETS
+from mindsigma.models.dit_config import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / "configs" / "infer").glob("*.yaml"))
@@ -56,7 +56,7 @@ TRAINING = sorted((ROOT / "configs" / "train").glob("*.yaml")) + sorted((ROOT / 
 
 @pytest.fixture(scope="module")
 def train_parser():
-    from mindsigma.training.arguments import build_parser
+    from mindsigma.training.run_options import build_parser
 
     return lambda file: parse_with_config(
         build_parser(), ["--config", str(file), "--data", "features", "--output", "runs/x"]
@@ -67,8 +67,8 @@ def train_parser():
 def test_training_file_is_of_options_that_fit_together(train_parser, file):
     from mindsigma.data import Resolution
     from mindsigma.models.dit import KVCompression
-    from mindsigma.training.arguments import check
     from mindsigma.training.optimizers import OptimizerConfig
+    from mindsigma.training.run_options import check
 
     args = train_parser(file)
     check(args)

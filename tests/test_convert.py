@@ -12,18 +12,19 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import GOLDEN, Case, relative_error
+from conftest import GOLDEN, Case, official_checkpoint, relative_error
 from mindspore import Tensor
 from safetensors.numpy import load_file
 
 from mindsigma import MindSigmaError, PixArtSigmaPipeline, command_line, load_dit
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
-from mindsigma.pipeline.locate import BUNDLED
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec
+from mindsigma.weights.locate import BUNDLED
 
 MINI = BUNDLED / "sigma-mini"
 TOOL = Path(__file__).parents[1] / "tools" / "convert.py"
+PEAK = Path(__file__).with_name("convert_peak.py")
 DTYPES = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 
@@ -38,7 +39,7 @@ def contents(path):
 
 # Variants of the DiT, as the official code saves them, and what their files do not tell.
 VARIANTS = {
-    "plain": ("sigma-mini-official", {}),
+    "plain": (None, {}),
     "kv": ("ms_kv_conv", {"num_heads": 2}),
     "qk norm and kv": ("ms_qk_norm", {"num_heads": 2}),
     "micro": ("ms_micro", {"num_heads": 2}),
@@ -48,7 +49,7 @@ VARIANTS = {
 def official(variant, dtype, folder):
     """An official checkpoint of a variant in a dtype, written by this project's safetensors writer; path and flags."""
     name, config = VARIANTS[variant]
-    source = open_checkpoint(GOLDEN / f"{name}.pth")
+    source = open_checkpoint(GOLDEN / f"{name}.pth" if name else official_checkpoint())
     kind = np.dtype(DTYPES[dtype])
     if variant == "plain":
         read = {n: source.read(n).astype(kind) for n in source.names() if n != "pos_embed"}
@@ -150,7 +151,7 @@ def test_null_caption_from_t5(convert, tmp_path):
     """T5 of the empty prompt, as the stored official checkpoint holds it, also at another length."""
     flags = ("--to", "official", "--component", "dit", "--null-caption", "sigma-mini")
     convert("sigma-mini", tmp_path / "a.pth", *flags)
-    stored = open_checkpoint(GOLDEN / "sigma-mini-official.pth").read("y_embedder.y_embedding")
+    stored = open_checkpoint(official_checkpoint()).read("y_embedder.y_embedding")
     made = open_checkpoint(tmp_path / "a.pth").read("y_embedder.y_embedding")
     assert made.shape == stored.shape and relative_error(made, stored) < 1e-3  # both in fp16
     convert("sigma-mini", tmp_path / "b.pth", *flags, "--caption-length", 120)
@@ -205,8 +206,8 @@ def test_dry_run_writes_nothing(convert, tmp_path, capsys):
 
 def test_verify_notices_a_changed_bit(tmp_path):
     from mindsigma.conversion.component import open_component
-    from mindsigma.conversion.convert import verify, write
     from mindsigma.conversion.targets import prepare
+    from mindsigma.conversion.writing import verify, write
 
     output = prepare(open_component(MINI / "vae", "vae"), "mindspore")
     write([output], tmp_path / "vae", "mindspore")
@@ -309,16 +310,10 @@ def test_killed_conversions_are_resumed(tmp_path):
 def test_memory_does_not_grow_with_the_checkpoint(tmp_path):
     """Peak memory of a translation with a cast is far below the checkpoint's size plus the libraries."""
     source = big_checkpoint(tmp_path / "t5")
-    code = (
-        "import runpy, resource, sys; sys.argv = sys.argv[1:]\n"
-        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as end: assert not end.code\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
-    )
     peaks = []
     for path in (MINI / "text_encoder", source):
         out = tmp_path / f"out{len(peaks)}"
-        command = [sys.executable, "-c", code, str(TOOL), str(path), str(out), "--to", "mindspore", "--dtype", "bf16"]
+        command = [sys.executable, str(PEAK), str(path), str(out), "--to", "mindspore", "--dtype", "bf16"]
         done = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(TOOL.parents[1])}
         )

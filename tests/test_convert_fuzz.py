@@ -13,8 +13,8 @@ from fuzz_convert import GIVEN, Driver, error_lines, snapshot
 from hostile import Case, cases, make, mutations_of, selection
 from hostile.sources import SOURCES, specs
 
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
 
 ROOT = Path(__file__).parents[1]
 PRIVILEGED = os.geteuid() == 0 and shutil.which("setpriv")

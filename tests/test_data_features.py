@@ -19,41 +19,25 @@ from killing import killed_everywhere
 from mindspore import Tensor
 from PIL import Image
 
-from mindsigma.checkpoints.safetensors_file import read_safetensors
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Records, Resolution, open_data, open_records
-from mindsigma.data.conversion import convert
 from mindsigma.data.features import FeatureFolder, sample_file
 from mindsigma.data.images import training_array
+from mindsigma.data.prepared import convert
 from mindsigma.data.record import Record
 from mindsigma.errors import MindSigmaError
-from mindsigma.pipeline.locate import BUNDLED
-from mindsigma.training import features as features_module
-from mindsigma.training.features import Encoders, Extraction
+from mindsigma.training import extraction as features_module
+from mindsigma.training.extraction import Encoders, Extraction
+from mindsigma.weights.formats.safetensors_file import read_safetensors
+from mindsigma.weights.locate import BUNDLED
 
 ROOT = Path(__file__).resolve().parent.parent
-TOOL = ROOT / "tools" / "extract_features.py"
+KILLED = Path(__file__).with_name("extraction_killed.py")
 SMALL = Resolution(64)
 CAPTIONS = [("a red apple", "a red apple that lies on a white table"), ("", "three cats on blue"), ("a dog", "")]
 LENGTH = 24  # tokens
 
+
 # Runs a tool that is killed while it writes tensor 8: one of the null caption, 3 each of two records, 1 of a third.
-KILLED = """
-import os, runpy, signal, sys
-from mindsigma.checkpoints import safetensors_writer as writer
-count, write = [0], writer.write_pieces
-def dying(file, *rest):
-    count[0] += 1
-    if count[0] == 8:
-        file.write(b"half")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return write(file, *rest)
-writer.write_pieces = dying
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.fixture(scope="module")
 def records(tmp_path_factory):
     """Nine images of three shapes; captions short and long, long alone, short alone."""
@@ -137,7 +121,7 @@ def test_a_killed_extraction_leaves_no_half_file_and_is_continued(records, encod
     data, folder = tmp_path / "data", tmp_path / "features"
     convert(records, data, "official")
     options = ["--model", "sigma-mini", "--resolution", "64", "--max-length", str(LENGTH), "--batch-size", "1"]
-    run = subprocess.run([sys.executable, "-c", KILLED, str(TOOL), str(data), str(folder), *options], cwd=ROOT)
+    run = subprocess.run([sys.executable, str(KILLED), str(data), str(folder), *options], cwd=ROOT)
     assert run.returncode == -signal.SIGKILL
     done = {n: p.stat().st_mtime_ns for n, p in sample_files(folder).items() if p.suffix == ".safetensors"}
     assert len(done) == 2 and not (folder / "index.jsonl").exists()

@@ -16,10 +16,10 @@ from PIL import Image
 
 from mindsigma.data import Records, open_data, open_records
 from mindsigma.data.check import check_images
-from mindsigma.data.conversion import convert, safe_names, write_bad_rows
 from mindsigma.data.conversion_note import is_complete
 from mindsigma.data.layouts import find_layout
 from mindsigma.data.own_folder import Held
+from mindsigma.data.prepared import convert, safe_names, write_bad_rows
 from mindsigma.data.record import BadRow, Record
 from mindsigma.data.records import read_image
 from mindsigma.errors import MindSigmaError

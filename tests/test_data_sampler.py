@@ -380,7 +380,7 @@ def test_options_out_of_range_are_refused(images, options):
 
 
 def test_a_shard_is_loaded_as_its_files(images, tmp_path):
-    from mindsigma.data.conversion import convert
+    from mindsigma.data.prepared import convert
 
     convert(images, tmp_path / "shards", "webdataset", shard_records=7)
     for one, other in zip(load(images, stop=3), load(open_records(tmp_path / "shards", progress=False), stop=3)):

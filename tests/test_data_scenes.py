@@ -26,7 +26,7 @@ from mindsigma.data.scenes import (
     with_article,
 )
 from mindsigma.errors import MindSigmaError
-from mindsigma.pipeline.locate import BUNDLED
+from mindsigma.weights.locate import BUNDLED
 
 ROOT = Path(__file__).resolve().parent.parent
 

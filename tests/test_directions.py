@@ -1,24 +1,24 @@
-"""Every cell of the README's table of directions, with sigma-mini's weights: what from, what to, the same bits."""
+"""Every cell of the table in tools/README.md, with sigma-mini's weights: what from, what to, the same bits."""
 
 import json
 import shutil
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import official_checkpoint
 from safetensors.numpy import load_file, save_file
 from test_loading import diffusers_dit, ldm_vae, old_diffusers_vae
 
 from mindsigma import MindSigmaError
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.dit_names import NULL_CAPTION, map_dit
-from mindsigma.checkpoints.mindspore_writer import write_mindspore_ckpt
-from mindsigma.checkpoints.safetensors_shards import write_sharded_safetensors
-from mindsigma.checkpoints.t5_names import map_t5
-from mindsigma.checkpoints.tensor_stream import TensorSpec
-from mindsigma.checkpoints.torch_writer import write_torch
-from mindsigma.checkpoints.vae_names import map_vae
-from mindsigma.pipeline.locate import BUNDLED
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.formats.mindspore_writer import write_mindspore_ckpt
+from mindsigma.weights.formats.safetensors_shards import write_sharded_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec
+from mindsigma.weights.formats.torch_writer import write_torch
+from mindsigma.weights.locate import BUNDLED
+from mindsigma.weights.names.dit_names import NULL_CAPTION, map_dit
+from mindsigma.weights.names.t5_names import map_t5
+from mindsigma.weights.names.vae_names import map_vae
 
 MINI = BUNDLED / "sigma-mini"
 MAPS = {"dit": map_dit, "vae": map_vae, "t5": map_t5}
@@ -68,7 +68,7 @@ def shards(folder):
 
 
 def official(path):
-    source = open_checkpoint(GOLDEN / "sigma-mini-official.pth")
+    source = open_checkpoint(official_checkpoint())
     # Its position embedding holds zeros, which tell no scale.
     return put(path, {name: np.array(source.read(name)) for name in source.names() if name != "pos_embed"})
 

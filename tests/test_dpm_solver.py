@@ -4,10 +4,25 @@ import numpy as np
 import pytest
 
 from mindsigma import MindSigmaError
-from mindsigma.diffusion.dpm_solver import solver_table
-from mindsigma.diffusion.schedule import alphas_cumprod, log_alpha
+from mindsigma.sampling.dpm_solver import DPMSolver
+from mindsigma.sampling.schedule import alphas_cumprod, log_alpha
 
 DATA_STD = 0.6
+
+
+class Named:
+    """A Row of the table with names for its numbers; weights up to the last that is not 0."""
+
+    def __init__(self, row):
+        self.timestep = row.timestep
+        self.alpha, self.sigma, self.keep, *weights = row.numbers
+        assert len(weights) == DPMSolver.kept + 1  # whatever the order, as one graph serves all
+        self.weights = tuple(np.trim_zeros(weights, "b"))
+
+
+def solver_table(num_steps, order=2, convention="diffusers"):
+    """List of Named."""
+    return [Named(row) for row in DPMSolver(order, convention).table(num_steps)]
 
 
 def run(table, start, bend=0.0):

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindsigma.checkpoints import atomic, exchange, open_checkpoint
-from mindsigma.checkpoints.atomic import replacing, write_json
-from mindsigma.checkpoints.exchange import ASIDE, PLAN, alone_in, recover
-from mindsigma.checkpoints.folder_writer import STAGING, is_empty, replacing_files
-from mindsigma.checkpoints.safetensors_shards import write_sharded_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.formats import atomic, exchange
+from mindsigma.weights.formats.atomic import replacing, write_json
+from mindsigma.weights.formats.exchange import ASIDE, PLAN, alone_in, recover
+from mindsigma.weights.formats.folder_writer import STAGING, is_empty, replacing_files
+from mindsigma.weights.formats.safetensors_shards import write_sharded_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec
 
 NAMES = ("a", "b")
 

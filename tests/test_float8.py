@@ -10,10 +10,10 @@ from hostile.encoding import Call, Name, Ref, write_zip
 from hostile.sources import BARE, DIT, drawn, foreign
 
 from mindsigma import MindSigmaError, load_dit
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.dit_names import DIFFUSERS
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec
+from mindsigma.weights.names.dit_names import DIFFUSERS
 
 E4M3, E5M2, BF16 = (np.dtype(getattr(ml_dtypes, name)) for name in ("float8_e4m3fn", "float8_e5m2", "bfloat16"))
 FLAGS = ("--input-size=8", "--pe-interpolation=0.125", *BARE)
@@ -189,7 +189,7 @@ def test_values_beyond_fp16_are_refused_by_a_dry_run_too(convert, tmp_path):
 
 def test_verify_compares_the_dtype(convert, tmp_path, monkeypatch):
     """A cast that passes a dtype over does not pass."""
-    from mindsigma.checkpoints import views
+    from mindsigma.weights.names import views
 
     file = put(tmp_path / "in.safetensors", in_float8())
     monkeypatch.setattr(views, "is_float", lambda dtype: dtype != E4M3)

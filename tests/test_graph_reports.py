@@ -11,19 +11,19 @@ from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 from mindspore.train import mind_ir_pb2
 
-from mindsigma.ascend.cases import CASES, SMALL, WHOLE
-from mindsigma.ascend.compare import as_json, differences, read_report
-from mindsigma.ascend.cost import Cost, attention_shape, cost_of, peak_memory
-from mindsigma.ascend.export import ROOT, export_graph
-from mindsigma.ascend.flat import FlatInputs
-from mindsigma.ascend.graph import Array, Graph, Node, Value
-from mindsigma.ascend.legality import attention_violations
-from mindsigma.ascend.parts import export_part
-from mindsigma.ascend.report import _runs, compact, report_of
-from mindsigma.ascend.report_text import text_of
 from mindsigma.errors import MindSigmaError
+from mindsigma.inspect.cases import CASES, SMALL, WHOLE
+from mindsigma.inspect.compare import as_json, differences, read_report
+from mindsigma.inspect.cost import Cost, attention_shape, cost_of, peak_memory
+from mindsigma.inspect.export import ROOT, export_graph
+from mindsigma.inspect.flat import FlatInputs
+from mindsigma.inspect.graph import Array, Graph, Node, Value
+from mindsigma.inspect.legality import attention_violations
+from mindsigma.inspect.parts import export_part
+from mindsigma.inspect.report import _runs, compact, report_of
+from mindsigma.inspect.report_text import text_of
 from mindsigma.models.dit import DiT
-from mindsigma.models.dit.config import preset
+from mindsigma.models.dit_config import preset
 
 GRAPHS = GOLDEN / "graphs"
 STORED = sorted(file.stem for file in GRAPHS.glob("*.json"))
@@ -90,7 +90,7 @@ def test_parameters_of_the_presets(name):
     keys = config.depth * (2 * width * width + 2 * width)
     caption = config.caption_channels * width + width + width * width + width
     with no_init_parameters():
-        total = sum(parameter.size for parameter in DiT(config, kernels="math").get_parameters())
+        total = sum(parameter.size for parameter in DiT(config).get_parameters())
     assert total <= report["parameters"]["elements"] + keys + caption < total * 1.05
     assert 0.6e9 < total < 0.62e9
 
@@ -271,19 +271,19 @@ def test_tool_writes_graph_and_reports_and_compares(export, tmp_path, capsys, mi
                 value = value.reshape(2 * 4, 80, -1)[:, :72]
             assert value.tobytes() == parameter.asnumpy().astype(np.float16).tobytes()
     assert "y_embedder.y_proj.fc1.weight" in stored
-    assert "MatMul" in (tmp_path / "caption.txt").read_text()
+    assert "Dense" in (tmp_path / "caption.txt").read_text()
 
     assert export(*CAPTION, "--diff", full) == 0
     assert capsys.readouterr().out.endswith("no differences\n")
     report = read_report(full)
     assert json.loads(as_json(report)) == report
-    count = report["nodes"]["MatMul"]
-    report["nodes"]["MatMul"] -= 1
+    count = report["nodes"]["Dense"]
+    report["nodes"]["Dense"] -= 1
     fewer = tmp_path / "fewer.json"
     fewer.write_text(as_json(report))
     assert export(*CAPTION, "--diff", fewer) == 1
-    assert f"MatMul: {count - 1} -> {count} (+1)" in capsys.readouterr().out
-    report["nodes"]["MatMul"] += 2
+    assert f"Dense: {count - 1} -> {count} (+1)" in capsys.readouterr().out
+    report["nodes"]["Dense"] += 2
     fewer.write_text(as_json(report))
     assert export(*CAPTION, "--diff", fewer) == 0  # a node less fails no review
     assert "(-1)" in capsys.readouterr().out

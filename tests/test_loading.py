@@ -5,16 +5,17 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, Case
+from conftest import GOLDEN, Case, official_checkpoint
 from mindspore import Tensor
 from safetensors.numpy import load_file, save_file
 
 from mindsigma import MindSigmaError, PixArtSigmaPipeline, load_dit
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.dit_names import DIFFUSERS, map_dit
-from mindsigma.checkpoints.t5_names import map_t5
-from mindsigma.pipeline.loading import open_t5, open_vae
-from mindsigma.pipeline.locate import BUNDLED, locate
+from mindsigma.backends.cpu import accelerate
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.loading import open_t5, open_vae
+from mindsigma.weights.locate import BUNDLED, locate
+from mindsigma.weights.names.dit_names import DIFFUSERS, map_dit
+from mindsigma.weights.names.t5_names import map_t5
 
 MINI = BUNDLED / "sigma-mini"
 RECORDED = json.loads((GOLDEN / "sigma_mini_diffusers.json").read_text())
@@ -54,21 +55,29 @@ def diffusers_folder(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("component", ["transformer", "vae", "text_encoder"])
-def test_the_diffusers_folder_is_the_real_one(diffusers_folder, component):
-    """Names, shapes, types and checksums of every tensor as recorded from the folder that diffusers wrote."""
-    source = open_checkpoint(diffusers_folder / component)
-    found = {
+def contents(path):
+    """dict name -> [shape, dtype, CRC-32 of the bytes] of a checkpoint."""
+    source = open_checkpoint(path)
+    return {
         name: [list(source.shape(name)), str(source.dtype(name)), zlib.crc32(np.ascontiguousarray(source.read(name)))]
         for name in source.names()
     }
-    assert found == RECORDED[component]
+
+
+@pytest.mark.parametrize("component", ["transformer", "vae", "text_encoder"])
+def test_the_diffusers_folder_is_the_real_one(diffusers_folder, component):
+    """Names, shapes, types and checksums of every tensor as recorded from the folder that diffusers wrote."""
+    assert contents(diffusers_folder / component) == RECORDED[component]
+
+
+def test_the_official_checkpoint_is_the_real_one():
+    """Every bit as recorded from the file that PyTorch wrote, though the translator makes it."""
+    recorded = json.loads((GOLDEN / "sigma_mini_official.json").read_text())
+    assert len(recorded) == 137 and contents(official_checkpoint()) == recorded
 
 
 def test_diffusers_folder_and_official_checkpoint_load_the_same(diffusers_folder):
-    official, diffusers, bundled = (
-        load_dit(path) for path in (GOLDEN / "sigma-mini-official.pth", diffusers_folder, "sigma-mini")
-    )
+    official, diffusers, bundled = (load_dit(path) for path in (official_checkpoint(), diffusers_folder, "sigma-mini"))
     assert official.config == diffusers.config == bundled.config
     for a, b, c in zip(*(dit.get_parameters() for dit in (official, diffusers, bundled))):
         assert a.name == b.name == c.name and (a.asnumpy() == b.asnumpy()).all() and (a.asnumpy() == c.asnumpy()).all()
@@ -199,7 +208,7 @@ def test_what_the_file_does_not_tell_comes_from_overrides(tmp_path):
     with pytest.raises(MindSigmaError, match="unknown DiT option 'heads'"):
         load_dit(file, heads=2)
     loaded = load_dit(file, num_heads=2, pe_interpolation=1.0, input_size=16, kv_compression="uniform:2:1")
-    assert (loaded(*case.inputs()).asnumpy() == dit(*case.inputs()).asnumpy()).all()
+    assert (loaded(*case.inputs()).asnumpy() == accelerate(dit)(*case.inputs()).asnumpy()).all()
     assert load_dit(file, **case.config).config == loaded.config.override(model_max_length=20)
 
 
@@ -217,8 +226,8 @@ def test_scale_and_length_can_be_left_to_the_rule(tmp_path):
 def test_position_scale_is_read_off_in_any_precision(dtype, scale):
     import ml_dtypes
 
-    from mindsigma.models.dit.embeddings import position_embedding
-    from mindsigma.pipeline.configs import _config_from_buffers
+    from mindsigma.models.embeddings import position_embedding
+    from mindsigma.weights.configs import _config_from_buffers
 
     side = int(32 * scale)
     stored = position_embedding(side, side, 1152, side, scale)[:, : side * side]
@@ -268,7 +277,7 @@ def test_damaged_and_absent_files(tmp_path):
     with pytest.raises(MindSigmaError, match="not to be had from the hub"):
         locate("nobody/no-such-model")
     with pytest.raises(MindSigmaError, match="components"):
-        PixArtSigmaPipeline.from_pretrained(GOLDEN / "sigma-mini-official.pth")
+        PixArtSigmaPipeline.from_pretrained(official_checkpoint())
     (tmp_path / "empty").mkdir()
     with pytest.raises(MindSigmaError, match="config.json"):
         PixArtSigmaPipeline.from_pretrained(tmp_path / "empty")

@@ -17,47 +17,14 @@ sys.path.insert(0, str(TOOLS))
 
 from measure import peers, tables, turns  # noqa: E402
 
-WORKER = f"""
-import sys
-sys.path.insert(0, {str(TOOLS)!r})
-import numpy as np
-from measure.worker import serve
-
-def prepare(options):
-    print("libraries talk")  # which must not reach the protocol
-    runs = []
-
-    def run():
-        runs.append(1)
-        print("more talk")
-        if len(runs) > options["most"]:
-            sys.exit("too many runs")
-        return np.full(3, options["value"] * len(runs))
-
-    return run
-
-serve({{"case": prepare}})
-"""
-
-
-@pytest.fixture(scope="module")
-def script(tmp_path_factory):
-    """A worker whose n-th run returns n times the value it was given."""
-    path = tmp_path_factory.mktemp("worker") / "worker.py"
-    path.write_text(WORKER)
-    return path
+HERE = Path(__file__).parent
+WORKER = HERE / "measure_worker.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl")
-def test_a_killed_tool_leaves_no_worker(script):
-    code = (
-        f"import sys; sys.path.insert(0, {str(TOOLS)!r})\n"
-        "from measure.turns import Worker\n"
-        f"worker = Worker(sys.executable, {str(script)!r}, 'case', dict(value=1.0, most=1))\n"
-        "print(worker._process.pid, flush=True)\n"
-        "sys.stdin.read()\n"
-    )
-    tool = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_a_killed_tool_leaves_no_worker():
+    command = [sys.executable, HERE / "measure_tool.py"]
+    tool = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     worker = int(tool.stdout.readline())
     tool.kill()
     tool.communicate()
@@ -67,9 +34,9 @@ def test_a_killed_tool_leaves_no_worker(script):
         time.sleep(0.05)
 
 
-def test_workers_take_turns_and_keep_their_results(script, tmp_path):
+def test_workers_take_turns_and_keep_their_results(tmp_path):
     workers = {
-        name: turns.Worker(sys.executable, script, "case", {"value": value, "most": 3})
+        name: turns.Worker(sys.executable, WORKER, "case", {"value": value, "most": 3})
         for name, value in (("a", 1.0), ("b", 10.0))
     }
     order = []
@@ -90,11 +57,11 @@ def test_workers_take_turns_and_keep_their_results(script, tmp_path):
     assert workers["a"].prepared["versions"]["numpy"] == np.__version__
 
 
-def test_a_worker_that_cannot_begin_is_told(script):
+def test_a_worker_that_cannot_begin_is_told():
     with pytest.raises(MindSigmaError, match="KeyError: 'most'|KeyError: 'other'"):
-        turns.Worker(sys.executable, script, "other", {})
+        turns.Worker(sys.executable, WORKER, "other", {})
     with pytest.raises(MindSigmaError, match="no-such-python: cannot be run"):
-        turns.Worker("no-such-python", script, "case", {})
+        turns.Worker("no-such-python", WORKER, "case", {})
 
 
 def numbered(values):
@@ -123,16 +90,24 @@ def test_difference_of_results():
         peers.difference(a, a[:, :1])
 
 
-def test_markdown_of_a_comparison():
+def test_tables_of_a_comparison():
     ours = turns.in_turn({"a": numbered([9, 1, 2, 6])}, 3)["a"]
+    apart = {"largest_difference": 3, "psnr_db": 61.2}
     theirs = {**ours, "median_seconds": 5.0, "peak_bytes": 2_000_000_000, "ratio": 2.5, "here": ours}
+    cells = tables.peer_cells("xl-256", {**theirs, "difference": apart})
+    assert cells == [
+        tables.TITLES["xl-256"], "2.00", "5.00", "**2.50**", "0.0 GB", "2.0 GB", "3", "61 dB, at most 3 of 255",
+    ]  # fmt: skip
+    assert tables.peer_cells("xl-256", theirs)[-1] == ""  # nothing was compared
+    assert tables.own_cells("xl-256", ours) == [tables.TITLES["xl-256"], "2.00", "9.00", "0.0 GB"]
     report = {
         "machine": {"cores": 2, "diffusers": "0.42.1"},
-        "cases": {"xl-256": {**ours, "peers": {"diffusers": theirs}}},
+        "cases": {"xl-256": {**ours, "peers": {"diffusers": theirs}}, "vae-512": ours},
     }
-    row = "| XL/2, one guided step, 256 px | 2.00 | 5.00 | **2.50** | 0.0 GB | 2.0 GB | 3 |  |"
-    text = tables.markdown(report)
-    assert row in text and "diffusers 0.42.1, s" in text and "cores 2" in text
+    first, second, machine = tables.markdown(report).strip().split("\n\n")
+    for table, cells in ((first, 8), (second, 4)):
+        assert [line.count("|") - 1 for line in table.splitlines()] == [cells] * 3  # head, rule, one row
+    assert "0.42.1" in machine
 
 
 def test_benchmark_refuses_what_it_cannot_do(monkeypatch):
@@ -173,7 +148,10 @@ def test_scaling_goes_on_where_it_was_stopped(scaling, tmp_path, monkeypatch, ca
     points = json.loads(out.read_text())["points"]
     assert tool.step_seconds(points, "plain") == {256: (512.0, True), 2048: (28 * 4096.0, False)}
     assert tool.step_seconds(points, "kv") == {256: (256.0, True), 2048: (14 * (4096.0 + 2048.0), False)}
-    assert "| 2048 | 16384 | 114688 (by block) | 86016 (by block) | 25% | 34% |" in capsys.readouterr().out
+    rows = {row[0]: row[1:] for row in tool.step_rows(points)}
+    assert rows["2048"] == ["16384", "114688 (by block)", "86016 (by block)", "25%", "34%", ""]
+    assert rows["256"][1:] == ["512.0", "256.0", "50%", "", "0.3 GB"]
+    assert "114688 (by block)" in capsys.readouterr().out
     assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
 
 

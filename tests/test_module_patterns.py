@@ -7,7 +7,7 @@ import time
 import pytest
 
 from mindsigma import MindSigmaError
-from mindsigma.checkpoints.module_patterns import Patterns
+from mindsigma.weights.adapters.module_patterns import Patterns
 
 NAMES = [
     f"transformer_blocks.{i}.{part}"

@@ -10,12 +10,12 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from mindsigma import MindSigmaError, PixArtSigmaPipeline
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.dit_names import map_dit
-from mindsigma.checkpoints.t5_names import map_t5
-from mindsigma.checkpoints.vae_names import map_vae
-from mindsigma.pipeline.loading import open_dit
-from mindsigma.pipeline.locate import BUNDLED
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.loading import open_dit
+from mindsigma.weights.locate import BUNDLED
+from mindsigma.weights.names.dit_names import map_dit
+from mindsigma.weights.names.t5_names import map_t5
+from mindsigma.weights.names.vae_names import map_vae
 
 MINI = BUNDLED / "sigma-mini"
 MAPS = {"dit": map_dit, "vae": map_vae, "t5": map_t5}
@@ -295,7 +295,7 @@ def test_all_in_one(convert, capsys, all_in_one, tmp_path, mini):
         )
         one, two = (p.encode_prompts(["a red apple"]).states.asnumpy() for p in (pipeline, mini))
         assert np.allclose(one, two, atol=1e-5)
-    assert pipeline._pending["dit"].tensors.read("x_embedder.proj.weight").size
+    assert pipeline.components.opened("dit").tensors.read("x_embedder.proj.weight").size
 
 
 @pytest.fixture

@@ -10,14 +10,15 @@ from conftest import load_tool
 from hostile.sources import SOURCES
 
 from mindsigma import MindSigmaError, load_dit
-from mindsigma.ascend import export
-from mindsigma.checkpoints import atomic, open_checkpoint, safetensors_writer
-from mindsigma.checkpoints.adapter_reader import open_adapter
-from mindsigma.checkpoints.exchange import ASIDE
-from mindsigma.checkpoints.folder_writer import MARKER, STAGING
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
-from mindsigma.pipeline.saving import save_network
+from mindsigma.inspect import export
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.adapters.adapter_reader import open_adapter
+from mindsigma.weights.formats import atomic, safetensors_writer
+from mindsigma.weights.formats.exchange import ASIDE
+from mindsigma.weights.formats.folder_writer import MARKER, STAGING
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec
+from mindsigma.weights.saving import save_network
 
 
 def state(folder):
@@ -124,7 +125,7 @@ def test_another_device_is_told_beforehand(convert, target, pipeline, monkeypatc
         found = real(path, **options)
         return os.stat_result([*found[:2], found.st_dev + 1, *found[3:]]) if str(path).endswith("/vae") else found
 
-    monkeypatch.setattr("mindsigma.checkpoints.exchange.os.lstat", elsewhere)
+    monkeypatch.setattr("mindsigma.weights.formats.exchange.os.lstat", elsewhere)
     before = state(target)
     with pytest.raises(MindSigmaError, match="target/vae: lies on another device"):
         convert(pipeline, target, "--to", "mindspore", "--dtype", "fp16", "--overwrite")
@@ -205,7 +206,7 @@ def test_an_error_on_the_way_leaves_the_old(convert, target, pipeline, monkeypat
     """A full disk, an input/output error: the old pipeline is as it was, bit for bit."""
     before, count = state(target), [0]
     failing = {"replace": (20, 22, 25), "fsync": (9, 12, 14), "write": (3, 150)}[call]
-    name = "mindsigma.checkpoints.safetensors_writer.write_pieces" if call == "write" else f"os.{call}"
+    name = "mindsigma.weights.formats.safetensors_writer.write_pieces" if call == "write" else f"os.{call}"
     real = safetensors_writer.write_pieces if call == "write" else getattr(os, call)
 
     def fails(*arguments):

@@ -17,10 +17,13 @@ from PIL import Image
 from training_runs import ROOT, Run, free_port, tiny_dit
 
 from mindsigma import MindSigmaError, PixArtSigmaPipeline
+from mindsigma.backends.ascend import align_heads
 from mindsigma.distributed import Collectives, Ranks
 from mindsigma.models.dit import DiT, DiTConfig, KVCompression
 from mindsigma.models.vae_tiling import decode_tiled
-from mindsigma.pipeline.parallel import ParallelSampling, Part, PartStep, bands_of, bytes_sent, keys_of
+from mindsigma.ops.operators import composing_for
+from mindsigma.sampling.dpm_solver import DPMSolver
+from mindsigma.sampling.parallel import ParallelSampling, Part, PartStep, bands_of, bytes_sent, keys_of
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 
@@ -81,8 +84,8 @@ def test_launcher_draws_the_picture_of_one_process(mini, tmp_path, mode):
     command += ["--steps", "4", "--seed", "3", "--out", tmp_path / "apple.png"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
-    part = ParallelSampling(mode, Ranks(0, 2)).part(mini._pending["dit"].config, True, 16, 16)
-    sent = sum(bytes_sent(mini._pending["dit"].config, part, 1, 4).values()) / 1e6
+    part = ParallelSampling(mode, Ranks(0, 2)).part(mini.components.opened("dit").config, True, 16, 16)
+    sent = sum(bytes_sent(mini.components.opened("dit").config, part, 1, 4).values()) / 1e6
     assert f"parallel {mode}: 2 processes, each sends {sent:.2f} MB a step" in done.stdout
     expected = mini("a red apple", seed=3, num_inference_steps=4, progress=False).images[0]
     with Image.open(tmp_path / "apple.png") as image:
@@ -179,21 +182,21 @@ def test_step_exports_as_one_graph(compressed, tmp_path):
     """A guided step of one of eight processes, as on Ascend, exported by one process: gathers after compression."""
     config = DiTConfig(hidden_size=144, num_heads=2, depth=2, kv_compression="conv:2:0,1" if compressed else None)
     with no_init_parameters():
-        dit = DiT(config, ms.float16, kernels="fused")
+        dit = DiT(config, ms.float16)
     for parameter in dit.get_parameters():
         parameter.set_data(Tensor(np.zeros(parameter.shape, np.float16)))
     parallel = ParallelSampling("sequence", Ranks(3, 8))
-    step = PartStep(dit, True, parallel.part(config, True, 64, 64), parallel.collectives.gather)
-    dit.align_heads()
+    step = PartStep(dit, DPMSolver(), True, parallel.part(config, True, 64, 64), parallel.collectives.gather)
+    align_heads(dit)
     arrays = [np.zeros((1, 4, 128, 128)), np.zeros((2, 1, 4, 128, 128)), np.zeros(6), np.zeros(())]
     inputs = [Tensor(array.astype(np.float32)) for array in arrays]
-    keys = tuple((Tensor(np.zeros((2, 16, 2 * 80), np.float16)),) * 2 for _ in range(2))
-    rows, position = (Tensor(np.zeros(shape, np.float16)) for shape in ((1, 14, 144), (1, 8 * 64, 144)))
+    text_kv = tuple((Tensor(np.zeros((2, 16, 2 * 80), np.float16)),) * 2 for _ in range(2))
+    modulation, position = (Tensor(np.zeros(shape, np.float16)) for shape in ((1, 14, 144), (1, 8 * 64, 144)))
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
-        ms.export(
-            step, *inputs, ms.mutable(keys), rows, position, file_name=str(tmp_path / "step"), file_format="MINDIR"
-        )
+        inputs += [ms.mutable(text_kv), modulation, position]
+        with composing_for("Ascend"):
+            ms.export(step, *inputs, file_name=str(tmp_path / "step"), file_format="MINDIR")
     finally:
         ms.set_context(mode=ms.PYNATIVE_MODE)
     model = mind_ir_pb2.ModelProto()

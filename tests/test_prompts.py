@@ -7,7 +7,7 @@ from conftest import load_tool
 from PIL import Image
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.pipeline.images import image_grid
+from mindsigma.pipeline.pictures import image_grid
 from mindsigma.pipeline.pipeline import PipelineOutput, PixArtSigmaPipeline
 from mindsigma.pipeline.prompts import Prompt, read_lines
 

@@ -1,33 +1,72 @@
-"""The README's four commands from the released weights to a picture, run with sigma-mini's in their place."""
+"""What the READMEs tell to type: commands of tools parse; those for the released weights run with sigma-mini's."""
 
 import os
-import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import load_tool
 from PIL import Image
 
+from mindsigma.config_file import parse_with_config
+
 ROOT = Path(__file__).parents[1]
+READMES = [path for path in sorted(ROOT.rglob("README.md")) if ".venv" not in path.parts]
 
 
-def commands():
-    """The recipe's commands, each as a list of words."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"on an Ascend box.*?```bash\n(.*?)```", text, re.DOTALL)[1]
-    return [shlex.split(line) for line in block.strip().splitlines()]
+def commands(readme):
+    """The lines of a README's blocks of bash, each as a list of words; continued lines are one."""
+    result, inside = [], False
+    for line in readme.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        if line.startswith("```"):
+            inside = line == "```bash"
+        elif inside and line.strip():
+            result.append(shlex.split(line, comments=True))
+    return [words for words in result if words]
+
+
+def of_tools(readme):
+    """The names of tools and their options that a README tells to type."""
+    return [words[1:] for words in commands(readme) if words[0] == "python" and words[1].startswith("tools/")]
+
+
+def parser_of(tool):
+    """The parser of a tool."""
+    if tool == "train":  # whose options are the library's
+        from mindsigma.training.run_options import build_parser
+
+        return build_parser()
+    return load_tool(tool).build_parser()
+
+
+@pytest.mark.parametrize("readme", [path for path in READMES if of_tools(path)], ids=lambda path: path.parent.name)
+def test_commands_parse(readme, monkeypatch, capsys):
+    """Also the values in the files of options that they name."""
+    monkeypatch.chdir(ROOT)
+    for tool, *options in of_tools(readme):
+        monkeypatch.setattr(sys, "argv", [tool, *options])
+        parser = parser_of(Path(tool).stem)
+        try:
+            parse_with_config(parser) if "--config" in options else parser.parse_args()
+        except SystemExit:
+            pytest.fail(f"{readme}: {shlex.join([tool, *options])}: {capsys.readouterr().err}")
+
+
+def first(found, *beginning):
+    """The first command that begins with these words."""
+    return next(words for words in found if tuple(words[: len(beginning)]) == beginning)
 
 
 def test_recipe(tmp_path, monkeypatch, capsys):
-    install, fetch, translate, draw = commands()
-    assert install[:3] == ["pip", "install", "-r"] and (ROOT / install[3]).is_file()
+    found = commands(ROOT / "README.md")
+    install = first(found, "pip", "install", "-r")
+    assert (ROOT / install[3]).is_file()
 
-    assert fetch[:2] == ["hf", "download"]
-    code = "import sys; sys.argv = sys.argv[1:]; from huggingface_hub.cli.hf import main; main()"
+    fetch = first(found, "hf", "download")
     done = subprocess.run(
-        [sys.executable, "-c", code, *fetch],
+        [sys.executable, "-m", "huggingface_hub.cli.hf", *fetch[1:]],
         cwd=tmp_path,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")},
         capture_output=True,
@@ -37,7 +76,7 @@ def test_recipe(tmp_path, monkeypatch, capsys):
 
     monkeypatch.chdir(tmp_path)
     downloaded = fetch[fetch.index("--local-dir") + 1]
-    assert translate[:3] == ["python", "tools/convert.py", downloaded]
+    translate = first(found, "python", "tools/convert.py", downloaded)
     stand_in = "models/stand-in"  # the released name is kept for what has the released tensors
     convert, generate = load_tool("convert"), load_tool("generate")
     monkeypatch.setattr(sys, "argv", ["convert.py", "sigma-mini", stand_in, "--to", "diffusers"])
@@ -45,7 +84,8 @@ def test_recipe(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [translate[1], stand_in, *translate[3:]])
     assert convert.main() == 0 and "verified" in capsys.readouterr().out
 
-    assert draw[:2] == ["python", "tools/generate.py"] and draw[draw.index("--model") + 1] == translate[3]
+    draw = next(words for words in found if words[1:2] == ["tools/generate.py"] and translate[3] in words)
+    assert draw[draw.index("--model") + 1] == translate[3]
     at = draw.index("--device")
     assert draw[at + 1] == "Ascend"
     monkeypatch.setattr(sys, "argv", [*draw[1:at], *draw[at + 2 :], "--steps", "2"])

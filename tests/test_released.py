@@ -9,27 +9,26 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, load_tool
+from conftest import load_tool, official_checkpoint
 from mindspore.nn.utils import no_init_parameters
 from safetensors.numpy import load_file, save_file
 
 from mindsigma import MindSigmaError, PixArtSigmaPipeline
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.dit_names import DIFFUSERS, NULL_CAPTION
-from mindsigma.checkpoints.name_map import slots
-from mindsigma.checkpoints.safetensors_writer import safetensors_header
-from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.conversion.component import open_component, open_source
 from mindsigma.models.dit import DiT, DiTConfig
-from mindsigma.models.dit.config import preset
-from mindsigma.models.dit.embeddings import position_embedding
+from mindsigma.models.dit_config import preset
+from mindsigma.models.embeddings import position_embedding
 from mindsigma.models.t5 import T5Config, T5Encoder
 from mindsigma.models.vae import VAE
 from mindsigma.models.vae_config import VAEConfig
-from mindsigma.pipeline import released
-from mindsigma.pipeline.loading import open_dit
-from mindsigma.pipeline.locate import BUNDLED, locate
-from mindsigma.pipeline.released import RELEASES, release_named, release_of
+from mindsigma.weights import open_checkpoint, released
+from mindsigma.weights.formats.safetensors_writer import safetensors_header
+from mindsigma.weights.formats.tensor_stream import TensorSpec
+from mindsigma.weights.loading import open_dit
+from mindsigma.weights.locate import BUNDLED, locate
+from mindsigma.weights.names.dit_names import DIFFUSERS, NULL_CAPTION
+from mindsigma.weights.names.name_map import slots
+from mindsigma.weights.released import RELEASES, release_named, release_of
 
 MINI = BUNDLED / "sigma-mini"
 DITS = {release.name: release for release in RELEASES if release.config is not None}
@@ -45,7 +44,7 @@ ROW = 1152  # channels of a token
 def shapes_of(cell, config):
     """dict name -> shape of a cell that is never filled."""
     with no_init_parameters():
-        return {p.name: tuple(p.shape) for p in cell(config, kernels="math").get_parameters()}
+        return {p.name: tuple(p.shape) for p in cell(config).get_parameters()}
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +198,10 @@ def test_contradictions_and_cut_files_are_named(xl, tmp_path):
     with pytest.raises(MindSigmaError, match="2,000,000,000 bytes, the released .* 2,443,492,488 in fp32.*complete"):
         open_dit(wrong)
     cut = tmp_path / "PixArt-Sigma-XL-2-256x256.pth"
-    cut.write_bytes((GOLDEN / "sigma-mini-official.pth").read_bytes()[:100_000])
+    cut.write_bytes(official_checkpoint().read_bytes()[:100_000])
     with pytest.raises(MindSigmaError, match="it has 100,000 bytes, the released .* 2,448,339,584"):
         open_dit(cut)
-    shutil.copy(GOLDEN / "sigma-mini-official.pth", cut)
+    shutil.copy(official_checkpoint(), cut)
     with pytest.raises(MindSigmaError, match="256x256, which has 435 weights, but holds 135"):
         open_dit(cut)
 
@@ -273,8 +272,11 @@ def test_names_stand_for_hub_ids(xl, hub, tmp_path, monkeypatch):
     for given in (name, f"PixArt-alpha/{name}"):
         pipeline = PixArtSigmaPipeline.from_pretrained(given)
         assert pipeline.default_size == 512
-        assert pipeline._pending["dit"].config == preset(name)
-        assert pipeline._pending["t5"].config == T5Config() and pipeline._pending["vae"].config == VAEConfig()
+        assert pipeline.components.opened("dit").config == preset(name)
+        assert (
+            pipeline.components.opened("t5").config == T5Config()
+            and pipeline.components.opened("vae").config == VAEConfig()
+        )
     assert open_source(name, "dit").components[0].config == preset(name)
 
 
@@ -330,8 +332,8 @@ def test_mindspore_file_keeps_its_config(tmp_path):
     import mindspore as ms
 
     from mindsigma import load_dit
-    from mindsigma.conversion.convert import write
     from mindsigma.conversion.targets import prepare
+    from mindsigma.conversion.writing import write
 
     for kind, part in (("dit", "dit"), ("vae", "vae"), ("t5", "text_encoder")):
         output = prepare(open_component(MINI / part, kind), "mindspore", "fp32")
@@ -352,7 +354,7 @@ def test_mindspore_file_keeps_its_config(tmp_path):
 
 
 def test_a_text_cannot_be_called_as_a_tensor_is(tmp_path):
-    from mindsigma.checkpoints.mindspore_writer import write_mindspore_ckpt
+    from mindsigma.weights.formats.mindspore_writer import write_mindspore_ckpt
 
     spec = TensorSpec("config", np.dtype(np.float32), (1,))
     with pytest.raises(MindSigmaError, match="the text 'config' is called as a tensor is"):

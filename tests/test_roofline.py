@@ -3,8 +3,8 @@
 import pytest
 from conftest import load_tool
 
-from mindsigma.ascend.roofline import Npu, bound_of, lines_of, read_npus
 from mindsigma.errors import MindSigmaError
+from mindsigma.inspect.roofline import Npu, bound_of, lines_of, read_npus
 
 NPU = Npu("910B", fp16_tflops=100.0, bandwidth_gbs=1000.0)
 REQUEST = {"model": "m", "part": "step", "height": 1024, "width": 1024, "dtype": "fp16", "kv_compression": None}

@@ -20,8 +20,8 @@ import pytest
 from conftest import GOLDEN
 
 from mindsigma import MindSigmaError, PixArtSigmaPipeline
-from mindsigma.pipeline.locate import BUNDLED
-from mindsigma.pipeline.text import Tokenizer
+from mindsigma.weights.locate import BUNDLED
+from mindsigma.weights.tokenizer import Tokenizer
 
 MINI = BUNDLED / "sigma-mini"
 JSON = gzip.decompress((GOLDEN / "tokenizer_t5.json.gz").read_bytes())

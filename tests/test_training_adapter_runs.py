@@ -15,7 +15,7 @@ from training_runs import (
     write_network,
 )
 
-from mindsigma.training.arguments import build_parser
+from mindsigma.training.run_options import build_parser
 from mindsigma.training.trainer import Trainer
 
 STEPS = 6

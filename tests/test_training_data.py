@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 from training_runs import assert_same, checkpoint, log_lines, options, square_features, write_network
 
-from mindsigma.checkpoints.safetensors_file import read_safetensors
 from mindsigma.data import FeatureSet, Records, Resolution, open_data
 from mindsigma.data.record import Record
 from mindsigma.errors import MindSigmaError
-from mindsigma.training.arguments import build_parser
 from mindsigma.training.prior import draw_class_images
 from mindsigma.training.record_list import RecordList
+from mindsigma.training.run_options import build_parser
 from mindsigma.training.trainer import Trainer
+from mindsigma.weights.formats.safetensors_file import read_safetensors
 
 STEPS, BAD = 4, "5.jpg"
 

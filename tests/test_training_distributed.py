@@ -5,12 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from training_runs import (
     ROOT,
-    TRAIN,
     assert_same,
     checkpoint,
     free_port,
@@ -113,19 +113,8 @@ def test_divided_states_of_came(data, tmp_path):
 @pytest.mark.parametrize("zero", [0, 1])
 def test_one_graph_on_each_of_two(runs, data, tmp_path, zero):
     """A step as one graph with the collectives in it, as on an NPU, gives the weights of the chain of graphs."""
-    wrapper = tmp_path / "wrapper.py"
-    wrapper.write_text(
-        "import runpy, sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "import mindspore as ms\n"
-        "import mindsigma.training.trainer as trainer\n"
-        "set_device = trainer.set_device\n"
-        "trainer.set_device = lambda name: (set_device(name), ms.set_context(mode=ms.GRAPH_MODE))\n"
-        f"sys.argv[0] = {str(TRAIN)!r}\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
     arguments = options(*data, tmp_path / "run", batch_size=2, zero=zero, **ADAMW)
-    train(arguments, tmp_path / "logs", ranks=2, script=wrapper)
+    train(arguments, tmp_path / "logs", ranks=2, script=Path(__file__).with_name("training_graph.py"))
     chain = runs / ("divided" if zero else "two")
     assert largest_difference(checkpoint(tmp_path / "run", STEPS), checkpoint(chain, STEPS)) < 1e-5
 

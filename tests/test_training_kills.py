@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from training_runs import (
-    ROOT,
     TRAIN,
     Run,
     assert_same,
@@ -24,44 +24,8 @@ from training_runs import (
 STEPS = 8
 CHANGES = {"optimizer": "adamw", "steps": STEPS, "save_every": 1, "keep": 2, "caption_dropout": 0.3}
 
-# Runs the training tool, but the process ends by SIGKILL at the n-th event of the given kind: within a save, the
-# replacement or removal of a file, the writing of a tensor, of a document, the making of a folder.
-WRAPPER = f"""
-import os, pathlib, runpy, shutil, signal, sys
-sys.path.insert(0, {str(ROOT)!r})
-left = int(sys.argv.pop(1))
-saving = False
-
-def killing(function):
-    def wrapped(*arguments, **keywords):
-        global left
-        if saving:
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **keywords)
-    return wrapped
-
-import mindsigma.training.checkpoints as checkpoints
-
-save = checkpoints.RunCheckpoints.save
-
-def saved(self, step, *arguments):
-    global saving
-    saving = step >= 2
-    try:
-        return save(self, step, *arguments)
-    finally:
-        if saving and step >= 4:
-            print("EVENTS LEFT", left, flush=True)
-            os._exit(7)
-
-checkpoints.RunCheckpoints.save = saved
-os.replace, os.fsync, os.unlink, os.rmdir = map(killing, (os.replace, os.fsync, os.unlink, os.rmdir))
-pathlib.Path.mkdir = killing(pathlib.Path.mkdir)
-sys.argv[0] = {str(TRAIN)!r}
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+HERE = Path(__file__).parent
+PASSED = 7  # exit code of training_killed.py where the saves have fewer events
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +115,12 @@ def test_killed_again_and_again(data, unkilled, tmp_path, seed):
 
 def killed_in_save(data, unkilled, tmp_path, events):
     """Kill at each of these events of the saves of steps 2 to 4, then resume once; returns whether all were reached."""
-    wrapper = tmp_path / "wrapper.py"
-    wrapper.write_text(WRAPPER)
     for event in events:
         output = tmp_path / f"run{event}"
         arguments = options(*data, output, **CHANGES)
-        run = Run([str(event), *arguments], output / "logs", script=wrapper)
+        run = Run([str(event), *arguments], output / "logs", script=HERE / "training_killed.py")
         code = run.wait()
-        if code == 7:  # the saves have fewer events
+        if code == PASSED:
             return False
         assert code == -signal.SIGKILL, run.text()
         complete = steps(output)
@@ -222,22 +184,8 @@ def test_sigterm_of_one_of_two(data, tmp_path):
 def test_full_disk(data, tmp_path):
     """A save that finds no space ends the run with one line; the checkpoint before is good, nothing half is left."""
     output = tmp_path / "run"
-    wrapper = tmp_path / "wrapper.py"
-    wrapper.write_text(
-        "import resource, runpy, signal, sys\n"
-        "import mindsigma.training.checkpoints as checkpoints\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "save = checkpoints.RunCheckpoints.save\n"
-        "def saved(self, step, *arguments):\n"
-        "    if step > 1:\n"
-        "        resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))\n"
-        "    return save(self, step, *arguments)\n"
-        "checkpoints.RunCheckpoints.save = saved\n"
-        f"sys.argv[0] = {str(TRAIN)!r}\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n".replace("\\\n", "\n")
-    )
     arguments = options(*data, output, **CHANGES)
-    run = train(arguments, output / "logs", expect=2, script=wrapper, environment={"PYTHONPATH": str(ROOT)})
+    run = train(arguments, output / "logs", expect=2, script=HERE / "training_full_disk.py")
     errors = [line for line in run.text().splitlines() if "error" in line.lower()]
     assert len(errors) == 1 and "cannot be written" in errors[0] and "free some space" in errors[0], run.text()
     assert "Traceback" not in run.text()

@@ -13,27 +13,24 @@ from test_training_step import inputs
 from training_runs import TOKENS, WIDTH, checkpoint, tiny_dit, write_features, write_network
 
 from mindsigma import MindSigmaError, PixArtSigmaPipeline, load_dit
-from mindsigma.checkpoints.adapter_file import Adapter, place, read_adapter
-from mindsigma.checkpoints.adapter_reader import open_adapter
-from mindsigma.checkpoints.adapter_view import Adapted
-from mindsigma.checkpoints.reader import TensorSource
-from mindsigma.checkpoints.safetensors_file import read_safetensors
 from mindsigma.config_file import parse_with_config
 from mindsigma.data import Resolution
-from mindsigma.diffusion.loss import LossConfig
-from mindsigma.ops.functional import linear
-from mindsigma.ops.gradients import value_and_gradients
-from mindsigma.ops.shared_graph import SharedGraph
-from mindsigma.training.adapters import TARGETS, AdapterConfig, attach, chosen, linear_layers, new_adapter
-from mindsigma.training.arguments import build_parser
+from mindsigma.models.linear import Linear, LowRank
+from mindsigma.pipeline.components import Components, Held
 from mindsigma.training.inputs import StepInputs
 from mindsigma.training.learner import AdapterLearner
+from mindsigma.training.lora import TARGETS, AdapterConfig, attach, chosen, linear_layers, new_adapter
+from mindsigma.training.loss import LossConfig
 from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.prior import class_micro_batches, draw_class_images
-from mindsigma.training.start import Components
+from mindsigma.training.run_options import build_parser
 from mindsigma.training.step import StepConfig, TrainingStep
 from mindsigma.training.trainer import Trainer
-from mindsigma.training.validation import Ready
+from mindsigma.weights.adapters.adapter_file import Adapter, place, read_adapter
+from mindsigma.weights.adapters.adapter_reader import open_adapter
+from mindsigma.weights.adapters.adapter_view import Adapted
+from mindsigma.weights.formats.reader import TensorSource
+from mindsigma.weights.formats.safetensors_file import read_safetensors
 
 EVERYWHERE = ("*",)
 SOME = ("x_embedder", "attn.proj", "attn.qkv.q", "attn.qkv.v", "cross_attn.kv_linear", "mlp.fc2")
@@ -58,8 +55,8 @@ def moved(adapter, size=0.1):
 
 
 def weights(dit):
-    """Values of a DiT's own parameters by name."""
-    return {name: parameter.asnumpy().copy() for name, parameter in dit.parameters_and_names()}
+    """Values of a DiT's own parameters by name, without those of an adapter beside them."""
+    return {n: parameter.asnumpy().copy() for n, parameter in dit.parameters_and_names() if ".changes." not in n}
 
 
 def merged(adapter):
@@ -158,13 +155,13 @@ def test_gradients_follow_from_those_of_merged_weights(kind):
     arguments = (*micro_batch, SCALE)
     whole = merged(adapter)
     training = TrainingStep(whole, whole.trainable_params())
-    expected_loss, found = value_and_gradients(training.loss, training.parameters, arguments)
+    expected_loss, found = training.differentiate(*arguments)
     of_weights = {parameter.name: value.asnumpy() for parameter, value in zip(training.parameters, found)}
 
     dit, learner = learner_of(adapter)
     own = weights(dit)
     training = step_of(dit, learner)
-    loss, found = value_and_gradients(training.loss, training.parameters, arguments)
+    loss, found = training.differentiate(*arguments)
     np.testing.assert_allclose([float(v) for v in loss], [float(v) for v in expected_loss], rtol=1e-5)
     found = {parameter.name: value.asnumpy() for parameter, value in zip(training.parameters, found)}
     for name, entry in adapter.entries.items():
@@ -186,7 +183,7 @@ def test_gradients_follow_from_those_of_merged_weights(kind):
         assert relative_error(of_a, entry.scale * entry.b.T @ gradient) < 1e-4, name
 
 
-def test_graph_and_chain_agree_and_the_base_stays():
+def test_graph_and_pynative_agree_and_the_base_stays():
     """Three steps with clipping and averages; parts, convolution and magnitudes."""
     found, results = {}, {}
     for mode in (ms.PYNATIVE_MODE, ms.GRAPH_MODE):
@@ -203,39 +200,9 @@ def test_graph_and_chain_agree_and_the_base_stays():
         finally:
             ms.set_context(mode=ms.PYNATIVE_MODE)
     np.testing.assert_allclose(*results.values(), rtol=1e-5)
-    chain, graph = found.values()
-    worst = {name: relative_error(graph[name], chain[name]) for name in chain if chain[name].any()}
+    eager, graph = found.values()
+    worst = {name: relative_error(graph[name], eager[name]) for name in eager if eager[name].any()}
     assert max(worst.values()) < 1e-5, max(worst, key=worst.get)
-
-
-def product(x, first, second):
-    """(x first^T) second^T."""
-    return linear(linear(x, first), second)
-
-
-def twice_the_sum(x):
-    """Sum of the elements, two times."""
-    return x.sum(), x.sum()
-
-
-def test_gradients_that_an_earlier_call_did_not_need():
-    """The backward graph that is compiled for one set of parameters does not answer for another with zeros."""
-    random = np.random.default_rng(0)
-    first, second = (Parameter(Tensor(random.standard_normal((4, 4)), ms.float32), name=name) for name in "ab")
-    graph, x = SharedGraph(product, (first, second)), Tensor(random.standard_normal((3, 4)), ms.float32)
-    total = SharedGraph(twice_the_sum)
-
-    def function(x):
-        return total(graph(x))
-
-    for parameters in ([second], [first], [first, second]):
-        gradients = dict(zip([p.name for p in parameters], value_and_gradients(function, parameters, (x,))[1]))
-        expected = {
-            "a": second.asnumpy().T @ np.ones((4, 3)) @ x.asnumpy(),
-            "b": np.ones((4, 3)) @ x.asnumpy() @ first.asnumpy().T,
-        }
-        for name, value in gradients.items():
-            assert relative_error(value.asnumpy(), expected[name]) < 1e-5, (name, len(parameters))
 
 
 # half precision
@@ -251,19 +218,22 @@ def test_small_changes_survive_half_precision():
     assert ((w + (b @ a)).astype(np.float16) == w).all()
     change = x.astype(np.float64) @ (b @ a).T.astype(np.float64)
 
-    def adapted(x, w, a, b):
-        return linear(x, (w, ((a, b, None, 0, 1, 1.0, "math"),)))
-
-    tensors = Tensor(x), Tensor(w), Tensor(a), Tensor(b)
-    difference = adapted(*tensors).asnumpy().astype(np.float64) - linear(Tensor(x), Tensor(w)).asnumpy()
+    layer = Linear(1024, 48, has_bias=False, dtype=ms.float16)
+    layer.weight.set_data(Tensor(w))
+    plain = layer(Tensor(x)).asnumpy()
+    change_of = LowRank(Parameter(Tensor(a), name="a"), Parameter(Tensor(b), name="b"), None, 0, 1, 1.0)
+    layer.change([change_of])
+    difference = layer(Tensor(x)).asnumpy().astype(np.float64) - plain
     slope = (difference * change).sum() / (change * change).sum()
     assert abs(slope - 1) < 0.02
 
     # As B is when training begins: in fp16 what passes through it would be zero.
     b *= 1e-3
-    tensors = Tensor(x), Tensor(w), Tensor(a), Tensor(b)
+    change_of.b.set_data(Tensor(b))
     gradient = Tensor(np.full((512, 48), 1e-3, np.float16))
-    _, pull = ms.value_and_grad(lambda *t: (adapted(*t) * gradient).astype(ms.float32).sum(), (2, 3))(*tensors)
+    _, pull = ms.value_and_grad(
+        lambda x: (layer(x) * gradient).astype(ms.float32).sum(), None, [change_of.a, change_of.b]
+    )(Tensor(x))
     upstream = np.full((512, 48), gradient.asnumpy()[0, 0], np.float64)
     assert relative_error(pull[0].asnumpy(), b.T.astype(np.float64) @ upstream.T @ x) < 1e-3
     assert relative_error(pull[1].asnumpy(), upstream.T @ x @ a.T) < 1e-3
@@ -325,8 +295,8 @@ def test_pictures_while_training_are_those_of_the_file(mini, tmp_path):
     dit = load_dit("sigma-mini")
     learner = AdapterLearner(dit, moved(new_adapter(dit, AdapterConfig(2, 4.0)), 0.02))
     learner.write(tmp_path / "adapter.safetensors")
-    components = Components("sigma-mini")
-    parts = Ready(dit, "sigma-mini"), components.pending_vae, components.pending_t5, components.tokenizer
+    components = Components.of_folder("sigma-mini")
+    parts = Held(dit, "sigma-mini"), *(components.opened(name) for name in ("vae", "t5", "tokenizer"))
     options = {"num_inference_steps": 2, "output_type": "np", "progress": False, "seed": 1}
     beside = PixArtSigmaPipeline(*parts)
     adapted = PixArtSigmaPipeline.from_pretrained("sigma-mini", lora=[tmp_path / "adapter.safetensors"])
@@ -434,7 +404,7 @@ def test_loss_with_a_prior_is_the_weighted_sum(mini):
     training = step_of(dit, learner)
 
     def measured(micro_batches):
-        results = [value_and_gradients(training.loss, training.parameters, (*m, SCALE)) for m in micro_batches]
+        results = [training.differentiate(*m, SCALE) for m in micro_batches]
         losses = np.mean([[float(value) for value in values] for values, _ in results], 0)
         return losses, [np.mean([g.asnumpy() for g in column], 0) for column in zip(*(r[1] for r in results))]
 

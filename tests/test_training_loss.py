@@ -8,7 +8,11 @@ import pytest
 from conftest import GOLDEN, drawn_weight
 from mindspore import Tensor
 
-from mindsigma.diffusion.loss import (
+from mindsigma.errors import MindSigmaError
+from mindsigma.models.dit import DiT, DiTConfig
+from mindsigma.models.dit_config import canonical_fields
+from mindsigma.sampling.schedule import alphas_cumprod
+from mindsigma.training.loss import (
     COLUMNS,
     LossConfig,
     coefficient_table,
@@ -16,10 +20,6 @@ from mindsigma.diffusion.loss import (
     diffusion_loss,
     noisy_latents,
 )
-from mindsigma.diffusion.schedule import alphas_cumprod
-from mindsigma.errors import MindSigmaError
-from mindsigma.models.dit import DiT, DiTConfig
-from mindsigma.models.dit.config import canonical_fields
 
 LIMIT = 5e-5  # measured 2e-6
 

@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
-from mindsigma.training.optimizers import OptimizerConfig, adamw_in_place, state_shapes, static_arguments, update
+from mindsigma.training.optimizers import OptimizerConfig, state_shapes, static_arguments, update
 
 # A vector, a matrix, the modulation table of a block, and the convolution of key compression.
 SHAPES = {"vector": (7,), "matrix": (12, 9), "table": (6, 8), "convolution": (10, 1, 2, 2)}
@@ -48,29 +48,6 @@ def adamw(x, gradients, betas, eps, decay):
         m, v = betas[0] * m + (1 - betas[0]) * g, betas[1] * v + (1 - betas[1]) * g**2
         x = x - RATE * (m / (1 - betas[0] ** n)) / (np.sqrt(v / (1 - betas[1] ** n)) + eps[0])
         yield x
-
-
-@pytest.mark.parametrize("decay", [0.0, 0.1])
-def test_adamw_in_place(decay):
-    """What a CPU runs instead of `update`, for two tensors at once."""
-    config = OptimizerConfig("adamw", weight_decay=decay)
-    problems = [problem(SHAPES[name]) for name in ("vector", "matrix")]
-    columns = [
-        [Parameter(Tensor(x), name=f"{k}{i}") for i, x in enumerate(values)]
-        for k, values in enumerate(
-            ([start for start, _ in problems], *[[np.zeros_like(start) for start, _ in problems]] * 2)
-        )
-    ]
-    for n in range(STEPS):
-        corrections = [1 - beta ** (n + 1) for beta in config.betas]
-        numbers = Tensor(np.array([RATE, *corrections, 0.5], np.float32))
-        gradients = [Tensor(gradients[n]) for _, gradients in problems]
-        adamw_in_place(numbers, config.betas, config.eps, decay, columns[0], gradients, *columns[1:])
-    for i, (start, gradients) in enumerate(problems):
-        *_, expected = adamw(start.astype(np.float64), [0.5 * g for g in gradients], config.betas, config.eps, decay)
-        assert relative_error(columns[0][i].asnumpy(), expected) < 1e-6
-        # The change alone, which is much smaller than the parameter.
-        assert relative_error(columns[0][i].asnumpy() - start, expected - start) < 1e-4
 
 
 def lion(x, gradients, betas, eps, decay):

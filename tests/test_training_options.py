@@ -22,18 +22,18 @@ from training_runs import (
     write_network,
 )
 
-from mindsigma.checkpoints.safetensors_file import read_safetensors
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.data.resolution import Resolution
 from mindsigma.distributed import Collectives, Ranks
 from mindsigma.errors import MindSigmaError
 from mindsigma.training import checkpoints
-from mindsigma.training.arguments import build_parser
 from mindsigma.training.checkpoints import read_state
 from mindsigma.training.manifest import sealed
-from mindsigma.training.report import Report, read_log, smoothed
+from mindsigma.training.run_log import Report, read_log, smoothed
+from mindsigma.training.run_options import build_parser
 from mindsigma.training.trainer import Trainer
+from mindsigma.weights.formats.safetensors_file import read_safetensors
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec
 
 
 @pytest.fixture(scope="module")

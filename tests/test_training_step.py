@@ -1,4 +1,4 @@
-"""A training step: graph and chain, accumulation, clipping, averages, overflows, half precision, recomputation."""
+"""A training step: in a graph and in PyNative, accumulation, clip, averages, overflows, half precision, recompute."""
 
 import mindspore as ms
 import numpy as np
@@ -7,12 +7,11 @@ from conftest import relative_error
 from mindspore import Tensor
 from training_runs import TOKENS, WIDTH, tiny_dit
 
-from mindsigma.diffusion.loss import LossConfig, coefficients
 from mindsigma.errors import MindSigmaError
-from mindsigma.ops.gradients import value_and_gradients
+from mindsigma.training.loss import LossConfig, coefficients
 from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.step import StepConfig, TrainingStep
-from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW, UPDATES, judge
+from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW, UPDATES, unscale_and_clip
 
 RATE = 1e-3
 
@@ -63,7 +62,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("optimizer", ["came", pytest.param("adamw", marks=pytest.mark.slow)])
-def test_graph_and_chain_agree(optimizer):
+def test_graph_and_pynative_agree(optimizer):
     """Steps of two micro-batches with clipping and averages, and one that overflows and leaves no trace but counts."""
     found = {}
     for mode in (ms.PYNATIVE_MODE, ms.GRAPH_MODE):
@@ -78,11 +77,11 @@ def test_graph_and_chain_agree(optimizer):
             found[mode] = variables(training), results, training.controls.asnumpy()
         finally:
             ms.set_context(mode=ms.PYNATIVE_MODE)
-    chain, graph = found.values()
-    np.testing.assert_allclose(chain[1], graph[1], rtol=1e-5)
-    np.testing.assert_array_equal(chain[2], graph[2])
-    assert (chain[2][SCALE], chain[2][SKIPPED], chain[2][UPDATES]) == (4, 1, 3)
-    worst = {name: relative_error(graph[0][name], chain[0][name]) for name in chain[0] if chain[0][name].any()}
+    eager, graph = found.values()
+    np.testing.assert_allclose(eager[1], graph[1], rtol=1e-5)
+    np.testing.assert_array_equal(eager[2], graph[2])
+    assert (eager[2][SCALE], eager[2][SKIPPED], eager[2][UPDATES]) == (4, 1, 3)
+    worst = {name: relative_error(graph[0][name], eager[0][name]) for name in eager[0] if eager[0][name].any()}
     assert max(worst.values()) < 1e-6, max(worst, key=worst.get)
 
 
@@ -153,7 +152,7 @@ def test_limits_of_the_scale():
         controls = np.zeros(7, np.float32)
         controls[SCALE] = start
         tensors = [Tensor(np.array(value, np.float32)) for value in ([squares], controls, [RATE])]
-        assert judge(*tensors, 0.01, True, 1, 1, 0.9, 0.999)[3].asnumpy()[SCALE] == wanted
+        assert unscale_and_clip(*tensors, 0.01, True, 1, 1, ((0.9, 0.1), (0.999, 0.001)))[3].asnumpy()[SCALE] == wanted
 
 
 def test_half_precision_learns():
@@ -190,8 +189,7 @@ def test_a_scale_too_large_for_half_precision_comes_down():
         pytest.param({"kv_compression": "pool:2:0-0"}, marks=pytest.mark.slow),
     ],
 )
-def test_recomputed_blocks_in_a_chain(network):
-    """Blocks that are computed again give the gradients of blocks in pieces."""
+def test_recomputed_blocks_give_the_same_gradients(network):
     found, batch = [], (*inputs(0), Tensor([256.0], ms.float32))
     for recompute in (False, True):
         dit = tiny_dit(**network)
@@ -199,14 +197,14 @@ def test_recomputed_blocks_in_a_chain(network):
             for block in dit.blocks:
                 block.recompute()
         training = step_of(dit=dit)
-        (loss, *_), gradients = value_and_gradients(training.loss, training.parameters, batch)
+        (loss, *_), gradients = training.differentiate(*batch)
         found.append((float(loss), {p.name: g.asnumpy() for p, g in zip(training.parameters, gradients)}))
-    (loss, pieces), (again, whole) = found
+    (loss, kept), (again, recomputed) = found
     assert loss == pytest.approx(again, rel=1e-6)
-    size = np.sqrt(sum(np.sum(np.square(value, dtype=np.float64)) for value in pieces.values()))
+    size = np.sqrt(sum(np.sum(np.square(value, dtype=np.float64)) for value in kept.values()))
     limit = 2e-3 if "dtype" in network else 1e-6
-    for name, value in pieces.items():
-        assert np.linalg.norm(value.astype(np.float64) - whole[name]) < limit * max(
+    for name, value in kept.items():
+        assert np.linalg.norm(value.astype(np.float64) - recomputed[name]) < limit * max(
             np.linalg.norm(value), 1e-3 * size
         ), name
 

@@ -7,6 +7,7 @@ from conftest import load_tool
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.phases import PhaseClock, compiled_graphs
 from mindsigma.pipeline.warm_up import Shape, warm_up
+from mindsigma.sampling.options import SamplingOptions
 
 
 def test_shapes_are_read_or_refused():
@@ -18,15 +19,16 @@ def test_shapes_are_read_or_refused():
             Shape.parse(text, 300)
 
 
-def test_a_warm_shape_compiles_nothing_more(mini):
+def test_a_warm_shape_compiles_nothing_more(plain_mini, graph_mode):
     """An odd batch, which no other test of this process has drawn; 13 tokens share the bucket of 16."""
-    assert warm_up(mini, Shape(256, 256, 3, 13)) > 0
-    assert warm_up(mini, Shape(256, 256, 3, 16)) == 0
-    caption = mini.encode_prompts(["a red apple"] * 3)
+    options = SamplingOptions(num_inference_steps=2)
+    assert warm_up(plain_mini, Shape(256, 256, 3, 13), options) > 0
+    assert warm_up(plain_mini, Shape(256, 256, 3, 16), options) == 0
+    caption = plain_mini.encode_prompts(["a red apple"] * 3)
     before = compiled_graphs()
     arguments = {"prompt_embeds": caption.states.asnumpy(), "prompt_mask": caption.mask.asnumpy()}
     negative = {f"negative_{name}": value[:1] for name, value in arguments.items()}
-    mini(**arguments, **negative, height=256, width=256, num_inference_steps=2, progress=False)
+    plain_mini(**arguments, **negative, height=256, width=256, num_inference_steps=2, progress=False)
     assert compiled_graphs() == before
 
 

@@ -13,12 +13,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindsigma.checkpoints.safetensors_file import read_safetensors
 from mindsigma.data.features import MOMENTS, STATES, FeatureFolder
 from mindsigma.data.record import Record
 from mindsigma.data.resolution import Resolution
 from mindsigma.models.dit import DiT, DiTConfig
 from mindsigma.training.learner import WholeLearner
+from mindsigma.weights.formats.safetensors_file import read_safetensors
 
 ROOT = Path(__file__).parents[1]
 TRAIN = ROOT / "tools" / "train.py"
@@ -37,7 +37,7 @@ def tiny_dit(seed=5, **changes):
         "model_max_length": TOKENS,
         **changes,
     }
-    options = {name: config.pop(name) for name in ("dtype", "fp32_attention", "kernels") if name in config}
+    options = {name: config.pop(name) for name in ("dtype", "fp32_attention") if name in config}
     dit = DiT(DiTConfig(**config), parameter_dtype=ms.float32, **options)
     random = np.random.default_rng(seed)
     for parameter in dit.trainable_params():

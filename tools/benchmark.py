@@ -8,22 +8,20 @@ the same case on the same inputs in a process of its own, A B A B; the first run
 Prints a table and writes JSON, and Markdown beside it, with the machine and the versions.
 """
 
-import argparse
 import os
 import sys
 import tempfile
 from pathlib import Path
 
+from measure.commands import COMMANDS, NEED_TORCH, WARMED
+from measure.peers import PEER_CASES, SAME_WEIGHTS, difference, peer_contestant, training_step, write_inputs
+from measure.tables import TEXT_HEAD, TITLES, machine, markdown, text_line
+from measure.turns import Command, Worker, in_turn
+
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError
+
 TOOLS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TOOLS.parent), str(TOOLS)]
-
-from measure.commands import COMMANDS, NEED_TORCH, WARMED  # noqa: E402
-from measure.peers import PEER_CASES, SAME_WEIGHTS, difference, peer_contestant, training_step, write_inputs  # noqa: E402
-from measure.tables import TEXT_HEAD, TITLES, machine, markdown, text_line  # noqa: E402
-from measure.turns import Command, Worker, in_turn  # noqa: E402
-
-from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
 
 CASES = tuple(TITLES)
 DEFAULT_CASES = ("mini-cold", "mini-warm", "xl-256", "xl-512")
@@ -38,8 +36,8 @@ MINDONE_REPEATS = {"xl-256": 2}
 
 def build_parser():
     """The options of this tool."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
+    parser = command_line.parser(
+        __doc__.splitlines()[0],
         epilog="Without --cases: " + " ".join(DEFAULT_CASES) + "; with a peer: " + " ".join(DEFAULT_PEER_CASES),
     )
     add = parser.add_argument
@@ -120,7 +118,7 @@ def main():
     """Run the cases, print the table, write the files."""
     args = build_parser().parse_args()
     cases = check(args)
-    from mindsigma.checkpoints.atomic import replacing, write_json
+    from mindsigma.weights.formats.atomic import replacing, write_json
 
     report = {"machine": machine(), "cases": {}}
     versions = {}

@@ -5,17 +5,14 @@
 Each line is a run of tools/compare_training.py. Prints a table and writes JSON.
 """
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError
 
 COMPARE = Path(__file__).with_name("compare_training.py")
 CASES = {  # 256 px, captions of full length
@@ -26,7 +23,7 @@ CASES = {  # 256 px, captions of full length
 
 def build_parser():
     """The options of this tool."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
     add("--processes", nargs="+", type=int, default=[1, 2], metavar="N", help="that share a step")
@@ -59,7 +56,7 @@ def measure(args, case, processes, recompute, folder):
 def main():
     """Run the cases, print the table, write the file; returns the exit code."""
     args = build_parser().parse_args()
-    from mindsigma.checkpoints.atomic import write_json
+    from mindsigma.weights.formats.atomic import write_json
 
     report = []
     print(f"{'case':<11} {'processes':>9} {'recompute':>9} {'side':>6} {'s a step':>9} {'images/s':>9} "

@@ -3,19 +3,15 @@
 python tools/compare_runs.py runs/position-keep runs/position-interpolate --output position.png
 """
 
-import argparse
-import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError
 
 
 def build_parser():
     """The options of this tool."""
-    parser = argparse.ArgumentParser(description="Compare runs of tools/train.py by their held-out loss.")
+    parser = command_line.parser("Compare runs of tools/train.py by their held-out loss.")
     add = parser.add_argument
     add("runs", nargs="+", help="folders of runs; the folder's name is the curve's")
     add("--output", metavar="FILE", help="PNG of the curves")
@@ -25,7 +21,7 @@ def build_parser():
 
 def curve_of(folder):
     """list of (step, held-out loss) of a run."""
-    from mindsigma.training.report import LOG, read_log
+    from mindsigma.training.run_log import LOG, read_log
 
     path = Path(folder) / LOG
     points = [(line["step"], line["validation_loss"]) for line in read_log(path) if "validation_loss" in line]
@@ -38,7 +34,7 @@ def train_seconds(folder):
     """Median seconds a step by the log, validation left out; None if there are too few lines."""
     import statistics
 
-    from mindsigma.training.report import LOG, read_log
+    from mindsigma.training.run_log import LOG, read_log
 
     lines = [line for line in read_log(Path(folder) / LOG) if "images_per_second" in line]
     seconds = [
@@ -53,7 +49,7 @@ def draw(path, curves, title):
     """PNG with one curve a run: dict name -> points."""
     from matplotlib.figure import Figure
 
-    from mindsigma.checkpoints.atomic import replacing
+    from mindsigma.weights.formats.atomic import replacing
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()

@@ -6,17 +6,13 @@ Draws every prompt exactly and with each choice, in turn, from the same noise. P
 of the latents and PSNR of the pictures against the exact ones, means over the prompts; seconds of denoising, medians.
 """
 
-import argparse
 import statistics
-import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
-from mindsigma.pipeline.prompts import Prompt, read_lines  # noqa: E402
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError
+from mindsigma.pipeline.prompts import Prompt, read_lines
 
 PROMPTS = (
     "a penguin on a yellow background",
@@ -40,7 +36,7 @@ CHOICES = (
 
 def build_parser():
     """The options of this tool."""
-    parser = argparse.ArgumentParser(description="Error and gain of the approximate speed-ups against the exact image.")
+    parser = command_line.parser("Error and gain of the approximate speed-ups against the exact image.")
     add = parser.add_argument
     add("--model", default="sigma-mini", help="as of tools/generate.py")
     add("--components", help="as of tools/generate.py")
@@ -103,7 +99,7 @@ def summary(results, depth, steps):
     """List of dicts, the exact one first."""
     import numpy as np
 
-    from mindsigma.diffusion.shortcuts import Shortcuts, cost
+    from mindsigma.sampling.shortcuts import Shortcuts, cost
 
     (exact_choice, exact), *_ = results.items()
     whole = cost(Shortcuts(*exact_choice).plan(steps, True), depth)
@@ -153,7 +149,7 @@ def main():
     if args.prompts_file:
         prompts = [Prompt.parse(line).text for line in read_lines(args.prompts_file)]  # all in one size
     from mindsigma import PixArtSigmaPipeline
-    from mindsigma.checkpoints.atomic import write_json
+    from mindsigma.weights.formats.atomic import write_json
 
     pipeline = PixArtSigmaPipeline.from_pretrained(args.model, components=args.components)
     rows = summary(measure(pipeline, prompts, args), pipeline.dit.config.depth, args.steps)

@@ -3,7 +3,6 @@
 python tools/compare_training.py --data FEATURES --peer-python PEER/bin/python --steps 50
 """
 
-import argparse
 import json
 import os
 import socket
@@ -15,10 +14,8 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError
 
 SCRIPTS = {name: Path(__file__).with_name("peers") / f"train_{name}.py" for name in ("here", "torch")}
 WARM = 2  # first steps, left out of the medians
@@ -26,8 +23,8 @@ WARM = 2  # first steps, left out of the medians
 
 def build_parser():
     """The options of this tool."""
-    parser = argparse.ArgumentParser(
-        description="Train the same network on the same inputs here and with PyTorch and diffusers; print both. "
+    parser = command_line.parser(
+        "Train the same network on the same inputs here and with PyTorch and diffusers; print both. "
         "Each trains in processes of its own, one after the other."
     )
     add = parser.add_argument
@@ -62,10 +59,10 @@ def write_inputs(args, folder, config):
     import numpy as np
 
     from mindsigma.data import BucketSampler, Loader, Resolution, open_data
-    from mindsigma.diffusion.loss import LossConfig
-    from mindsigma.pipeline.loading import open_vae
-    from mindsigma.pipeline.locate import locate
     from mindsigma.training.inputs import StepInputs
+    from mindsigma.training.loss import LossConfig
+    from mindsigma.weights.loading import open_vae
+    from mindsigma.weights.locate import locate
 
     source = open_data(args.data)
     sampler = BucketSampler(source, args.batch_size * args.processes, Resolution(args.resolution), args.seed)
@@ -82,7 +79,7 @@ def write_random(args, folder, config):
     """Random latents and captions in the shape of the data."""
     import numpy as np
 
-    from mindsigma.diffusion.loss import LossConfig, coefficients
+    from mindsigma.training.loss import LossConfig, coefficients
 
     rng = np.random.default_rng(args.seed)
     side, count = args.resolution // 8, args.batch_size * args.processes
@@ -162,16 +159,16 @@ def main():
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     if args.depth and args.trained:
         raise MindSigmaError("--depth makes another network: --trained has no weights for it")
-    from mindsigma.checkpoints.atomic import write_json
-    from mindsigma.conversion import convert
+    from mindsigma.conversion import writing as convert
     from mindsigma.conversion.component import open_source
     from mindsigma.conversion.targets import prepare
-    from mindsigma.diffusion.loss import COLUMNS
-    from mindsigma.models.dit.config import PRESETS
-    from mindsigma.pipeline.saving import save_network
+    from mindsigma.models.dit_config import PRESETS
     from mindsigma.runtime import set_device
+    from mindsigma.training.loss import COLUMNS
     from mindsigma.training.optimizers import OptimizerConfig
     from mindsigma.training.start import build_dit, open_start
+    from mindsigma.weights.formats.atomic import write_json
+    from mindsigma.weights.saving import save_network
 
     set_device()
     optimizer = OptimizerConfig("adamw")
@@ -244,7 +241,7 @@ def report(args, results):
         print(f"largest difference of the loss: {worst:.2e} at step {place}")
         print(f"PyTorch / here: {results['torch']['seconds'] / results['here']['seconds']:.2f}")
     if args.output:
-        from mindsigma.checkpoints.atomic import write_json
+        from mindsigma.weights.formats.atomic import write_json
 
         write_json(Path(args.output), results)
 

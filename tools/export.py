@@ -10,20 +10,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError
+from mindsigma.sampling import SAMPLERS
 
-from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 GOLDEN = ROOT / "tests" / "golden" / "graphs"
 
 
 def build_parser():
     """The options of this tool."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_line.parser(__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--model", default="sigma-mini", help="preset or released name (no weights needed), folder or weight file")
     add("--part", default="step", help="step, caption, vae-decode, vae-encode, t5 or train")
@@ -36,6 +34,7 @@ def build_parser():
     add("--device", choices=("Ascend", "CPU"), default="Ascend", help="whose kernels the graph holds; neither runs it")
     add("--depth", type=int, help="only so many blocks, of an architecture without weights")
     add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="instead of the model's own; none for none")
+    add("--sampler", choices=tuple(SAMPLERS), default="dpm", help="of the denoising step")
     add("--optimizer", default="came", choices=("came", "adamw", "lion"), help="of the training step")
     add("--recompute", action="store_true", help="the training step computes the blocks' activations twice")
     add("--no-weights", action="store_true", help="leave the weights out of the file although there are some")
@@ -50,20 +49,20 @@ def build_parser():
 
 def request_of(args):
     """The Request of the command line."""
-    from mindsigma.ascend.parts import Request
+    from mindsigma.inspect.parts import Request
 
     return Request(
         args.model, args.part, args.height, args.width, args.batch, args.dtype, args.tokens, args.guidance, args.depth,
-        args.kv_compression, args.optimizer, args.recompute, not args.no_weights, args.device,
+        args.kv_compression, args.optimizer, args.recompute, not args.no_weights, args.device, args.sampler,
     )  # fmt: skip
 
 
 def update(names):
     """Write the stored reports of these cases, or of all, anew and print what changed."""
-    from mindsigma.ascend.cases import CASES
-    from mindsigma.ascend.compare import as_json, differences, read_report
-    from mindsigma.ascend.parts import export_part
-    from mindsigma.ascend.report import compact, report_of
+    from mindsigma.inspect.cases import CASES
+    from mindsigma.inspect.compare import as_json, differences, read_report
+    from mindsigma.inspect.parts import export_part
+    from mindsigma.inspect.report import compact, report_of
 
     unknown = [name for name in names if name not in CASES]
     if unknown:
@@ -84,7 +83,7 @@ def update(names):
 
 def write(path, text):
     """Write a text beside its target and rename it."""
-    from mindsigma.checkpoints.atomic import naming, replacing
+    from mindsigma.weights.formats.atomic import naming, replacing
 
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,11 +98,11 @@ def main():
         update(args.update)
         return 0
     request = request_of(args)
-    from mindsigma.ascend.compare import differences, read_report
-    from mindsigma.ascend.parts import export_part
-    from mindsigma.ascend.report import compact, report_of
-    from mindsigma.ascend.report_text import text_of
-    from mindsigma.checkpoints.atomic import write_json
+    from mindsigma.inspect.compare import differences, read_report
+    from mindsigma.inspect.parts import export_part
+    from mindsigma.inspect.report import compact, report_of
+    from mindsigma.inspect.report_text import text_of
+    from mindsigma.weights.formats.atomic import write_json
 
     stored = read_report(args.diff) if args.diff else None
     report = report_of(*export_part(request, None if args.out is None else Path(args.out)))

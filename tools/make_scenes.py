@@ -9,14 +9,11 @@ import argparse
 import io
 import json
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError, say  # noqa: E402
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError, say
 
 TRAIN, HELD_OUT = SETS = ("train", "held-out")  # folders of the two sets
 SIDE_MULTIPLE = 16  # pixels, of sides that no table gives
@@ -27,8 +24,8 @@ DONE = "scenes.json"
 
 def build_parser():
     """The options of this tool."""
-    parser = argparse.ArgumentParser(
-        description="Compose captioned emoji scenes, the same for the same options.",
+    parser = command_line.parser(
+        "Compose captioned emoji scenes, the same for the same options.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
@@ -83,7 +80,7 @@ def write(noted, maker, count, held_out, sizes, args):
     """Draw `count` scenes into a NotedFolder, which is complete only when all of them are there."""
     from tqdm import tqdm
 
-    from mindsigma.data.conversion import put_lines
+    from mindsigma.data.prepared import put_lines
     from mindsigma.data.randomness import generator
 
     official = args.layout == "official"
@@ -131,8 +128,8 @@ def drawn(scene, suffix, height, width):
 
 def require_own(out, folders, task):
     """Raise MindSigmaError unless `out` (Path) is free or holds what a run of these options, perhaps killed, wrote."""
-    from mindsigma.checkpoints.atomic import LEFTOVER, naming
     from mindsigma.data import conversion_note
+    from mindsigma.weights.formats.atomic import LEFTOVER, naming
 
     for folder in folders:
         if folder != out and out.exists():
@@ -148,10 +145,10 @@ def require_own(out, folders, task):
 def main():
     """Parse, compose, write; returns the exit code."""
     args = build_parser().parse_args()
-    from mindsigma.checkpoints.atomic import write_json
     from mindsigma.data.conversion_note import NotedFolder
     from mindsigma.data.own_folder import Held
     from mindsigma.data.scenes import SceneMaker, load_things
+    from mindsigma.weights.formats.atomic import write_json
 
     if args.held_out_count is None:
         args.held_out_count = max(1, args.count // 10) if args.held_out else 0

@@ -1,4 +1,4 @@
-"""Time and profile denoising and training steps on an NPU, and print the rows of the README's table.
+"""Time and profile denoising and training steps on an NPU, and print the rows of the table in tools/measure/README.md.
 
     python tools/profile_npu.py --out profile.json
 
@@ -13,18 +13,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from mindsigma import __version__, command_line
+from mindsigma.errors import MindSigmaError
 
-from mindsigma import __version__, command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def build_parser():
     """The options of this tool."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_line.parser(__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--model", default="xl", help="xl (the XL/2 of each size) or a preset")
     add("--sizes", type=int, nargs="+", default=[256, 512, 1024, 2048], help="square images, in pixels")
@@ -42,7 +39,7 @@ def build_parser():
 
 def measure(args, kind, pixels):
     """Result of one case, in this process."""
-    from mindsigma.ascend.profiling import denoising, model_name, timed, training
+    from mindsigma.inspect.profiling import denoising, model_name, timed, training
     from mindsigma.runtime import resolve_dtype, set_device
 
     device = set_device(args.device)
@@ -67,13 +64,13 @@ def in_new_process(case):
 
 def versions():
     """Device, MindSpore, CANN and driver, as far as they can be told."""
-    from mindsigma.ascend.profiling import software
+    from mindsigma.inspect.profiling import software
 
     return {"mindsigma": __version__, **software()}
 
 
 def row(result):
-    """One row of the README's table, in Markdown."""
+    """One row of the table, in Markdown."""
     what = "guided step" if result["case"] == "step" else "training step, batch 1"
     return (
         f"| {result['device']} | {result['model']} | {what}, {result['pixels']} px, {result['dtype']} "
@@ -84,7 +81,7 @@ def row(result):
 def main():
     """Measure every case, print the rows, write the file; returns the exit code."""
     args = build_parser().parse_args()
-    from mindsigma.checkpoints.atomic import write_json
+    from mindsigma.weights.formats.atomic import write_json
 
     for name in ("warm_up", "steps"):
         if getattr(args, name) < 1:

@@ -6,21 +6,17 @@ Reads the stored reports of the presets, or those of tools/export.py --json. Not
 """
 
 import argparse
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError
 
-from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def build_parser():
     """The options of this tool."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = command_line.parser(__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("reports", nargs="*", metavar="REPORT.json", help="of tools/export.py; default the stored ones of all presets")
     add("--npu", nargs="+", help="names in --npus; default all")
@@ -33,9 +29,9 @@ def build_parser():
 def main():
     """Read, estimate, print; returns the exit code."""
     args = build_parser().parse_args()
-    from mindsigma.ascend.cases import WHOLE
-    from mindsigma.ascend.compare import read_report
-    from mindsigma.ascend.roofline import HEADER, lines_of, read_npus
+    from mindsigma.inspect.cases import WHOLE
+    from mindsigma.inspect.compare import read_report
+    from mindsigma.inspect.roofline import HEADER, lines_of, read_npus
 
     npus = read_npus(args.npus)
     for name in args.npu or ():

@@ -7,19 +7,17 @@ run are estimated from single blocks, 28 times one, and drawn hollow. Each point
 the JSON already holds are not measured again, so that a run goes on where it was stopped.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from measure.tables import machine, table
+from measure.turns import Worker, in_turn
+
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError
+
 TOOLS = Path(__file__).resolve().parent
-sys.path[:0] = [str(TOOLS.parent), str(TOOLS)]
-
-from measure.tables import machine  # noqa: E402
-from measure.turns import Worker, in_turn  # noqa: E402
-
-from mindsigma import command_line  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
 
 WHATS = {"tiled": ("mini", "sdxl"), "whole": ("mini", "sdxl"), "step": ("plain", "kv"), "block": ("plain", "kv")}
 PIXELS = (256, 512, 1024, 2048, 4096)
@@ -39,7 +37,7 @@ COUNTED_SAVING = {512: 0.04, 1024: 0.13, 2048: 0.25, 4096: 0.33}
 
 def build_parser():
     """The options of this tool."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = command_line.parser(__doc__.splitlines()[0])
     add = parser.add_argument
     add("--points", nargs="+", metavar="KIND:WHAT:PIXELS", help="default: " + " ".join(DEFAULT_POINTS))
     add("--again", action="store_true", help="measure the points anew that the file holds")
@@ -96,27 +94,36 @@ def step_seconds(points, what):
     return result
 
 
-def table(points):
-    """Markdown of the steps, and of the decodes."""
+def step_rows(points):
+    """Rows of cells of the steps, by size."""
     plain, kv = step_seconds(points, "plain"), step_seconds(points, "kv")
-    lines = [
-        "| px | tokens | step, s | with KV compression | saved | paper | peak memory |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
     for pixels in sorted(set(plain) | set(kv)):
         a, b = plain.get(pixels), kv.get(pixels)
         saved = f"{1 - b[0] / a[0]:.0%}" if a and b else ""
         paper = f"{PAPER_SAVING[pixels]:.0%}" if pixels in PAPER_SAVING else ""
         run = points.get(f"step:plain:{pixels}") or points.get(f"step:kv:{pixels}")
         peak = f"{run['peak_bytes'] / 1e9:.1f} GB" if run else ""
-        lines.append(f"| {pixels} | {(pixels // 16) ** 2} | {_cell(a)} | {_cell(b)} | {saved} | {paper} | {peak} |")
-    lines += ["", "| decode | px | peak memory | s |", "|---|---|---|---|"]
+        rows.append([str(pixels), str((pixels // 16) ** 2), _cell(a), _cell(b), saved, paper, peak])
+    return rows
+
+
+def decode_rows(points):
+    """Rows of cells of the decodes."""
+    rows = []
     for text, point in points.items():
         kind, what, pixels = parse_point(text)
         if kind in ("tiled", "whole"):
-            peak = point["peak_bytes"] / 1e9
-            lines.append(f"| {what}, {kind} | {pixels} | {peak:.2f} GB | {point['median_seconds']:.1f} |")
-    return "\n".join(lines)
+            peak = f"{point['peak_bytes'] / 1e9:.2f} GB"
+            rows.append([f"{what}, {kind}", str(pixels), peak, f"{point['median_seconds']:.1f}"])
+    return rows
+
+
+def tables(points):
+    """Markdown of the steps, and of the decodes."""
+    head = ["px", "tokens", "step, s", "with KV compression", "saved", "paper", "peak memory"]
+    decodes = table(["decode", "px", "peak memory", "s"], decode_rows(points))
+    return f"{table(head, step_rows(points))}\n\n{decodes}"
 
 
 def _cell(value):
@@ -127,7 +134,7 @@ def draw(path, points):
     """PNG: memory of the decode, seconds of a step, what compression saves."""
     from matplotlib.figure import Figure
 
-    from mindsigma.checkpoints.atomic import replacing
+    from mindsigma.weights.formats.atomic import replacing
 
     figure = Figure(figsize=(12, 4), layout="constrained")
     memory, seconds, saving = figure.subplots(1, 3)
@@ -172,7 +179,7 @@ def main():
     args = build_parser().parse_args()
     wanted = list(dict.fromkeys(args.points or DEFAULT_POINTS))
     parsed = {text: parse_point(text) for text in wanted}
-    from mindsigma.checkpoints.atomic import write_json
+    from mindsigma.weights.formats.atomic import write_json
 
     out = Path(args.out)
     report = read_report(out)
@@ -184,7 +191,7 @@ def main():
         write_json(out, report)
         result = points[text]
         print(f"{text:<18} {result['median_seconds']:9.2f} s {result['peak_bytes'] / 1e9:7.2f} GB", flush=True)
-    print(table(points))
+    print(tables(points))
     figure = Path(args.figure) if args.figure else out.with_suffix(".png")
     draw(figure, points)
     print(out, figure, sep="\n")

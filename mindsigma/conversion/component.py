@@ -4,17 +4,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, List, Optional
 
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.dit_names import NULL_CAPTION, stored_null_caption
-from mindsigma.checkpoints.floats import computed_dtype, is_float8
-from mindsigma.checkpoints.prefixes import kinds_in
-from mindsigma.checkpoints.views import Extended
-from mindsigma.checkpoints.weight_files import file_in_folder
 from mindsigma.conversion.leftovers import left_out
 from mindsigma.errors import MindSigmaError
-from mindsigma.pipeline.loading import open_dit, open_t5, open_vae
-from mindsigma.pipeline.locate import DIT_FOLDERS, EMA_FOLDERS, dit_folders, locate
-from mindsigma.pipeline.text import TOKENIZER_FILES, Tokenizer
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.formats.floats import computed_dtype, is_float8
+from mindsigma.weights.formats.weight_files import file_in_folder
+from mindsigma.weights.loading import open_dit, open_t5, open_vae
+from mindsigma.weights.locate import DIT_FOLDERS, EMA_FOLDERS, dit_folders, locate
+from mindsigma.weights.names.dit_names import NULL_CAPTION, stored_null_caption
+from mindsigma.weights.names.prefixes import kinds_in
+from mindsigma.weights.names.views import Extended
+from mindsigma.weights.tokenizer import TOKENIZER_FILES, Tokenizer
 
 FOLDERS = {"dit": DIT_FOLDERS, "vae": ("vae",), "t5": ("text_encoder",)}
 
@@ -71,9 +71,9 @@ class Source:
 def open_component(path, kind, ema=False, **config):
     """Open one network of a weight file or folder; `config` overrides what a DiT's file does not tell."""
     if kind == "dit":
-        pending = open_dit(path, "fp32", ema, "math", **config)
+        pending = open_dit(path, "fp32", ema, **config)
     else:
-        pending = (open_vae if kind == "vae" else open_t5)(path, "fp32", "math")
+        pending = (open_vae if kind == "vae" else open_t5)(path, "fp32")
     tensors = pending.tensors
     view, dropped = tensors, tensors.dropped
     stored = stored_null_caption(tensors.source) if kind == "dit" else None

@@ -1,12 +1,12 @@
 """What a source holds and a translation of it does not take along, in words."""
 
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.prefixes import TELLING, WHAT, find_part
-from mindsigma.checkpoints.weight_files import find_weights, read_index
 from mindsigma.conversion.foreign_configs import SCHEDULER
 from mindsigma.errors import one_line
-from mindsigma.pipeline.locate import read_json
-from mindsigma.pipeline.text import TOKENIZER_FILES
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.formats.weight_files import find_weights, read_index
+from mindsigma.weights.locate import read_json
+from mindsigma.weights.names.prefixes import TELLING, WHAT, find_part
+from mindsigma.weights.tokenizer import TOKENIZER_FILES
 
 # What every target has of its own.
 MADE_ANEW = ("model_index.json", "scheduler", "config.json", "tokenizer_config.json")

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from mindsigma.checkpoints.adapter_reader import ranks_text
-from mindsigma.checkpoints.adapter_view import Adapted
-from mindsigma.checkpoints.dit_names import NULL_CAPTION
-from mindsigma.checkpoints.tensor_stream import checksum
-from mindsigma.checkpoints.views import Extended, Merged
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import KVCompression
-from mindsigma.pipeline.adapters import notes_of, open_adapters
+from mindsigma.weights.adapters.adapter_reader import ranks_text
+from mindsigma.weights.adapters.adapter_view import Adapted
+from mindsigma.weights.adapters.merging import notes_of, open_adapters
+from mindsigma.weights.formats.tensor_stream import checksum
+from mindsigma.weights.names.dit_names import NULL_CAPTION
+from mindsigma.weights.names.views import Extended, Merged
 
 
 def compress_keys(component, text, init="average", seed=0):

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, Dict
 
 from mindsigma import __version__
-from mindsigma.checkpoints.dit_names import DIFFUSERS, NULL_CAPTION
-from mindsigma.checkpoints.views import Cast, Extended, Foreign, Without
 from mindsigma.conversion.component import Component
 from mindsigma.conversion.foreign_configs import diffusers_config
 from mindsigma.errors import MindSigmaError
-from mindsigma.models.dit.embeddings import position_embedding
-from mindsigma.pipeline.saving import FORMAT, NUMPY, stored_config
+from mindsigma.models.embeddings import position_embedding
+from mindsigma.weights.names.dit_names import DIFFUSERS, NULL_CAPTION
+from mindsigma.weights.names.views import Cast, Extended, Foreign, Without
+from mindsigma.weights.saving import NUMPY, own_header, stored_config
 
 CLASSES = {"dit": "DiT", "vae": "VAE", "t5": "T5Encoder"}
 SUBFOLDERS = {
@@ -65,14 +65,13 @@ def own_config(component):
 
 def own_metadata(component):
     """Header of this project's safetensors files: where the weights came from and what was done to them."""
-    return {
-        **FORMAT,
-        "version": __version__,
-        "kind": component.kind,
-        "source": component.path.name,
-        "config": json.dumps(own_config(component), separators=(",", ":")),
-        "record": json.dumps(component.record),
-    }
+    return own_header(
+        own_config(component),
+        version=__version__,
+        kind=component.kind,
+        source=component.path.name,
+        record=json.dumps(component.record),
+    )
 
 
 def _official(component):

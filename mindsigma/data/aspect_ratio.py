@@ -1,4 +1,4 @@
-"""The image sizes PixArt-Sigma was trained on, by aspect ratio, and the choice of the nearest (reference.md 1.1)."""
+"""The image sizes PixArt-Sigma was trained on, by aspect ratio, and the choice of the nearest."""
 
 from mindsigma.errors import MindSigmaError
 

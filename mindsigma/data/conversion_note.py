@@ -4,10 +4,10 @@ import io
 import os
 import threading
 
-from mindsigma.checkpoints.atomic import naming, replacing, write_json
 from mindsigma.data.own_folder import is_free, is_own_file
 from mindsigma.errors import MindSigmaError
 from mindsigma.foreign import load_json, open_regular, read_bytes
+from mindsigma.weights.formats.atomic import naming, replacing, write_json
 
 STATE = ".prepare.json"  # the note's name
 LARGEST_NOTE = 1 << 16  # bytes

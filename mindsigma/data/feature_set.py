@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from mindsigma.checkpoints.safetensors_file import read_safetensors
 from mindsigma.data.features import (
     AGAIN,
     CONFIG,
@@ -22,6 +21,7 @@ from mindsigma.data.features import (
 from mindsigma.data.records import fingerprint
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, open_regular, understanding
+from mindsigma.weights.formats.safetensors_file import read_safetensors
 
 LONGEST_LINE = 16 << 20  # bytes of a row of the index: two captions of at most 1 MB, as JSON
 LARGEST_INDEX = 16 << 30  # bytes; some 50 million records

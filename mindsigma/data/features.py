@@ -15,17 +15,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mindsigma.checkpoints.atomic import naming, replacing, write_json
-from mindsigma.checkpoints.safetensors_file import read_safetensors
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
-from mindsigma.data.conversion import write_bad_rows
 from mindsigma.data.image_identity import find_identity, is_same_image
 from mindsigma.data.own_folder import Held
+from mindsigma.data.prepared import write_bad_rows
 from mindsigma.data.records import fingerprint
 from mindsigma.data.resolution import Resolution
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes, understanding
+from mindsigma.weights.formats.atomic import naming, replacing, write_json
+from mindsigma.weights.formats.safetensors_file import read_safetensors
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec
 
 CONFIG, INDEX, NULL, SAMPLES = "features.json", "index.jsonl", "null_caption.safetensors", "samples"
 LEFT_OUT = "left_out.txt"

@@ -92,7 +92,7 @@ def decode(file):
 
 
 def cover_and_crop(image, height, width, resampling):
-    """Resize a PIL image to cover height x width, its shape kept, and cut out the centre (reference.md 2.11).
+    """Resize a PIL image to cover height x width, its shape kept, and cut out the centre.
 
     Roundings are those of torchvision's Resize and CenterCrop, as the official loaders use them.
     """

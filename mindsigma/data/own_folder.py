@@ -7,8 +7,8 @@ import re
 import stat
 from pathlib import Path
 
-from mindsigma.checkpoints.atomic import naming
 from mindsigma.errors import MindSigmaError
+from mindsigma.weights.formats.atomic import naming
 
 LEFTOVER = re.compile(r"\.(.+)\.[1-9]\d{0,8}\.part", re.DOTALL)  # the name that atomic.replacing writes under
 

@@ -17,7 +17,7 @@ from mindsigma.data.shards import Section
 from mindsigma.errors import MindSigmaError, one_line, printable
 from mindsigma.foreign import open_regular
 
-MAX_RATIO = 4.5  # of the sides, as the official Sigma loaders keep (reference.md 2.11)
+MAX_RATIO = 4.5  # of the sides, as the official Sigma loaders keep
 CHUNK = 64  # headers read by one task of a thread
 LARGEST_IMAGE = 1 << 28  # bytes of an image's file, which is read whole
 MOST_BAD = 1_000_000  # rows; a table of more is no table of images

@@ -1,4 +1,4 @@
-"""Which size an image is trained at: a square, or the nearest of a table of aspect ratios (reference.md 1.1, 2.11)."""
+"""Which size an image is trained at: a square, or the nearest of a table of aspect ratios."""
 
 from dataclasses import asdict, dataclass
 from typing import NamedTuple

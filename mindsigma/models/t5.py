@@ -1,4 +1,4 @@
-"""T5 v1.1 encoder: token ids to caption states (reference.md 2.8, 2.13). Parameter names are Hugging Face's.
+"""T5 v1.1 encoder: token ids to caption states (models/README.md, "T5"). Parameter names are Hugging Face's.
 
 Safe in half precision by construction: the residual stream, norms, attention weights and the gated product with its
 output projection stay in fp32; only the other matrix products run in the model's dtype.
@@ -11,12 +11,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.models.layers import Affine, Norm, normal
-from mindsigma.ops.attention import attention_with_bias
-from mindsigma.ops.functional import rms_norm
-from mindsigma.ops.kernels import resolve_kernels
-from mindsigma.ops.linear_chains import add_linear, rms_gated_linear, rms_linear
-from mindsigma.ops.shared_graph import SharedGraph
+from mindsigma.models.linear import Linear, RMSNorm, normal, parameter
+from mindsigma.ops.operators import attention_with_bias, gelu
 
 MASKED = -1e9
 
@@ -62,80 +58,94 @@ def relative_position_buckets(length, num_buckets, max_distance):
     return (np.where(distance > 0, half, 0) + np.where(magnitude < exact, magnitude, far)).astype(np.int32)
 
 
-def encoder_layer(x, bias, eps, num_heads, kernels, q, k, v, o, attention_norm, wi_0, wi_1, wo, ff_norm):
-    """One T5 layer on the fp32 residual stream x (N, L, d_model); bias (N, heads, L, L) fp32 holds the mask too."""
-    queries = rms_linear(x, attention_norm, eps, q, kernels)
-    keys = rms_linear(x, attention_norm, eps, k, kernels)
-    values = rms_linear(x, attention_norm, eps, v, kernels)
-    x = add_linear(x, attention_with_bias(queries, keys, values, bias, num_heads, kernels), kernels, o, None)
-    return add_linear(x, rms_gated_linear(x, ff_norm, eps, wi_0, wi_1, wo.dtype, kernels), kernels, wo, None)
+class T5Attention(nn.Cell):
+    """Attention among the tokens of a text, unscaled, with the bias that all layers share."""
 
-
-def attention_bias(table, mask, num_buckets, max_distance, num_heads):
-    """Bias (N, heads, L, L) fp32 of all layers: relative positions, from the first layer's table, and mask (N, L)."""
-    batch, length = mask.shape
-    bias = ops.gather(table, bucket_tensor(length, num_buckets, max_distance), 0).reshape(length, length, num_heads)
-    bias = bias.transpose(2, 0, 1).expand_dims(0).astype(ms.float32)
-    return bias + ((1.0 - mask.astype(ms.float32)) * MASKED).reshape(batch, 1, 1, length)
-
-
-class _SelfAttention(nn.Cell):
     def __init__(self, config, dtype, has_relative_bias):
         super().__init__()
-        inner = config.num_heads * config.d_kv
-        d = config.d_model
-        self.q = Affine(d, inner, normal((d * config.d_kv) ** -0.5), has_bias=False, dtype=dtype)
-        self.k = Affine(d, inner, normal(d**-0.5), has_bias=False, dtype=dtype)
-        self.v = Affine(d, inner, normal(d**-0.5), has_bias=False, dtype=dtype)
-        self.o = Affine(inner, d, normal(inner**-0.5), has_bias=False, dtype=dtype)
+        inner, d = config.num_heads * config.d_kv, config.d_model
+        self.num_heads, self.dtype = config.num_heads, dtype
+        self.q = Linear(d, inner, normal((d * config.d_kv) ** -0.5), has_bias=False, dtype=dtype)
+        self.k = Linear(d, inner, normal(d**-0.5), has_bias=False, dtype=dtype)
+        self.v = Linear(d, inner, normal(d**-0.5), has_bias=False, dtype=dtype)
+        self.o = Linear(inner, d, normal(inner**-0.5), has_bias=False, dtype=dtype)
         if has_relative_bias:
-            shape = (config.relative_attention_num_buckets, config.num_heads)
-            self.relative_attention_bias = Affine(0, 0, normal(d**-0.5), shape, has_bias=False)
+            self.relative_attention_bias = RelativeBias(config)
+
+    def construct(self, h, bias):
+        """h (N, L, d_model) fp32 and bias (N, heads, L, L) fp32 to (N, L, d_model) in the model's dtype."""
+        h = h.astype(self.dtype)
+        return self.o(attention_with_bias(self.q(h), self.k(h), self.v(h), bias, self.num_heads))
 
 
-class _GatedFeedForward(nn.Cell):
+class RelativeBias(nn.Cell):
+    """Bias of attention for every distance between two tokens, by bucket and head; the first layer's serves all."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.buckets = config.relative_attention_num_buckets, config.relative_attention_max_distance
+        self.num_heads = config.num_heads
+        self.weight = parameter((config.relative_attention_num_buckets, config.num_heads), normal(config.d_model**-0.5))
+
+    def construct(self, mask):
+        """Bias (N, heads, L, L) fp32 that also drops the tokens where mask (N, L) is 0."""
+        batch, length = mask.shape
+        bias = ops.gather(self.weight, bucket_tensor(length, self.buckets[0], self.buckets[1]), 0)
+        bias = bias.reshape(length, length, self.num_heads).transpose(2, 0, 1).expand_dims(0).astype(ms.float32)
+        return bias + ((1.0 - mask.astype(ms.float32)) * MASKED).reshape(batch, 1, 1, length)
+
+
+class GatedMLP(nn.Cell):
+    """gelu(wi_0 h) * (wi_1 h), projected."""
+
     def __init__(self, config, dtype):
         super().__init__()
         d, d_ff = config.d_model, config.d_ff
-        wide = ms.float32 if dtype == ms.float16 else dtype  # XXL's product of the gates overflows fp16
-        self.wi_0 = Affine(d, d_ff, normal(d**-0.5), has_bias=False, dtype=dtype)
-        self.wi_1 = Affine(d, d_ff, normal(d**-0.5), has_bias=False, dtype=dtype)
-        self.wo = Affine(d_ff, d, normal(d_ff**-0.5), has_bias=False, dtype=wide)
+        self.dtype = dtype
+        self.wide = ms.float32 if dtype == ms.float16 else dtype  # XXL's product of the gates overflows fp16
+        self.wi_0 = Linear(d, d_ff, normal(d**-0.5), has_bias=False, dtype=dtype)
+        self.wi_1 = Linear(d, d_ff, normal(d**-0.5), has_bias=False, dtype=dtype)
+        self.wo = Linear(d_ff, d, normal(d_ff**-0.5), has_bias=False, dtype=self.wide)
+
+    def construct(self, h):
+        """h (N, L, d_model) fp32 to (N, L, d_model)."""
+        h = h.astype(self.dtype)
+        return self.wo(gelu(self.wi_0(h)).astype(self.wide) * self.wi_1(h).astype(self.wide))
 
 
-class _Sublayer(nn.Cell):
+class Sublayer(nn.Cell):
+    """A norm and what follows it, under Hugging Face's name."""
+
     def __init__(self, name, inner, config):
         super().__init__()
         self.insert_child_to_cell(name, inner)
-        self.layer_norm = Norm(config.d_model, has_bias=False)
+        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
 
-class _Layer(nn.Cell):
-    def __init__(self, config, dtype, kernels, is_first):
+class T5Layer(nn.Cell):
+    """One layer on the residual stream."""
+
+    def __init__(self, config, dtype, is_first):
         super().__init__()
-        attention, feed_forward = _SelfAttention(config, dtype, is_first), _GatedFeedForward(config, dtype)
+        attention, mlp = T5Attention(config, dtype, is_first), GatedMLP(config, dtype)
         self.layer = nn.CellList(
-            [
-                _Sublayer("SelfAttention", attention, config),
-                _Sublayer("DenseReluDense", feed_forward, config),
-            ]
+            [Sublayer("SelfAttention", attention, config), Sublayer("DenseReluDense", mlp, config)]
         )
-        weights = [getattr(attention, name).weight for name in "qkvo"]
-        weights.append(self.layer[0].layer_norm.weight)
-        weights += [feed_forward.wi_0.weight, feed_forward.wi_1.weight, feed_forward.wo.weight]
-        weights.append(self.layer[1].layer_norm.weight)
-        static = (config.layer_norm_epsilon, config.num_heads, kernels)
-        self.run = SharedGraph(encoder_layer, weights, static, of_operations=True)
 
     def construct(self, x, bias):
-        return self.run(x, bias)
+        """x (N, L, d_model) fp32; bias of RelativeBias."""
+        attention, mlp = self.layer[0], self.layer[1]
+        x = x + attention.SelfAttention(attention.layer_norm(x), bias).astype(ms.float32)
+        return x + mlp.DenseReluDense(mlp.layer_norm(x)).astype(ms.float32)
 
 
-class _Stack(nn.Cell):
-    def __init__(self, config, dtype, kernels):
+class Stack(nn.Cell):
+    """The layers and the last norm."""
+
+    def __init__(self, config, dtype):
         super().__init__()
-        self.block = nn.CellList([_Layer(config, dtype, kernels, i == 0) for i in range(config.num_layers)])
-        self.final_layer_norm = Norm(config.d_model, has_bias=False)
+        self.block = nn.CellList([T5Layer(config, dtype, i == 0) for i in range(config.num_layers)])
+        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
 
 class T5Encoder(nn.Cell):
@@ -144,21 +154,13 @@ class T5Encoder(nn.Cell):
     Args:
         config: T5Config.
         dtype: dtype of the weights (norms and, in fp16, the output projection stay fp32).
-        kernels: "math" or "fused"; by default what the device target offers.
     """
 
-    def __init__(self, config, dtype=ms.float32, kernels=None):
+    def __init__(self, config, dtype=ms.float32):
         super().__init__()
-        self.config = config
-        self.dtype = dtype
-        kernels = resolve_kernels(kernels)
-        self.shared = Affine(0, 0, normal(1.0), (config.vocab_size, config.d_model), has_bias=False, dtype=dtype)
-        self.encoder = _Stack(config, dtype, kernels)
-        static = (config.relative_attention_num_buckets, config.relative_attention_max_distance, config.num_heads)
-        self.bias = SharedGraph(attention_bias, static=static)
-        self.last_norm = SharedGraph(
-            rms_norm, self.encoder.final_layer_norm.tensors, (config.layer_norm_epsilon, kernels)
-        )
+        self.config, self.dtype = config, dtype
+        self.shared = Embedding(config, dtype)
+        self.encoder = Stack(config, dtype)
 
     def construct(self, token_ids, mask):
         """Encode token ids (N, L) int32 with mask (N, L), 1 for tokens and 0 for padding; returns fp32 (N, L, d_model).
@@ -166,14 +168,23 @@ class T5Encoder(nn.Cell):
         Padding positions get states too (the official code feeds them to the DiT for the empty prompt), but no
         position attends to padding.
         """
-        config = self.config
-        x = ops.gather(self.shared.weight, token_ids.reshape(-1), 0)
-        x = x.reshape(token_ids.shape + (config.d_model,)).astype(ms.float32)
-        table = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
-        bias = self.bias(table, mask)
+        x = self.shared(token_ids)
+        bias = self.encoder.block[0].layer[0].SelfAttention.relative_attention_bias(mask)
         for block in self.encoder.block:
             x = block(x, bias)
-        return self.last_norm(x)
+        return self.encoder.final_layer_norm(x)
+
+
+class Embedding(nn.Cell):
+    """Token ids (N, L) to fp32 (N, L, d_model)."""
+
+    def __init__(self, config, dtype):
+        super().__init__()
+        self.weight = parameter((config.vocab_size, config.d_model), normal(1.0), dtype)
+
+    def construct(self, token_ids):
+        x = ops.gather(self.weight, token_ids.reshape(-1), 0)
+        return x.reshape(token_ids.shape + (self.weight.shape[1],)).astype(ms.float32)
 
 
 @ops.constexpr

@@ -33,10 +33,10 @@ def encode_tiled(vae, images, tile=512, overlap=0.25):
     """Moments of images, encoded tile by tile; the counterpart of `decode_tiled`.
 
     Args:
-        vae: its `encode` is called with images (N, 3, t, t); its `config.downsampling` is as in `decode_tiled`.
+        vae: its `encode` is called with images (N, 3, t, t); its `config.downsampling` is pixels a latent pixel.
         images: Tensor or ndarray (N, 3, H, W) in [-1, 1]; H and W multiples of the downsampling factor.
         tile: side of a tile, in image pixels, a multiple of the downsampling factor.
-        overlap: as in `decode_tiled`.
+        overlap: part of a tile that it shares with the next one, at least 0 and below 1.
 
     Returns:
         float32 ndarray (N, 2 * c, H / 8, W / 8), mean and then log variance, unscaled.

@@ -1,1 +1,1 @@
-"""Mathematical building blocks shared by the models: pure functions of tensors, and the cell that compiles them."""
+"""Operators of the networks, and attention heads in the width that Ascend takes."""

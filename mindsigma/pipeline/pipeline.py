@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, List
 
@@ -10,25 +11,26 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
+from mindsigma.arguments import array, flag, one_of, path_like, seeds_for, texts_of, whole
 from mindsigma.data.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
-from mindsigma.diffusion.dpm_solver import CONVENTIONS, solver_table
-from mindsigma.diffusion.shortcuts import Shortcuts
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae_tiling import decode_tiled
-from mindsigma.pipeline.arguments import array, flag, number, one_of, path_like, seeds_for, texts_of, whole
-from mindsigma.pipeline.captions import caption_pair, each, given_caption, pad, repeat_rows
-from mindsigma.pipeline.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
-from mindsigma.pipeline.finite import FiniteLatents, require_finite
-from mindsigma.pipeline.images import cover_and_crop, to_pil, to_unit_range
-from mindsigma.pipeline.loading import kinds_in_file, open_dit, open_t5, open_vae
-from mindsigma.pipeline.locate import locate
-from mindsigma.pipeline.parallel import ParallelGraphs, ParallelSampling, bytes_sent
-from mindsigma.pipeline.released import release_named
-from mindsigma.pipeline.saving import save_pipeline
-from mindsigma.pipeline.text import TextEncoder, Tokenizer
+from mindsigma.pipeline.components import Components
+from mindsigma.pipeline.pictures import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.text_cleaning import clean_caption as clean_text
 from mindsigma.pipeline.text_cleaning import plain_caption
 from mindsigma.runtime import set_device
+from mindsigma.sampling.captions import caption_pair, each, given_caption, pad, repeat_rows
+from mindsigma.sampling.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
+from mindsigma.sampling.dpm_solver import CONVENTIONS
+from mindsigma.sampling.finite_latents import FiniteLatents, require_finite
+from mindsigma.sampling.options import SamplingOptions
+from mindsigma.sampling.parallel import ParallelGraphs, ParallelSampling, bytes_sent
+from mindsigma.weights.loading import kinds_in_file, open_dit, open_t5, open_vae
+from mindsigma.weights.locate import locate
+from mindsigma.weights.released import release_named
+from mindsigma.weights.saving import save_pipeline
+from mindsigma.weights.tokenizer import Tokenizer
 
 OUTPUT_TYPES = ("pil", "np", "latent")
 
@@ -55,10 +57,10 @@ class PixArtSigmaPipeline:
     """PixArt-Σ text to image. Build it with `from_pretrained`.
 
     Args:
-        dit, vae, t5: Pending networks (pipeline/loading.py); each is loaded when first used.
+        dit, vae, t5: Pending networks (weights/loading.py); each is loaded when first used.
         tokenizer: Tokenizer.
         convention: "diffusers" or "official": time grid and end of the solver, and which mask the unconditional half
-            uses (reference.md 2.7, 2.10).
+            uses (models/README.md, "Sampling").
         parallel: ParallelSampling, if several processes draw together, all calling the same with the same arguments.
     """
 
@@ -72,10 +74,8 @@ class PixArtSigmaPipeline:
                     f"{dit.tensors.path}: the DiT's {other} {width} do not fit the {what}'s {name} {value}; "
                     "give the model and the components that belong together (--model, --components)"
                 )
-        self._pending = {"dit": dit, "vae": vae, "t5": t5}
-        self._loaded = {}
+        self.components = Components(dit, vae, t5, tokenizer)
         self._steps = None
-        self.tokenizer = tokenizer
         self.convention = one_of("convention", convention, CONVENTIONS)
         self.parallel = parallel
         self.vae_tiling = None  # None: above TILE_ABOVE; True or False: always or never
@@ -133,7 +133,7 @@ class PixArtSigmaPipeline:
         vae = path if "vae" in held and not (rest / "vae").is_dir() else rest
         t5 = path if "t5" in held and not (rest / "text_encoder").is_dir() else rest
         return cls(
-            open_dit(path, dtype, lora=lora, align_heads=True, **config),
+            open_dit(path, dtype, lora=lora, sampling=True, **config),
             open_vae(vae, dtype),
             open_t5(t5, dtype, memory=text_encoder_memory),
             Tokenizer(rest / "tokenizer"),
@@ -141,39 +141,42 @@ class PixArtSigmaPipeline:
             parallel,
         )
 
-    def _component(self, name):
-        if name not in self._loaded:
-            self._loaded[name] = self._pending[name].load()
-        return self._loaded[name]
-
     @property
     def dit(self):
         """The DiT."""
-        return self._component("dit")
+        return self.components.dit
 
     @property
     def vae(self):
         """The VAE."""
-        return self._component("vae")
+        return self.components.vae
 
     @property
     def text_encoder(self):
         """The TextEncoder."""
-        return TextEncoder(self.tokenizer, self._component("t5"))
+        return self.components.text_encoder
+
+    @property
+    def tokenizer(self):
+        """The Tokenizer."""
+        return self.components.tokenizer
 
     @property
     def notes(self):
         """list[str]: what was assumed about the weights, or left out of an adapter."""
-        return [note for pending in self._pending.values() for note in getattr(pending, "notes", ())]
+        return self.components.notes
+
+    def _config(self, name):
+        return self.components.opened(name).config
 
     @property
     def default_size(self):
         """Side of a square image at the model's base resolution, in pixels."""
-        return self._pending["dit"].config.input_size * self._pending["vae"].config.downsampling
+        return self._config("dit").input_size * self._config("vae").downsampling
 
     def release_text_encoder(self):
         """Free T5's memory; it is read again if another prompt comes."""
-        self._loaded.pop("t5", None)
+        self.components.release("t5")
 
     def encode_prompts(self, prompts, max_sequence_length=300, clean_caption=False, min_length=1):
         """Caption (states (N, L, d), mask (N, L)) of a list of prompts, prepared as the convention has it."""
@@ -193,11 +196,11 @@ class PixArtSigmaPipeline:
         """Return (height, width) to denoise at, in pixels, for what is asked; None is the base resolution."""
         height = self.default_size if height is None else height
         width = self.default_size if width is None else width
-        unit = self._pending["vae"].config.downsampling * self._pending["dit"].config.patch_size
+        unit = self._config("vae").downsampling * self._config("dit").patch_size
         height = whole("height", height, unit, LARGEST_SIDE, " pixels")
         width = whole("width", width, unit, LARGEST_SIDE, " pixels")
         if use_resolution_binning:
-            if self._pending["dit"].config.input_size not in INPUT_SIZES:
+            if self._config("dit").input_size not in INPUT_SIZES:
                 raise MindSigmaError(
                     f"there are no trained sizes for a base of {self.default_size} px; draw at exact sizes with "
                     "use_resolution_binning=False (--no-resolution-binning)"
@@ -217,13 +220,13 @@ class PixArtSigmaPipeline:
         if use_resolution_binning:
             self.image_size()  # there may be no trained sizes
             return closest_bin(ratio, 1, self._bins())[1]
-        unit = self._pending["vae"].config.downsampling * self._pending["dit"].config.patch_size
+        unit = self._config("vae").downsampling * self._config("dit").patch_size
         root = min(max(ratio, 1 / 16), 16) ** 0.5
         sides = (max(1, round(self.default_size * part / unit)) * unit for part in (root, 1 / root))
         return self.image_size(*sides, use_resolution_binning=False)
 
     def _bins(self):
-        return inference_bins(bin_base(self._pending["dit"].config.input_size))
+        return inference_bins(bin_base(self._config("dit").input_size))
 
     def bytes_sent(self, height, width, images=1, guided=True):
         """Bytes that each of several processes sends a step (parallel.bytes_sent), for images of height x width pixels.
@@ -231,35 +234,37 @@ class PixArtSigmaPipeline:
         Raises:
             MindSigmaError: the processes cannot share such images.
         """
-        config = self._pending["dit"].config
-        unit = self._pending["vae"].config.downsampling * config.patch_size
+        config = self._config("dit")
+        unit = self._config("vae").downsampling * config.patch_size
         part = self.parallel.part(config, guided, height // unit, width // unit)
-        return bytes_sent(config, part, images, 4 if self._pending["dit"].dtype == ms.float32 else 2)
+        return bytes_sent(config, part, images, 4 if self.components.opened("dit").dtype == ms.float32 else 2)
 
     def start_noise(self, seeds, height, width):
         """Standard normal latents (N, c, h, w) fp32 for images of height x width pixels; each from its own seed."""
-        config = self._pending["vae"].config
+        config = self._config("vae")
         shape = config.latent_channels, height // config.downsampling, width // config.downsampling
         return np.stack([np.random.default_rng(seed).standard_normal(shape, np.float32) for seed in seeds])
 
-    def denoise(
-        self, latents, caption, guidance_scale=4.5, negative=None, num_inference_steps=20, solver_order=2,
-        halves=False, shortcuts=NO_SHORTCUTS,
-    ):  # fmt: skip
-        """Generator over the denoising of latents (N, c, h, w): first the caption keys, then a Step each.
+    def fresh_noise(self, seeds, draw, shape):
+        """Standard normal noise (N, c, h, w) fp32, the `draw`-th (from 0) of a sampler that draws; as `start_noise`."""
+        sequences = [np.random.SeedSequence(seed, spawn_key=(draw,)) for seed in seeds]
+        return np.stack([np.random.default_rng(one).standard_normal(shape[1:], np.float32) for one in sequences])
+
+    def denoise(self, latents, caption, negative=None, options=None, fresh_noise=None):
+        """Generator over the denoising of latents (N, c, h, w): first the caption's keys and values, then a Step each.
 
         Args:
             caption: Caption of N images.
             negative: Caption of 1 or N images; needed if guidance_scale > 1.
-            halves: compute guidance's two halves one after the other, in half the memory.
-            shortcuts: Shortcuts, approximate speed-ups; none by default.
+            options: SamplingOptions.
+            fresh_noise: of a sampler that draws, see denoising_steps.
         """
-        if guidance_scale > 1 and negative is None:
+        options = options or SamplingOptions()
+        if options.guided and negative is None:
             raise MindSigmaError("guidance needs a negative caption, as from encode_prompts(['']), or guidance_scale=1")
-        table = solver_table(num_inference_steps, solver_order, self.convention)
         batch, _, h, w = latents.shape
         unconditional = None
-        if guidance_scale > 1:
+        if options.guided:
             length = max(caption.states.shape[1], negative.states.shape[1])
             if self.convention == "official" and negative.states.shape[1] < length:
                 raise MindSigmaError(
@@ -275,22 +280,24 @@ class PixArtSigmaPipeline:
         return denoising_steps(
             self._steps,
             Tensor(np.asarray(latents, np.float32)),
-            table,
+            options.solver(self.convention),
+            options.num_inference_steps,
             (caption.states, caption.mask),
-            guidance_scale,
+            options.guidance_scale,
             unconditional,
             self._conditions(h, w),
-            halves,
-            shortcuts,
+            options.guidance_halves,
+            options.shortcuts,
+            fresh_noise,
         )
 
     def _conditions(self, h, w):
         """Micro conditions of a model that has them: (image size (1, 2), aspect ratio (1, 1)) of all images."""
-        if not self._pending["dit"].config.micro_condition:
+        if not self._config("dit").micro_condition:
             return None
-        scale = self._pending["vae"].config.downsampling
+        scale = self._config("vae").downsampling
         size = np.array([[h * scale, w * scale]], np.float32)
-        side = self._pending["dit"].config.input_size
+        side = self._config("dit").input_size
         ratio = closest_bin(h * scale, w * scale, self._bins())[0] if side in INPUT_SIZES else h / w
         return Tensor(size), Tensor(np.array([[ratio]], np.float32))
 
@@ -314,10 +321,7 @@ class PixArtSigmaPipeline:
         self,
         prompt=None,
         negative_prompt="",
-        height=None,
-        width=None,
-        num_inference_steps=20,
-        guidance_scale=4.5,
+        *,
         num_images_per_prompt=1,
         seed=None,
         latents=None,
@@ -327,37 +331,23 @@ class PixArtSigmaPipeline:
         negative_prompt_mask=None,
         output_type="pil",
         callback_on_step_end=None,
-        use_resolution_binning=True,
-        clean_caption=False,
-        max_sequence_length=300,
-        solver_order=2,
-        guidance_halves=False,
-        guidance_interval=(0.0, 1.0),
-        text_reuse=1.0,
-        block_reuse=1,
         progress=True,
         clock=None,
+        **sampling,
     ):
         """Draw images.
 
         Args:
             prompt: a text or a list of texts; or prompt_embeds (N, L, d) with prompt_mask (N, L).
             negative_prompt: what guidance leads away from: a text or one for each prompt; or negative_prompt_embeds.
-            height, width: pixels; with use_resolution_binning the model draws at the nearest size that it was trained
-                at and the picture is resized and cropped to what was asked.
-            guidance_scale: 1 or less draws without guidance, in half the time.
             seed: image i is drawn from seed + i; a list gives one for each image; None draws one at random.
             latents: start noise (N, c, h, w) instead of a seed.
             output_type: "pil", "np" (float32 (N, H, W, 3) in [0, 1]) or "latent" (scaled, (N, c, h, w)).
             callback_on_step_end: called as f(pipeline, step index, timestep, {"latents": ...}); a dict that it returns
                 replaces the latents.
-            clean_caption: strip web debris (links, markup, file names) from the prompts, as diffusers does by default.
-            max_sequence_length: prompts are cut there, with a warning.
-            solver_order: 1, 2 or 3.
-            guidance_halves: compute guidance's two halves one after the other, in half the memory.
-            guidance_interval, text_reuse, block_reuse: approximate speed-ups, off by default: see Shortcuts.
             progress: show a progress bar.
             clock: PhaseClock that is told about the phases text, denoise and decode.
+            sampling: the fields of SamplingOptions, such as height, width, num_inference_steps and guidance_scale.
 
         Returns:
             PipelineOutput with num_images_per_prompt images of the first prompt, then of the second, and so on.
@@ -366,46 +356,40 @@ class PixArtSigmaPipeline:
             MindSigmaError: an argument of the wrong kind or out of range, or a step that leaves NaN or infinity.
         """
         one_of("output_type", output_type, OUTPUT_TYPES)
-        num_inference_steps = whole("num_inference_steps", num_inference_steps)
-        solver_order = whole("solver_order", solver_order, 1, 3)
-        solver_table(num_inference_steps, solver_order, self.convention)  # bad values fail before the work starts
-        guidance_scale = number("guidance_scale", guidance_scale)
         num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt)
-        max_sequence_length = whole("max_sequence_length", max_sequence_length)
-        use_resolution_binning = flag("use_resolution_binning", use_resolution_binning)
-        clean_caption = flag("clean_caption", clean_caption)
-        guidance_halves, progress = flag("guidance_halves", guidance_halves), flag("progress", progress)
+        progress = flag("progress", progress)
+        options = SamplingOptions.of_call(sampling)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise MindSigmaError(
                 f"callback_on_step_end must be a function, not a {type(callback_on_step_end).__name__}"
             )
         if seed is not None and not isinstance(seed, (list, tuple, np.ndarray)):
             whole("seed", seed, 0)
-        shortcuts = Shortcuts(guidance_interval, text_reuse, block_reuse)
-        shortcuts.plan(num_inference_steps, guidance_scale > 1)
-        if self.parallel is not None and shortcuts != NO_SHORTCUTS:
+        if self.parallel is not None and options.shortcuts != NO_SHORTCUTS:
             raise MindSigmaError("guidance_interval, text_reuse and block_reuse are for one process, not for several")
-        size = self.image_size(height, width, use_resolution_binning)
+        height, width = options.height, options.width
+        size = self.image_size(height, width, options.use_resolution_binning)
         phase = clock.phase if clock is not None else lambda name: nullcontext()
 
         with phase("text"):
             given = given_caption("prompt", prompt_embeds, prompt_mask)
             given_negative = given_caption("negative_prompt", negative_prompt_embeds, negative_prompt_mask)
             caption, negative = caption_pair(
-                lambda texts, length, shortest: self.encode_prompts(texts, length, clean_caption, shortest),
-                self._pending["dit"].config.caption_channels,
+                lambda texts, length, shortest: self.encode_prompts(texts, length, options.clean_caption, shortest),
+                self._config("dit").caption_channels,
                 prompt,
                 given,
                 negative_prompt,
                 given_negative,
-                guidance_scale > 1,
-                max_sequence_length,
+                options.guided,
+                options.max_sequence_length,
             )
             caption = each(caption, num_images_per_prompt)
             if negative is not None and negative.states.shape[0] > 1:
                 negative = each(negative, num_images_per_prompt)
         count = caption.states.shape[0]
-        if self.parallel is not None and seed is None and latents is None:
+        draws = options.solver(self.convention).draws
+        if self.parallel is not None and seed is None and (latents is None or draws):
             raise MindSigmaError("give a seed: processes that draw one image together must begin with the same noise")
         seeds = seeds_for(seed, count)
         if latents is None:
@@ -415,22 +399,22 @@ class PixArtSigmaPipeline:
 
         progress = progress and (self.parallel is None or self.parallel.first)
         with phase("denoise"):
-            latents = self._run(
-                noise, caption, negative, guidance_scale, num_inference_steps, solver_order, guidance_halves,
-                shortcuts, callback_on_step_end, progress,
-            )  # fmt: skip
+            fresh_noise = partial(self.fresh_noise, seeds)
+            trajectory = self.denoise(noise, caption, negative, options, fresh_noise)
+            latents = self._run(trajectory, options.num_inference_steps, callback_on_step_end, progress)
         if output_type == "latent":
             return PipelineOutput(latents.asnumpy(), seeds)
         with phase("decode"):
             images = self.decode(latents)
-            if use_resolution_binning and (height is not None or width is not None):
+            if options.use_resolution_binning and (height is not None or width is not None):
                 images = cover_and_crop(images, height or self.default_size, width or self.default_size)
         return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds)
 
-    def _run(self, noise, caption, negative, guidance_scale, steps, order, halves, shortcuts, callback, progress):
-        watch = FiniteLatents(HALF_OVERFLOWS if self._pending["dit"].dtype == ms.float16 else WEIGHTS_OR_GUIDANCE)
-        trajectory = self.denoise(noise, caption, guidance_scale, negative, steps, order, halves, shortcuts)
-        next(trajectory)  # the caption keys
+    def _run(self, trajectory, steps, callback, progress):
+        watch = FiniteLatents(
+            HALF_OVERFLOWS if self.components.opened("dit").dtype == ms.float16 else WEIGHTS_OR_GUIDANCE
+        )
+        next(trajectory)  # the caption's keys and values
         bar = tqdm(total=steps, desc="denoise", unit="step", disable=not progress)
         latents = replacement = None
         with bar:
@@ -460,10 +444,10 @@ class PixArtSigmaPipeline:
 
     def _check_latents(self, latents, count, size):
         latents = require_finite("latents", array("latents", latents), "give other start noise, or a seed")
-        channels = self._pending["dit"].config.in_channels
+        channels = self._config("dit").in_channels
         if latents.ndim != 4 or latents.shape[:2] != (count, channels):
             raise MindSigmaError(f"latents of shape {latents.shape}: expected ({count}, {channels}, h, w)")
-        scale = self._pending["vae"].config.downsampling
+        scale = self._config("vae").downsampling
         drawn = latents.shape[2] * scale, latents.shape[3] * scale
         if size is not None and drawn != tuple(size):
             raise MindSigmaError(f"latents are of {drawn[0]} x {drawn[1]} pixels, but height and width ask for {size}")

@@ -2,12 +2,18 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 
 import numpy as np
+from mindspore import Tensor
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.phases import compiled_graphs
 from mindsigma.pipeline.text import bucket_length
+from mindsigma.sampling.captions import Caption
+from mindsigma.sampling.options import SamplingOptions
+from mindsigma.sampling.shortcuts import Shortcuts
 
 
 @dataclass(frozen=True)
@@ -29,37 +35,31 @@ class Shape:
         return cls(*numbers) if len(numbers) == 4 else cls(*numbers, *(1,) * (3 - len(numbers)), tokens)
 
 
-def warm_up(pipeline, shape, max_sequence_length=300, **options):
+def warm_up(pipeline, shape, options=None):
     """Compile the graphs of the DiT and of the VAE's decoder that drawing images of a Shape needs.
 
     Captions are padded to the bucket of the shape's tokens, as those of prompts are. T5 is not run: its graph follows
     from the prompts.
 
     Args:
-        options: of the pipeline's call that choose other graphs: guidance_scale, guidance_halves,
-            use_resolution_binning, solver_order.
+        options: SamplingOptions, of which the size does not count.
 
     Returns:
         number of graphs that were compiled.
     """
+    options = options or SamplingOptions()
     before = compiled_graphs()
-    tokens = bucket_length(shape.tokens, max_sequence_length)
+    size = pipeline.image_size(shape.height, shape.width, options.use_resolution_binning)
+    tokens = bucket_length(shape.tokens, options.max_sequence_length)
     states = np.zeros((shape.batch, tokens, pipeline.dit.config.caption_channels), np.float32)
-    mask = np.ones((shape.batch, tokens), np.int32)
-    negative = {}
-    if options.get("guidance_scale", 4.5) > 1:
-        negative = {"negative_prompt_embeds": states[:1], "negative_prompt_mask": mask[:1]}
-    pipeline(
-        prompt_embeds=states,
-        prompt_mask=mask,
-        **negative,
-        height=shape.height,
-        width=shape.width,
-        num_inference_steps=1,
-        seed=0,
-        output_type="np",
-        max_sequence_length=max_sequence_length,
-        progress=False,
-        **options,
-    )
+    caption = Caption(Tensor(states), Tensor(np.ones((shape.batch, tokens), np.int32)))
+    negative = Caption(caption.states[:1], caption.mask[:1]) if options.guided else None
+    seeds = list(range(shape.batch))
+    noise, fresh_noise = pipeline.start_noise(seeds, *size), partial(pipeline.fresh_noise, seeds)
+    trajectory = pipeline.denoise(noise, caption, negative, options, fresh_noise)
+    # The first step is like all, but for shortcuts, whose kinds of steps need a whole trajectory.
+    steps = 1 if options.shortcuts == Shortcuts() else options.num_inference_steps
+    for step in islice(trajectory, 1, 1 + steps):  # the first item is the caption's keys and values
+        latents = step.latents
+    pipeline.decode(latents)
     return compiled_graphs() - before

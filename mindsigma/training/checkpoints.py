@@ -20,14 +20,14 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.atomic import naming, write_json
-from mindsigma.checkpoints.finite import finite
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes
 from mindsigma.training.manifest import check_files, check_seal, is_manifest, manifest_of, sealed
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.formats.atomic import naming, write_json
+from mindsigma.weights.formats.finite import finite
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec
 
 NAME = re.compile("step_([0-9]{8,9})")
 UNFINISHED = re.compile(r"\.step_[0-9]{8,9}\.(part|gone|old)")

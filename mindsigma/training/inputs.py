@@ -8,9 +8,9 @@ import numpy as np
 from mindspore import Tensor
 
 from mindsigma.data import generator
-from mindsigma.diffusion.loss import coefficients
-from mindsigma.diffusion.schedule import NUM_TRAIN_STEPS
 from mindsigma.errors import MindSigmaError
+from mindsigma.sampling.schedule import NUM_TRAIN_STEPS
+from mindsigma.training.loss import coefficients
 
 NULL_MASKS = ("caption", "own")
 

@@ -7,18 +7,16 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
-from mindsigma.checkpoints import open_checkpoint
-from mindsigma.checkpoints.adapter_file import read_adapter, tensors_of, write_adapter
-from mindsigma.checkpoints.adapter_reader import ranks_text
-from mindsigma.checkpoints.atomic import write_json
-from mindsigma.checkpoints.dit_names import NULL_CAPTION
-from mindsigma.checkpoints.finite import finite
-from mindsigma.checkpoints.reader import TensorSource
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
 from mindsigma.errors import MindSigmaError
-from mindsigma.pipeline.saving import FORMAT, stored_config
-from mindsigma.training.adapters import attach
+from mindsigma.training.lora import attach
+from mindsigma.weights import open_checkpoint
+from mindsigma.weights.adapters.adapter_file import read_adapter, tensors_of, write_adapter
+from mindsigma.weights.adapters.adapter_reader import ranks_text
+from mindsigma.weights.formats.finite import finite
+from mindsigma.weights.formats.reader import TensorSource
+from mindsigma.weights.formats.tensor_stream import TensorSpec
+from mindsigma.weights.names.dit_names import NULL_CAPTION
+from mindsigma.weights.saving import stored_config, write_own_folder
 
 FP32 = np.dtype(np.float32)
 
@@ -56,16 +54,13 @@ class WholeLearner:
         """
         values = values or self.named
         config = stored_config("DiT", self.dit.config)
-        metadata = {**FORMAT, "dtype": "fp32", "kind": "dit", "config": json.dumps(config, separators=(",", ":"))}
-        metadata["record"] = json.dumps(self.record)
         specs = [TensorSpec(name, FP32, tuple(value.shape)) for name, value in values.items()]
         specs.append(TensorSpec(NULL_CAPTION, FP32, self.null_caption.shape))
 
         def read(name):
             return self.null_caption if name == NULL_CAPTION else values[name].asnumpy()
 
-        write_safetensors(folder / "model.safetensors", specs, read, metadata)
-        write_json(folder / "config.json", config)
+        write_own_folder(folder, config, specs, read, dtype="fp32", kind="dit", record=json.dumps(self.record))
 
     def read(self, folder, values=None):
         """Set the network's Parameters, or others of the same names, from what `write` wrote."""

@@ -13,7 +13,7 @@ def scaled_rate(rate, batch, rule):
     """Learning rate for an effective batch (all ranks, all accumulated) from the one for a batch of 256.
 
     Args:
-        rule: "sqrt": times sqrt(batch / 256); "linear": times batch / 256; "none" (reference.md 2.15).
+        rule: "sqrt": times sqrt(batch / 256); "linear": times batch / 256; "none".
     """
     if rule not in AUTO:
         raise MindSigmaError(f"auto_lr must be one of {', '.join(AUTO)}, not {rule!r}")

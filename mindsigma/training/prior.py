@@ -8,9 +8,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindsigma.checkpoints.atomic import naming, replacing
 from mindsigma.errors import MindSigmaError
 from mindsigma.foreign import read_text
+from mindsigma.weights.formats.atomic import naming, replacing
 
 DRAWN = "class"  # folder of drawn images in that of a run
 LARGEST_PROMPT = 1 << 16  # bytes

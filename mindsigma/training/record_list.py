@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mindsigma.checkpoints.safetensors_file import read_safetensors
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec, checksum
 from mindsigma.data import FeatureSet
 from mindsigma.data.records import fingerprint
 from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.weights.formats.safetensors_file import read_safetensors
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec, checksum
 
 COLUMNS = ("keys", "contents", "sizes")  # arrays of one row a record
 CHANGED = "{} has another caption or size than when the run began: put the old one back, or remove it"

@@ -5,58 +5,12 @@ import numpy as np
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 
-from mindsigma.checkpoints.finite import finite
+from mindsigma.backends.cpu import accelerate
 from mindsigma.conversion import surgery
 from mindsigma.conversion.component import open_source
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.dit import DiT
-from mindsigma.pipeline.loading import open_t5, open_vae
-from mindsigma.pipeline.locate import locate
-from mindsigma.pipeline.text import TextEncoder, Tokenizer
-
-
-class Components:
-    """T5, VAE and tokenizer of a run, each read when first used, and held.
-
-    Args:
-        path: folder, bundled name or hub id with vae/, text_encoder/ and tokenizer/.
-        dtype: "fp32", "fp16", "bf16" or None.
-    """
-
-    def __init__(self, path, dtype=None):
-        self.path = locate(path)
-        self._dtype = dtype
-        self._held = {}
-
-    def _hold(self, name, make):
-        if name not in self._held:
-            self._held[name] = make()
-        return self._held[name]
-
-    @property
-    def pending_vae(self):
-        """Pending VAE, whose config can be asked for before it is loaded."""
-        return self._hold("pending_vae", lambda: open_vae(self.path, self._dtype))
-
-    @property
-    def pending_t5(self):
-        """Pending T5Encoder."""
-        return self._hold("pending_t5", lambda: open_t5(self.path, self._dtype))
-
-    @property
-    def tokenizer(self):
-        """Tokenizer."""
-        return self._hold("tokenizer", lambda: Tokenizer(self.path / "tokenizer"))
-
-    @property
-    def vae(self):
-        """VAE."""
-        return self._hold("vae", lambda: self.pending_vae.load())
-
-    @property
-    def text_encoder(self):
-        """TextEncoder."""
-        return self._hold("t5", lambda: TextEncoder(self.tokenizer, self.pending_t5.load()))
+from mindsigma.weights.formats.finite import finite
 
 
 def open_start(model, changes=None, **config):
@@ -88,7 +42,7 @@ def build_dit(config, dtype=ms.float32, fp32_attention=False, component=None, se
         ms.set_seed(seed)
         dit = DiT(config, **options)
         dit.init_parameters_data()
-        return dit.set_train()
+        return accelerate(dit.set_train())
     with no_init_parameters():
         dit = DiT(config, **options)
     for name, parameter in dit.parameters_and_names():
@@ -96,4 +50,4 @@ def build_dit(config, dtype=ms.float32, fp32_attention=False, component=None, se
             raise MindSigmaError(f"{component.path}: tensor '{name}' is missing or does not fit the network")
         value = Tensor(np.array(finite(component.path, name, component.view.read(name)), np.float32))
         parameter.set_data(value if parameter_dtype == ms.float32 else value.astype(parameter_dtype))
-    return dit.set_train()
+    return accelerate(dit.set_train())

@@ -9,30 +9,32 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from mindsigma.checkpoints.atomic import naming, replacing, write_json
+from mindsigma.backends.cpu.step import accelerate_step
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
-from mindsigma.diffusion.loss import LossConfig
 from mindsigma.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.errors import MindSigmaError, one_line, say
-from mindsigma.ops.shared_graph import compile_seconds
-from mindsigma.pipeline.adapters import open_finite_adapter
-from mindsigma.pipeline.locate import locate
+from mindsigma.pipeline.components import Components, Held
 from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 from mindsigma.runtime import resolve_dtype, set_device
-from mindsigma.training.adapters import TARGETS, AdapterConfig, new_adapter
-from mindsigma.training.arguments import FREE, check
+from mindsigma.sampling.options import SamplingOptions
 from mindsigma.training.checkpoints import RunCheckpoints, read_state
 from mindsigma.training.inputs import StepInputs
 from mindsigma.training.learner import AdapterLearner, WholeLearner
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
+from mindsigma.training.lora import TARGETS, AdapterConfig, new_adapter
+from mindsigma.training.loss import LossConfig
 from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.prior import DRAWN, class_micro_batches, draw_class_images
 from mindsigma.training.record_list import RecordList
-from mindsigma.training.report import Report
-from mindsigma.training.start import Components, build_dit, open_start
+from mindsigma.training.run_log import Report
+from mindsigma.training.run_options import FREE, check
+from mindsigma.training.start import build_dit, open_start
 from mindsigma.training.step import StepConfig, TrainingStep
 from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW
-from mindsigma.training.validation import HeldOutLoss, Ready, SampleImages
+from mindsigma.training.validation import HeldOutLoss, SampleImages
+from mindsigma.weights.adapters.merging import open_finite_adapter
+from mindsigma.weights.formats.atomic import naming, replacing, write_json
+from mindsigma.weights.locate import locate
 
 OPTIONS = "options.json"
 DATA, CLASS_DATA = "data.safetensors", "class_data.safetensors"  # what the run draws from
@@ -110,10 +112,10 @@ class Trainer:
         }
         changes = {name: getattr(args, name) for name in ("kv_compression", "kv_init", "grow_to", "position_scale")}
         component = open_start(args.model, changes, **known)
-        self.components = Components(args.components or args.model)
+        self.components = Components.of_folder(args.components or args.model)
         for line in component.record:
             self._say(f"changed: {line}")
-        base = component.config.input_size * self.components.pending_vae.config.downsampling
+        base = component.config.input_size * self.components.opened("vae").config.downsampling
         if base != args.resolution:
             self._say(
                 f"note: the network's base resolution is {base} px, the data's {args.resolution}; "
@@ -129,9 +131,6 @@ class Trainer:
             args.seed,
             dtype if adapting else ms.float32,
         )
-        if args.recompute:
-            for block in self.dit.blocks:
-                block.recompute()
         self.null_caption = self._null_caption(component)
         self._draw_class()
         if adapting:
@@ -139,6 +138,9 @@ class Trainer:
             self._say(self.learner.summary())
         else:
             self.learner = WholeLearner(self.dit, self.null_caption[0], component.record)
+        if args.recompute:  # after the adapter is in: MindSpore knows the parameters of this moment only
+            for block in self.dit.blocks:
+                block.recompute()
         set_from_rank(0, self.learner.parameters, self.collectives)
 
     def _adapter(self):
@@ -157,7 +159,7 @@ class Trainer:
         self.class_data = args.class_data or (str(self.folder / DRAWN) if args.class_prompt else None)
         if args.class_prompt and self.ranks.first:
             self._say(f"{args.class_count} images of {args.class_prompt!r} in {self.class_data}, drawn unless there")
-            options = {**self._sampling_options(), "height": args.resolution, "width": args.resolution}
+            options = self._sampling_options(height=args.resolution, width=args.resolution)
             self.dit.set_train(False)
             draw_class_images(self._pipeline(), self.class_data, args.class_prompt, args.class_count, **options)
             self.dit.set_train(True)
@@ -196,7 +198,7 @@ class Trainer:
         self.prior = self._record_list(self.class_data, CLASS_DATA) if self.class_data else None
         count = args.accumulation * (2 if self.prior else 1)
         config = StepConfig(count, args.max_norm, args.ema_decay, scale, zero=args.zero)
-        self.training = TrainingStep(self.dit, self.learner.parameters, optimizer, config, self.ranks)
+        self.training = accelerate_step(TrainingStep(self.dit, self.learner.parameters, optimizer, config, self.ranks))
         self.base_rate = scaled_rate(args.learning_rate, self.batch, args.auto_lr)
         self.inputs = self._step_inputs(self.source, args.seed)
         if self.prior:
@@ -208,7 +210,7 @@ class Trainer:
     def _step_inputs(self, source, seed):
         from_images = not isinstance(source, FeatureSet)
         return StepInputs(
-            self.components.pending_vae.config,
+            self.components.opened("vae").config,
             self.null_caption,
             self.loss,
             self.args.max_length,
@@ -271,22 +273,25 @@ class Trainer:
                 **self.loading,
             )
         if args.prompts and self.ranks.first:
-            size = {"height": args.sample_height, "width": args.sample_width}
-            self.samples = SampleImages(self._pipeline(), args.prompts, **size, **self._sampling_options())
+            options = self._sampling_options(height=args.sample_height, width=args.sample_width)
+            self.samples = SampleImages(self._pipeline(), args.prompts, **options)
 
     def _pipeline(self):
         """PixArtSigmaPipeline around the network that is trained."""
-        components, dit = self.components, Ready(self.dit, self.args.model)
-        return PixArtSigmaPipeline(dit, components.pending_vae, components.pending_t5, components.tokenizer)
+        parts = [self.components.opened(name) for name in ("vae", "t5", "tokenizer")]
+        return PixArtSigmaPipeline(Held(self.dit, self.args.model), *parts)
 
-    def _sampling_options(self):
+    def _sampling_options(self, **size):
+        """Keyword arguments of the pipeline's call; `size`: height and width."""
         args = self.args
-        return {
-            "num_inference_steps": args.sample_steps,
-            "guidance_scale": args.sample_guidance,
-            "seed": args.seed,
-            "max_sequence_length": args.max_length,
-        }
+        options = SamplingOptions(
+            sampler=args.sample_sampler,
+            num_inference_steps=args.sample_steps,
+            guidance_scale=args.sample_guidance,
+            max_sequence_length=args.max_length,
+            **size,
+        )
+        return {**options.as_arguments(), "seed": args.seed}
 
     def run(self):
         """Train up to --steps, or until asked to stop. Returns the path of the last checkpoint."""
@@ -337,14 +342,14 @@ class Trainer:
         schedule = args.lr_schedule, args.warmup, args.steps, args.lr_final
         rate = learning_rate(self.step, self.base_rate, *schedule)
         size = batch.height, batch.width
-        first, before = size not in self._seen, compile_seconds()
+        first = size not in self._seen
         began = time.perf_counter()
         micro_batches = self._micro_batches(batch, class_batch)
         mse, bound, norm, _ = self.training.run(micro_batches, rate)
         if first:
             self._seen.add(size)
             if self._report:
-                seconds = compile_seconds() - before or time.perf_counter() - began
+                seconds = time.perf_counter() - began
                 self._report.say(f"bucket {size[0]} x {size[1]}: first step, {seconds:.1f} s with compilation")
         count = self.ranks.count
         replaced = batch.replaced + (class_batch.replaced if class_batch else 0)

@@ -5,23 +5,12 @@ optimiser, moving average.
 import mindspore as ms
 from mindspore import ops
 
-from mindsigma.diffusion.loss import diffusion_loss
-from mindsigma.training.optimizers import update
+from mindsigma.training.optimizers import averaged, update
 
 # Elements of the control tensor, which the step itself carries on: it must not depend on the host to know of overflows.
 CORRECTION_1, CORRECTION_2, SCALE, GOOD_STEPS, SKIPPED, SKIPPED_IN_A_ROW, UPDATES = range(7)
 CONTROLS = 7
 MAX_SCALE = 2.0**24
-
-
-_product = ops.MatMul()
-
-
-def loss_of_output(output, clean, noisy, noise, numbers, scale, learn_sigma):
-    """Mean loss times `scale` (1,), mean squared error and mean bound (reference.md 2.10)."""
-    mse, bound = diffusion_loss(output, clean, noisy, noise, numbers, learn_sigma)
-    mse, bound = mse.mean(), bound.mean()
-    return (mse + bound) * scale[0], mse, bound
 
 
 def square_sum(x):
@@ -30,25 +19,17 @@ def square_sum(x):
     return (x * x).sum().reshape(1)
 
 
-def add(x, y):
-    """x + y."""
-    return x + y
-
-
-def average(mean, value, decay):
-    """Moving average."""
-    return mean * decay + value * (1.0 - decay)
-
-
-def judge(squares, controls, rate, max_norm, scaled, scale_window, accumulation, beta1, beta2):
+def unscale_and_clip(squares, controls, rate, max_norm, scaled, scale_window, accumulation, betas):
     """What the update needs to know.
 
     Args:
         squares: fp32 (K,): squared norms of the gradients, still times loss scale and number of micro-batches.
         controls: fp32 (CONTROLS,).
         rate: fp32 (1,), learning rate.
-        max_norm, scale_window, accumulation: see StepConfig; scaled: whether the loss scale moves.
-        beta1, beta2: of the optimiser, for the correction of its averages.
+        max_norm: largest norm of the gradient after the clip; 0: no clip.
+        scaled: whether the loss scale moves; it doubles after `scale_window` updates without an overflow.
+        accumulation: number of micro-batches that the gradients are sums of.
+        betas: decays of the optimiser (optimizers.decays), for the correction of its averages.
 
     Returns:
         numbers for optimizers.update, norm of the true gradient (1,), finite as fp32 0 or 1 (1,), and new controls.
@@ -62,8 +43,8 @@ def judge(squares, controls, rate, max_norm, scaled, scale_window, accumulation,
     clip = ops.minimum(max_norm / (norm + 1e-6), one) if max_norm > 0 else one
 
     old_1, old_2 = controls[CORRECTION_1 : CORRECTION_1 + 1], controls[CORRECTION_2 : CORRECTION_2 + 1]
-    correction_1 = ops.select(updates, old_1 * beta1 + (1.0 - beta1), old_1)
-    correction_2 = ops.select(updates, old_2 * beta2 + (1.0 - beta2), old_2)
+    correction_1 = ops.select(updates, old_1 * betas[0][0] + betas[0][1], old_1)
+    correction_2 = ops.select(updates, old_2 * betas[1][0] + betas[1][1], old_2)
     zero = one * 0.0
     good = ops.select(updates, controls[GOOD_STEPS : GOOD_STEPS + 1] + 1.0, zero)
     if scaled:
@@ -96,49 +77,5 @@ def update_tensor(name, betas, eps, weight_decay, clip_threshold, values, finite
 
 
 def update_average(finite, decay, mean, parameter):
-    """Moving average in place."""
-    return assign_if(finite, mean, average(mean, parameter, decay))
-
-
-# What a chain calls: several tensors at a time, those of one block, so that a call's cost is shared and all blocks
-# share what is compiled. `count` tensors of a kind follow those of the one before.
-
-
-def square_sums(*tensors):
-    """`square_sum` of each, fp32 (count,); rows by a product with ones, as a sum over all is slow on a CPU."""
-    result = ()
-    for tensor in tensors:
-        rows = (tensor * tensor).reshape(tensor.shape[0], -1)
-        if rows.shape[1] > 1:
-            rows = _product(rows, ops.fill(ms.float32, (rows.shape[1], 1), 1.0))
-        result += (rows.sum().reshape(1),)
-    return ops.concat(result)
-
-
-def sums(count, *tensors):
-    """Sums of the first `count` tensors with the others, in pairs."""
-    result = ()
-    for i in range(count):
-        result += (tensors[i] + tensors[count + i],)
-    return result
-
-
-def averages(count, decay, *tensors):
-    """Moving averages of `count` means and then as many values."""
-    result = ()
-    for i in range(count):
-        result += (average(tensors[i], tensors[count + i], decay),)
-    return result
-
-
-def updates(count, name, betas, eps, weight_decay, clip_threshold, values, *tensors):
-    """`update` of `count` parameters, gradients, first states and so on; returned in the same order, no gradients."""
-    columns = ()
-    for i in range(count):
-        columns += (
-            update(
-                tensors[i], tensors[count + i], values, name, betas, eps, weight_decay, clip_threshold,
-                *tensors[2 * count + i :: count],
-            ),
-        )  # fmt: skip
-    return columns
+    """Moving average in place, where `finite` is 1; decay: a pair (beta, 1 - beta)."""
+    return assign_if(finite, mean, averaged(mean, parameter, decay))

@@ -7,8 +7,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindsigma.data import Loader
-from mindsigma.diffusion.schedule import NUM_TRAIN_STEPS
-from mindsigma.ops.shared_graph import SharedGraph
+from mindsigma.sampling.schedule import NUM_TRAIN_STEPS
 
 
 @contextmanager
@@ -25,9 +24,6 @@ def evaluating(training):
         for parameter, value in own:
             parameter.set_data(value)
         dit.set_train(True)
-        for _, cell in dit.cells_and_names():
-            if isinstance(cell, SharedGraph):
-                cell.forget_weights()
 
 
 class HeldOutLoss:
@@ -95,14 +91,3 @@ class SampleImages:
                 self.pipeline([prompt], progress=False, output_type="pil", **self.options).images[0]
                 for prompt in self.prompts
             ]
-
-
-class Ready:
-    """A network that is there already, in the place of a Pending one (pipeline/loading.py)."""
-
-    def __init__(self, cell, tensors):
-        self.config, self.tensors, self._cell = cell.config, tensors, cell
-
-    def load(self):
-        """The cell."""
-        return self._cell

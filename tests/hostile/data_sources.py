@@ -3,10 +3,8 @@
 import csv
 import io
 import json
-import runpy
 import sys
 import tarfile
-from pathlib import Path
 from typing import Callable, NamedTuple, Tuple
 
 import mindspore as ms
@@ -15,12 +13,11 @@ from mindspore import Parameter, Tensor
 from PIL import Image
 from training_runs import square_features, tiny_dit
 
-from mindsigma.checkpoints.adapter_file import Adapter, Entry, write_adapter
+from mindsigma.commands import convert
 from mindsigma.distributed import Collectives, Ranks
 from mindsigma.training.checkpoints import RunCheckpoints
 from mindsigma.training.learner import WholeLearner
-
-CONVERT = Path(__file__).resolve().parents[2] / "tools" / "convert.py"
+from mindsigma.weights.adapters.adapter_file import Adapter, Entry, write_adapter
 
 
 class DataSource(NamedTuple):
@@ -144,7 +141,7 @@ def _converted(to, name):
         _adapter(folder)
         kept, sys.argv = sys.argv, ["convert.py", str(folder / "style.safetensors"), str(folder / name), "--to", to]
         try:
-            assert runpy.run_path(str(CONVERT))["main"]() == 0
+            assert convert.main() == 0
         finally:
             sys.argv = kept
         (folder / "style.safetensors").unlink()

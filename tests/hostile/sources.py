@@ -11,22 +11,22 @@ import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
 from hostile.encoding import Call, Name, Ref, write_zip
-from mindsigma.checkpoints.dit_names import DIFFUSERS, NULL_CAPTION
-from mindsigma.checkpoints.mindspore_writer import write_mindspore_ckpt
-from mindsigma.checkpoints.reader import TensorSource
-from mindsigma.checkpoints.safetensors_shards import write_sharded_safetensors
-from mindsigma.checkpoints.safetensors_writer import write_safetensors
-from mindsigma.checkpoints.tensor_stream import TensorSpec
-from mindsigma.checkpoints.torch_writer import write_torch
-from mindsigma.checkpoints.vae_names import DIFFUSERS_OLD
-from mindsigma.checkpoints.views import Foreign
 from mindsigma.conversion.foreign_configs import MODEL_INDEX, diffusers_config
 from mindsigma.models.dit import DiT, DiTConfig
 from mindsigma.models.t5 import T5Config, T5Encoder
 from mindsigma.models.vae import VAE
 from mindsigma.models.vae_config import VAEConfig
-from mindsigma.pipeline.locate import BUNDLED
-from mindsigma.pipeline.saving import FORMAT, stored_config
+from mindsigma.weights.formats.mindspore_writer import write_mindspore_ckpt
+from mindsigma.weights.formats.reader import TensorSource
+from mindsigma.weights.formats.safetensors_shards import write_sharded_safetensors
+from mindsigma.weights.formats.safetensors_writer import write_safetensors
+from mindsigma.weights.formats.tensor_stream import TensorSpec
+from mindsigma.weights.formats.torch_writer import write_torch
+from mindsigma.weights.locate import BUNDLED
+from mindsigma.weights.names.dit_names import DIFFUSERS, NULL_CAPTION
+from mindsigma.weights.names.vae_names import DIFFUSERS_OLD
+from mindsigma.weights.names.views import Foreign
+from mindsigma.weights.saving import FORMAT, stored_config
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 SIDE = {"num_heads": 1, "input_size": 8, "pe_interpolation": 0.125}
@@ -86,7 +86,7 @@ def specs(arrays):
 
 def official(config=DIT, dtype=np.float32):
     """Tensors of an official checkpoint, buffers included."""
-    from mindsigma.models.dit.embeddings import position_embedding
+    from mindsigma.models.embeddings import position_embedding
 
     arrays = drawn("dit", config, dtype)
     side = config.base_size

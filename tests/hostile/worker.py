@@ -142,7 +142,7 @@ def resume():
     """Read a run as a start of tools/train.py does."""
     from mindsigma.distributed import Collectives, Ranks
     from mindsigma.training.checkpoints import RunCheckpoints, read_state
-    from mindsigma.training.report import read_log
+    from mindsigma.training.run_log import read_log
 
     folder = Path(sys.argv[1])
     read_log(folder / "log.jsonl")
@@ -166,7 +166,7 @@ def held():
 def options():
     """Read a file of options as tools/train.py does."""
     from mindsigma.config_file import parse_with_config
-    from mindsigma.training.arguments import build_parser, check
+    from mindsigma.training.run_options import build_parser, check
 
     parser = build_parser()
     for action in parser._actions:
@@ -175,19 +175,21 @@ def options():
 
 
 def main_of(tool):
-    """The function that a tool's script runs, with what it needs at hand, so that no case pays for it."""
+    """The function that a command runs, with what it needs at hand, so that no case pays for it."""
     if tool == "resume":
         held()
-    return {"resume": resume, "options": options}.get(tool) or importlib.import_module(tool).main
+    return {"resume": resume, "options": options}.get(tool) or importlib.import_module(
+        f"mindsigma.commands.{tool}"
+    ).main
 
 
 def main():
     """Serve until stdin ends."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
     from mindsigma import command_line
-    from mindsigma.conversion import convert  # noqa: F401  # so that no case pays for the imports
+    from mindsigma.conversion import writing as convert  # noqa: F401  # so that no case pays for the imports
     from mindsigma.conversion.targets import prepare  # noqa: F401
 
     limit = memory("VmSize") + ADDRESS_SPACE

@@ -1,15 +1,12 @@
 """The cases that stay in one process, by mindsigma; a worker (worker.py)."""
 
 import sys
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from measure import problems  # noqa: E402
-from measure.worker import serve  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
+from measure import problems
+from measure.worker import serve
+from mindsigma.errors import MindSigmaError
 
 
 def mini_images(batch):
@@ -75,11 +72,11 @@ def guided_steps(name, pixels):
     """
     from mindspore import Tensor
 
-    from mindsigma.diffusion.dpm_solver import solver_table
     from mindsigma.models.dit import DiT
-    from mindsigma.models.dit.config import preset
-    from mindsigma.pipeline.denoising import DenoisingGraphs, denoising_steps
+    from mindsigma.models.dit_config import preset
     from mindsigma.runtime import set_device
+    from mindsigma.sampling.denoising import DenoisingGraphs, denoising_steps
+    from mindsigma.sampling.dpm_solver import DPMSolver
 
     set_device()
     dit = random_network(lambda: DiT(preset(name)))
@@ -87,7 +84,8 @@ def guided_steps(name, pixels):
     trajectory = denoising_steps(
         DenoisingGraphs(dit),
         latents[1:],
-        solver_table(100),
+        DPMSolver(),
+        100,
         (states[1:], mask[1:]),
         problems.GUIDANCE,
         (states[:1], mask[:1]),
@@ -111,9 +109,9 @@ def vae_512(options):
 
 def t5_mini(options):
     """sigma-mini's T5 over 300 tokens."""
-    from mindsigma.pipeline.loading import open_t5
-    from mindsigma.pipeline.locate import locate
     from mindsigma.runtime import set_device
+    from mindsigma.weights.loading import open_t5
+    from mindsigma.weights.locate import locate
 
     set_device()
     return encoding(open_t5(locate("sigma-mini")).load())
@@ -138,9 +136,11 @@ def encoding(encoder):
 
 
 def random_network(build):
-    """The network with normal weights of scale 0.02."""
+    """The network with normal weights of scale 0.02, as fast as it is where it is loaded from files."""
     from mindspore import Tensor
     from mindspore.nn.utils import no_init_parameters
+
+    from mindsigma.backends.cpu import accelerate
 
     with no_init_parameters():
         network = build()
@@ -148,7 +148,7 @@ def random_network(build):
     for parameter in network.get_parameters():
         value = rng.standard_normal(parameter.shape, np.float32) * np.float32(problems.WEIGHT_SCALE)
         parameter.set_data(Tensor(value))
-    return network
+    return accelerate(network)
 
 
 def finite(values, what):

@@ -59,14 +59,14 @@ def convert_t5_xxl(folder, peer_python):
 
 def image_1024(folder, peer_python, *options):
     """A picture of 1024 px in two steps, T5-XXL layer by layer, from process start to file; all weights are zeros."""
-    from mindsigma.checkpoints.atomic import write_json
     from mindsigma.models.dit import DiT
-    from mindsigma.models.dit.config import preset
+    from mindsigma.models.dit_config import preset
     from mindsigma.models.t5 import T5Config, T5Encoder
     from mindsigma.models.vae import VAE
     from mindsigma.models.vae_config import VAEConfig
-    from mindsigma.pipeline.locate import locate
-    from mindsigma.pipeline.saving import stored_config
+    from mindsigma.weights.formats.atomic import write_json
+    from mindsigma.weights.locate import locate
+    from mindsigma.weights.saving import stored_config
 
     model = folder / "zeros"
     if not model.exists():
@@ -122,16 +122,16 @@ def specs_of(network, config):
     import numpy as np
     from mindspore.nn.utils import no_init_parameters
 
-    from mindsigma.checkpoints.tensor_stream import TensorSpec
+    from mindsigma.weights.formats.tensor_stream import TensorSpec
 
     with no_init_parameters():
-        cell = network(config, kernels="math")
+        cell = network(config)
     return [TensorSpec(p.name, np.dtype(np.float32), tuple(p.shape)) for p in cell.get_parameters()]
 
 
 def write_zeros(path, specs):
     """A safetensors file of zeros that takes no room on the disk."""
-    from mindsigma.checkpoints.safetensors_writer import safetensors_header
+    from mindsigma.weights.formats.safetensors_writer import safetensors_header
 
     header = safetensors_header(path, specs, None)
     with open(path, "wb") as file:
@@ -143,7 +143,7 @@ def t5_part(folder):
     """A .pth file of zeros in the shapes of the first layers of a T5-XXL encoder."""
     import numpy as np
 
-    from mindsigma.checkpoints.torch_writer import write_torch
+    from mindsigma.weights.formats.torch_writer import write_torch
 
     source = folder / "t5-part.pth"
     if not source.exists():

@@ -26,8 +26,8 @@ TRAINING_STEPS = 12  # two of them warm up
 
 def write_inputs(folder):
     """sigma-mini as a diffusers folder, and the token ids of the prompts, as folder / "mini"."""
-    from mindsigma.pipeline.locate import locate
-    from mindsigma.pipeline.text import Tokenizer
+    from mindsigma.weights.locate import locate
+    from mindsigma.weights.tokenizer import Tokenizer
 
     mini = folder / "mini"
     run_tool("convert.py", "sigma-mini", mini, "--to", "diffusers", "--dtype", "fp32")

@@ -4,17 +4,14 @@ Options: `pixels`, and as the point has it `vae` ("mini", "sdxl") or `compressed
 """
 
 import sys
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[i]) for i in (1, 2)]
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from measure.cases import finite, guided_steps, random_network  # noqa: E402
-from measure.problems import CAPTION_TOKENS  # noqa: E402
-from measure.worker import serve  # noqa: E402
-from mindsigma.errors import MindSigmaError  # noqa: E402
-from mindsigma.models.dit.config import preset  # noqa: E402
+from measure.cases import finite, guided_steps, random_network
+from measure.problems import CAPTION_TOKENS
+from measure.worker import serve
+from mindsigma.errors import MindSigmaError
+from mindsigma.models.dit_config import preset
 
 PRESETS = {256: "256x256", 512: "512-MS", 1024: "1024-MS", 2048: "2K-MS", 4096: "4K-MS"}
 DEPTH = 28
@@ -34,9 +31,9 @@ def decode(tiled):
         from mindsigma.models.vae import VAE
         from mindsigma.models.vae_config import VAEConfig
         from mindsigma.models.vae_tiling import decode_tiled
-        from mindsigma.pipeline.loading import open_vae
-        from mindsigma.pipeline.locate import locate
         from mindsigma.runtime import set_device
+        from mindsigma.weights.loading import open_vae
+        from mindsigma.weights.locate import locate
 
         set_device()
         if options["vae"] == "sdxl":
@@ -74,9 +71,9 @@ def block(options):
     rng = np.random.default_rng(0)
     side, channels = options["pixels"] // 16, config.hidden_size
     x = Tensor(rng.standard_normal((2, side * side, channels), np.float32))
-    (keys,) = dit.encode_caption(Tensor(rng.standard_normal((2, CAPTION_TOKENS, config.caption_channels), np.float32)))
-    rows = dit.split_rows(dit.modulations(Tensor(np.array([500.0], np.float32))))[0]
-    return lambda: finite(dit.blocks[0](x, rows, *keys, side, side).asnumpy(), "the block")
+    (text_kv,) = dit.text_kv(Tensor(rng.standard_normal((2, CAPTION_TOKENS, config.caption_channels), np.float32)))
+    modulation = dit.modulations(Tensor(np.array([500.0], np.float32)))[0]
+    return lambda: finite(dit.blocks[0](x, modulation, *text_kv, side, side)[0].asnumpy(), "the block")
 
 
 CASES = {"tiled": decode(True), "whole": decode(False), "step": step, "block": block}

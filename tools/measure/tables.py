@@ -73,32 +73,40 @@ def markdown(report):
     parts = []
     for peer in peers:
         rows = [(case, r["peers"][peer]) for case, r in cases.items() if peer in r.get("peers", {})]
-        parts.append(_peer_table(peer, rows, report))
+        version = report["machine"].get(peer, "")
+        head = ["case", "here, s", f"{peer} {version}, s", f"{peer} / here", "peak here", peer, "runs", "difference"]
+        parts.append(table(head, [peer_cells(case, theirs) for case, theirs in rows]))
     alone = [(case, result) for case, result in cases.items() if not result.get("peers")]
     if alone:
-        lines = ["| case | seconds | first run | peak memory |", "|---|---|---|---|"]
-        lines += [
-            f"| {TITLES[case]} | {seconds(r['median_seconds'])} | {seconds(r['first_seconds'])} | {gigabytes(r)} |"
-            for case, r in alone
-        ]
-        parts.append("\n".join(lines))
+        head = ["case", "seconds", "first run", "peak memory"]
+        parts.append(table(head, [own_cells(case, result) for case, result in alone]))
     return "\n\n".join([*parts, _machine_line(report["machine"])]) + "\n"
 
 
-def _peer_table(peer, rows, report):
-    version = report["machine"].get(peer, "")
-    lines = [
-        f"| case | here, s | {peer} {version}, s | {peer} / here | peak here | {peer} | runs | difference |",
-        "|---|---|---|---|---|---|---|---|",
+def own_cells(case, result):
+    """Row of a case that has no peer."""
+    return [TITLES[case], seconds(result["median_seconds"]), seconds(result["first_seconds"]), gigabytes(result)]
+
+
+def peer_cells(case, theirs):
+    """Row of a case beside a peer's."""
+    ours = theirs["here"]
+    return [
+        TITLES[case],
+        seconds(ours["median_seconds"]),
+        seconds(theirs["median_seconds"]),
+        f"**{theirs['ratio']:.2f}**",
+        gigabytes(ours),
+        gigabytes(theirs),
+        str(len(ours["seconds"])),
+        _difference(theirs.get("difference")),
     ]
-    for case, theirs in rows:
-        ours = theirs["here"]
-        lines.append(
-            f"| {TITLES[case]} | {seconds(ours['median_seconds'])} | {seconds(theirs['median_seconds'])} "
-            f"| **{theirs['ratio']:.2f}** | {gigabytes(ours)} | {gigabytes(theirs)} | {len(ours['seconds'])} "
-            f"| {_difference(theirs.get('difference'))} |"
-        )
-    return "\n".join(lines)
+
+
+def table(head, rows):
+    """Markdown of rows of cells."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _difference(value):

@@ -22,6 +22,13 @@ def end_with_parent():
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def with_tools(environment):
+    """An environment (None: this process's) in which a worker finds the modules of tools/."""
+    environment = dict(os.environ if environment is None else environment)
+    places = [str(Path(__file__).resolve().parents[1]), environment.get("PYTHONPATH")]
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+
+
 class Worker:
     """A process of worker.py. It is stopped by a signal whenever it is not its turn: idle threads do not spin then.
 
@@ -42,7 +49,7 @@ class Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
-                env=environment,
+                env=with_tools(environment),
                 text=True,
                 preexec_fn=end_with_parent,
             )

@@ -8,13 +8,12 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from measure import problems  # noqa: E402
-from measure.worker import serve  # noqa: E402
+import numpy as np
+import torch
+from measure import problems
+from measure.worker import serve
 
 XL = {
     "num_attention_heads": 16,

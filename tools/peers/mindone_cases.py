@@ -6,14 +6,12 @@ The options are those of diffusers_cases.py.
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import mindspore as ms  # noqa: E402
-import numpy as np  # noqa: E402
-from measure import problems  # noqa: E402
-from measure.worker import serve  # noqa: E402
-from mindone_ops import install  # noqa: E402
-from mindspore import Tensor  # noqa: E402
+import mindspore as ms
+import numpy as np
+from measure import problems
+from measure.worker import serve
+from mindone_ops import install
+from mindspore import Tensor
 
 XL = {
     "num_attention_heads": 16,

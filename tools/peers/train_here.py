@@ -9,9 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from mindsigma import command_line  # noqa: E402
+from mindsigma import command_line
 
 NAMES = ("clean", "noise", "numbers", "timestep", "states", "mask")
 
@@ -22,6 +20,7 @@ def main():
     from mindspore import Tensor
 
     from mindsigma import __version__
+    from mindsigma.backends.cpu.step import accelerate_step
     from mindsigma.conversion.component import open_source
     from mindsigma.distributed import join_ranks
     from mindsigma.runtime import set_device
@@ -40,7 +39,8 @@ def main():
         for block in dit.blocks:
             block.recompute()
     optimizer = OptimizerConfig("adamw", run["betas"], (run["eps"],))
-    training = TrainingStep(dit, dit.trainable_params(), optimizer, StepConfig(max_norm=run["max_norm"]), ranks)
+    config = StepConfig(max_norm=run["max_norm"])
+    training = accelerate_step(TrainingStep(dit, dit.trainable_params(), optimizer, config, ranks))
     rows = slice(ranks.rank * run["batch_size"], (ranks.rank + 1) * run["batch_size"])
     lines = []
     for step in range(run["steps"]):

@@ -23,7 +23,7 @@ def mean_of_rest(x):
 
 
 def loss_of(output, clean, noisy, noise, numbers, columns):
-    """Squared error of the noise and variance bound in bits, means over the batch (reference.md 2.10)."""
+    """Squared error of the noise and variance bound in bits, means over the batch."""
     number = {name: numbers[:, i].reshape(-1, 1, 1, 1) for i, name in enumerate(columns)}
     epsilon, place = output.chunk(2, 1)
     mse = mean_of_rest((noise - epsilon) ** 2) * numbers[:, columns.index("weight")]

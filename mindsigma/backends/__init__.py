@@ -1,0 +1,1 @@
+"""What makes a network fast on one kind of device, from outside of it."""

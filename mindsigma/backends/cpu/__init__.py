@@ -1,0 +1,55 @@
+"""Makes networks fast on a CPU: whole blocks of an instance are computed by a library of C++ kernels, in fp32."""
+
+import mindspore as ms
+
+from mindsigma.backends.cpu.dit import FastBlock, FastDiT, FastFinalLayer, FastPatchEmbedding
+from mindsigma.backends.cpu.library import library as native_library
+from mindsigma.backends.cpu.t5 import FastT5Layer
+from mindsigma.backends.cpu.vae import FastConv, FastDecoder, FastEncoder, FastPixelAttention, FastResnet, FastUpsampler
+from mindsigma.models.dit import DiT, DiTBlock, FinalLayer, PatchEmbedding
+from mindsigma.models.t5 import T5Layer
+from mindsigma.models.vae import Conv, Decoder, Encoder, PixelAttention, ResnetBlock, Upsampler
+
+FAST = {
+    DiT: FastDiT,
+    DiTBlock: FastBlock,
+    PatchEmbedding: FastPatchEmbedding,
+    FinalLayer: FastFinalLayer,
+    T5Layer: FastT5Layer,
+    Conv: FastConv,
+    ResnetBlock: FastResnet,
+    PixelAttention: FastPixelAttention,
+    Upsampler: FastUpsampler,
+    Encoder: FastEncoder,
+    Decoder: FastDecoder,
+}
+
+
+def accelerate(network):
+    """Replace what the kernels compute faster in a DiT, a T5 encoder, a layer of one, or a VAE. Returns the network.
+
+    Its cells become of the subclasses above, so parameters, their names and the calls stay. Nothing is done unless
+    MindSpore runs PyNative on a CPU, all weights are fp32, and there is a library, see library.py. A DiT then has
+    gradients after set_train() only; before, they are zero.
+    """
+    plain = {type(cell) for _, cell in network.cells_and_names()} & FAST.keys()
+    if not plain or not _is_for_kernels(network) or native_library() is None:
+        return network
+    for _, cell in network.cells_and_names():
+        if type(cell) in plain and (type(cell) is not Conv or FastConv.takes(cell)):
+            object.__setattr__(cell, "__class__", FAST[type(cell)])
+    return network
+
+
+def is_accelerated(network):
+    """Whether `accelerate` has changed a network."""
+    fast = set(FAST.values())
+    return any(type(cell) in fast for _, cell in network.cells_and_names())
+
+
+def _is_for_kernels(network):
+    if ms.get_context("device_target") != "CPU" or ms.get_context("mode") != ms.PYNATIVE_MODE:
+        return False
+    if getattr(network, "dtype", ms.float32) != ms.float32:
+        return False
+    return all(parameter.dtype == ms.float32 for parameter in network.get_parameters())

@@ -1,0 +1,184 @@
+// Threads that share the tasks of a loop: who waits spins for 200 microseconds at most, as the end or the next loop is
+// near, and then sleeps.
+#include "pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+#if defined(__SSE2__)
+#include <xmmintrin.h>
+#endif
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <thread>
+
+namespace {
+
+// Not OMP_NUM_THREADS, which MindSpore sets itself, to half of the cores.
+int allowed_threads() {
+  cpu_set_t set;
+  int count = sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+  const char* text = getenv("MINDSIGMA_THREADS");
+  int wanted = text ? atoi(text) : 0;
+  if (wanted > 0 && wanted < count) count = wanted;
+  return count < 1 ? 1 : count;
+}
+
+// Numbers below the normal range are taken for 0 while the tasks run: what multiplies with them takes a hundred times
+// as long, and gradients hold many.
+struct WithoutTinyNumbers {
+#if defined(__SSE2__)
+  unsigned before = _mm_getcsr();
+  WithoutTinyNumbers() { _mm_setcsr(before | 0x8040); }
+  ~WithoutTinyNumbers() { _mm_setcsr(before); }
+#endif
+};
+
+struct Pool {
+  int threads;
+  std::mutex turn;  // one loop at a time
+  std::mutex mutex;
+  std::condition_variable wake, done;
+  std::atomic<long> generation{0};
+  const std::function<void(long)>* body = nullptr;
+  std::atomic<long> next{0};
+  long tasks = 0;
+  std::atomic<int> busy{0};
+
+  explicit Pool(int count) : threads(count) {
+    for (int i = 1; i < threads; i++) std::thread([this] { serve(); }).detach();
+  }
+
+  template <class F>
+  static void spin(F over) {
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(200);
+    while (!over() && std::chrono::steady_clock::now() < end) {
+#if defined(__SSE2__)
+      _mm_pause();
+#endif
+    }
+  }
+
+  void take() {
+    WithoutTinyNumbers mode;
+    for (long task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) (*body)(task);
+  }
+
+  void serve() {
+    long seen = 0;
+    for (;;) {
+      spin([&] { return generation.load(std::memory_order_acquire) != seen; });
+      if (generation.load(std::memory_order_acquire) == seen) {
+        std::unique_lock<std::mutex> lock(mutex);
+        wake.wait(lock, [&] { return generation.load() != seen; });
+      }
+      seen = generation.load(std::memory_order_acquire);
+      take();
+      if (busy.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+        std::lock_guard<std::mutex> lock(mutex);
+        done.notify_one();
+      }
+    }
+  }
+
+  void run(long count, const std::function<void(long)>& f) {
+    std::lock_guard<std::mutex> guard(turn);
+    body = &f;
+    tasks = count;
+    next.store(0);
+    busy.store(threads - 1);
+    {
+      std::lock_guard<std::mutex> lock(mutex);
+      generation.fetch_add(1, std::memory_order_release);
+    }
+    wake.notify_all();
+    take();
+    auto idle = [&] { return busy.load(std::memory_order_acquire) == 0; };
+    spin(idle);
+    if (!idle()) {
+      std::unique_lock<std::mutex> lock(mutex);
+      done.wait(lock, idle);
+    }
+  }
+};
+
+Pool* pool = nullptr;  // never freed: its threads live as long as the process
+std::mutex making;
+
+Pool& the_pool() {
+  std::lock_guard<std::mutex> lock(making);
+  if (pool == nullptr) pool = new Pool(allowed_threads());
+  return *pool;
+}
+
+constexpr long HUGE_PAGE = 2 << 20;  // fewer of them are looked up where the system has them
+
+struct Buffer {
+  float* data = nullptr;
+  long size = 0;
+  ~Buffer() { free(data); }
+
+  float* hold(long floats) {
+    if (size < floats) {
+      free(data);
+      const size_t page = floats * 4 < HUGE_PAGE ? 64 : HUGE_PAGE, bytes = (floats * 4 + page - 1) / page * page;
+      data = static_cast<float*>(aligned_alloc(page, bytes));
+      size = data ? floats : 0;
+      if (!data) throw std::bad_alloc();
+#if defined(MADV_HUGEPAGE)
+      if (page == HUGE_PAGE) madvise(data, bytes, MADV_HUGEPAGE);
+#endif
+    }
+    return data;
+  }
+};
+
+Buffer* workspace = new Buffer;  // never freed: a thread may still compute when the process ends
+std::mutex using_workspace;
+
+// A fork has this thread alone: the pool's are gone, and whatever another one held would stay locked for ever. So the
+// child begins anew. What the other threads computed with is left as it is; it counts for nothing while nobody writes.
+void begin_anew() {
+  pool = nullptr;
+  workspace = new Buffer;
+  new (&making) std::mutex;
+  new (&using_workspace) std::mutex;
+}
+
+const int registered = pthread_atfork(nullptr, nullptr, begin_anew);
+
+}  // namespace
+
+int thread_count() { return the_pool().threads; }
+
+void parallel(long tasks, const std::function<void(long)>& f) {
+  Pool& shared = the_pool();
+  if (tasks <= 1 || shared.threads == 1) {
+    WithoutTinyNumbers mode;
+    for (long task = 0; task < tasks; task++) f(task);
+    return;
+  }
+  shared.run(tasks, f);
+}
+
+float* scratch(int place, long floats) {
+  static thread_local Buffer buffers[4];
+  return buffers[place].hold(floats);
+}
+
+Workspace::Workspace(long size) {
+  using_workspace.lock();
+  try {
+    floats = workspace->hold(size);
+  } catch (...) {
+    using_workspace.unlock();
+    throw;
+  }
+}
+
+Workspace::~Workspace() { using_workspace.unlock(); }

@@ -1,0 +1,80 @@
+"""A training step whose passes over all weights are the native library's: norm, AdamW and averages in one pass each."""
+
+import ctypes
+from functools import cache
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from mindsigma.backends.cpu.library import library
+from mindsigma.training.optimizers import CLIP, CORRECTION_1, CORRECTION_2, LEARNING_RATE, decays, update
+from mindsigma.training.step import TrainingStep
+
+_POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
+
+
+def accelerate_step(training):
+    """Replace the passes over the weights of a TrainingStep. Returns it.
+
+    Nothing is done unless MindSpore runs PyNative on a CPU, the weights that learn are fp32, and there is a library.
+    """
+    pynative_cpu = ms.get_context("device_target") == "CPU" and ms.get_context("mode") == ms.PYNATIVE_MODE
+    if type(training) is TrainingStep and pynative_cpu and library() is not None:
+        object.__setattr__(training, "__class__", FastStep)
+    return training
+
+
+class FastStep(TrainingStep):
+    """TrainingStep in PyNative, where the host knows whether a step is finite and leaves out the updates of others."""
+
+    def square_sums(self, gradients):
+        """See TrainingStep; summed in float64."""
+        sums = [_functions().sum_of_squares(gradient.data_ptr(), gradient.size) for gradient in map(_whole, gradients)]
+        return Tensor(np.array(sums, np.float32))
+
+    def update(self, values, finite, gradients):
+        """See TrainingStep."""
+        if finite.asnumpy()[0] > 0.5:
+            super().update(values, finite, gradients)
+
+    def update_group(self, values, finite, parameters, gradients, states):
+        """See TrainingStep."""
+        if self.optimizer.name == "adamw":
+            return self._update_adamw(values, parameters, gradients, states)
+        for i, parameter in enumerate(parameters):
+            news = update(parameter, gradients[i], values, *self.constants, *(column[i] for column in states))
+            for variable, new in zip((parameter, *(column[i] for column in states)), news):
+                variable.set_data(new)
+        return None
+
+    def _update_adamw(self, values, parameters, gradients, states):
+        numbers = values.asnumpy().astype(np.float64)
+        rate, root = numbers[LEARNING_RATE], numbers[CORRECTION_2] ** 0.5
+        (eps,), (first, second) = self.optimizer.eps, decays(self.optimizer)
+        constants = numbers[CLIP], 1.0 - rate * self.optimizer.weight_decay, rate * root / numbers[CORRECTION_1]
+        for parameter, gradient, m, v in zip(parameters, map(_whole, gradients), *states):
+            pointers = (tensor.data_ptr() for tensor in (parameter, gradient, m, v))
+            _functions().update_adamw(*pointers, parameter.size, *constants, *first, *second, eps * root)
+
+    def update_averages(self, finite):
+        """See TrainingStep."""
+        if finite.asnumpy()[0] > 0.5:
+            for mean, parameter in zip(self.ema, self.parameters):
+                _functions().update_average(mean.data_ptr(), parameter.data_ptr(), mean.size, *self.ema_decay)
+
+
+def _whole(tensor):
+    """A tensor that lies in one piece."""
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+@cache
+def _functions():
+    functions = library()
+    functions.update_adamw.argtypes = [_POINTER] * 4 + [_COUNT] + [_FLOAT] * 8
+    functions.update_average.argtypes = [_POINTER] * 2 + [_COUNT] + [_FLOAT] * 2
+    functions.sum_of_squares.argtypes = [_POINTER, _COUNT]
+    functions.update_adamw.restype = functions.update_average.restype = None
+    functions.sum_of_squares.restype = ctypes.c_double
+    return functions

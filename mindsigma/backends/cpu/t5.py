@@ -1,0 +1,27 @@
+"""Layers of a T5 encoder on the native kernels."""
+
+from mindsigma.backends.cpu import kernels
+from mindsigma.models.t5 import T5Layer
+
+
+class FastT5Layer(T5Layer):
+    """A layer, its norms and sums inside of its linear maps."""
+
+    def construct(self, x, bias):
+        """See T5Layer."""
+        norm, a = self.layer[0].layer_norm, self.layer[0].SelfAttention
+        q, k, v = (
+            kernels.linear(x, getattr(a, name).weight, norm_weight=norm.weight, eps=norm.eps, out=kernels.spare(
+                name, *x.shape[:-1], getattr(a, name).weight.shape[0]))
+            for name in "qkv"
+        )  # fmt: skip
+        answer = kernels.attention(q, k, v, a.num_heads, 1.0, bias=bias, out=kernels.spare("attended", *q.shape))
+        x = kernels.linear(answer, a.o.weight, residual=x, out=kernels.spare("x1", *x.shape))
+
+        norm, m = self.layer[1].layer_norm, self.layer[1].DenseReluDense
+        hidden = [kernels.spare(name, *x.shape[:-1], m.wi_0.weight.shape[0]) for name in ("gate", "hidden")]
+        kernels.linear(x, m.wi_1.weight, norm_weight=norm.weight, eps=norm.eps, out=hidden[0])
+        kernels.linear(
+            x, m.wi_0.weight, norm_weight=norm.weight, eps=norm.eps, gelu=True, factor=hidden[0], out=hidden[1]
+        )
+        return kernels.linear(hidden[1], m.wo.weight, residual=x)

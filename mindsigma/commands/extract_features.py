@@ -1,0 +1,114 @@
+"""Store the VAE's moments and T5's states of a data set, so that training runs neither network.
+
+python tools/extract_features.py scenes/ scenes-features/ --model sigma-mini --resolution 256
+"""
+
+import argparse
+import os
+import time
+
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError, say
+
+
+def build_parser():
+    """The options of this tool."""
+    parser = command_line.parser(
+        "Extract features for training. Run again, it continues; run by several processes that see one "
+        "folder, each with its rank, it shares the work, and the one that ends last writes the index.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("data", help="any data set that tools/prepare_data.py reads")
+    add("features", help="folder to write")
+    add("--model", required=True, help="bundled or released name, hub id, or folder with VAE, T5 and tokenizer")
+    add("--resolution", type=int, default=256, help="pixels: side of the square, or base of the buckets")
+    add("--multi-scale", action=argparse.BooleanOptionalAction, default=False, help="cut to the nearest bucket")
+    add("--table", choices=("training", "inference", "test"), default="training", help="whose table of buckets")
+    add("--max-length", type=int, default=300, help="tokens at which captions are cut")
+    add("--max-ratio", type=float, default=4.5, help="leave out images whose sides differ by more than this factor")
+    add("--image-root", metavar="FOLDER", help="what the image paths of a table are relative to, if not its folder")
+    add("--strict", action="store_true", help="stop with an error if any row or image of the data is bad")
+    add("--batch-size", type=int, default=4, help="images encoded at once")
+    add("--states-dtype", choices=("fp16", "fp32"), default="fp16", help="in which T5's states are stored")
+    add("--moments-dtype", choices=("fp16", "fp32"), default="fp32", help="in which the VAE's moments are stored")
+    add("--dtype", choices=("fp32", "fp16", "bf16"), help="of the networks; default fp32 on the CPU, fp16 on Ascend")
+    add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
+    add("--threads", type=int, default=4, help="images decoded at once")
+    add("--rank", type=int, help="number of this process; default the environment's RANK_ID, else 0")
+    add("--ranks", type=int, help="number of processes; default the environment's RANK_SIZE, else 1")
+    return parser
+
+
+def rank_of(args):
+    """(rank, ranks) from the flags or the environment."""
+    values = []
+    for flag, variable, default in (("rank", "RANK_ID", 0), ("ranks", "RANK_SIZE", 1)):
+        value = getattr(args, flag)
+        if value is None:
+            text = os.environ.get(variable, "")
+            if text and not text.isdigit():
+                raise MindSigmaError(f"the environment's {variable} is {text!r}, not a number; give --{flag}")
+            value = int(text) if text else default
+        values.append(value)
+    if not 0 <= values[0] < values[1]:
+        raise MindSigmaError(f"--rank {values[0]} of --ranks {values[1]}: ranks count from 0")
+    return values
+
+
+def main():
+    """Parse, extract, write the index; returns the exit code."""
+    args = build_parser().parse_args()
+    if os.environ.get("MS_ROLE") == "MS_SCHED":
+        say("the scheduler of msrun has nothing to do: the ranks need not meet")
+        return 0
+    rank, ranks = rank_of(args)
+    from tqdm import tqdm
+
+    from mindsigma.data import Resolution, open_records
+    from mindsigma.data.features import LEFT_OUT
+    from mindsigma.runtime import set_device
+    from mindsigma.training.extraction import Encoders, Extraction
+
+    resolution = Resolution(args.resolution, args.multi_scale, args.table)
+    records = open_records(args.data, args.max_ratio, args.strict, args.image_root, args.threads)
+    say(f"{args.data}: {len(records)} records, {len(records.bad)} rows left out ({records.layout} layout)")
+    set_device(args.device)
+    extraction = Extraction(
+        records,
+        args.features,
+        Encoders(args.model, args.dtype),
+        resolution,
+        args.max_length,
+        args.batch_size,
+        args.states_dtype,
+        args.moments_dtype,
+        args.threads,
+        args.strict,
+    )
+    missing = extraction.missing(rank, ranks)
+    share = len(range(rank, len(records), ranks))
+    say(f"rank {rank} of {ranks}: {share} records, {share - len(missing)} are there already")
+    start = time.perf_counter()
+    with tqdm(total=len(missing), desc="extract", unit="record") as bar:
+        extraction.run(missing, bar.update)
+    seconds = time.perf_counter() - start
+    if missing:
+        say(f"extracted {len(missing)} records in {seconds:.1f} s, {len(missing) / seconds:.2f} a second")
+    if extraction.cut:
+        say(f"captions cut at {args.max_length} tokens: {extraction.cut}")
+    absent = extraction.finish()
+    if absent:
+        say(f"{absent} records of other ranks are not there yet; the rank that ends last completes {args.features}")
+    else:
+        if extraction.left_out:
+            first = extraction.left_out[0]
+            say(f"left out, as they cannot be read: {len(extraction.left_out)} images, all in {LEFT_OUT} there, e.g.")
+            say(f"  {first.where}: {first.detail}")
+        say(f"complete: {args.features}")
+    return 0
+
+
+def run():
+    """`main` as a command: one line and exit code 2 for what the user can mend."""
+    command_line.run(main)

@@ -1,0 +1,278 @@
+"""The graphs that an NPU runs for a model: denoising step, caption keys, VAE, T5, training step, with their inputs."""
+
+from dataclasses import dataclass, replace
+from typing import Optional
+
+import mindspore as ms
+from mindspore.nn.utils import no_init_parameters
+
+from mindsigma.backends.ascend import align_heads
+from mindsigma.errors import MindSigmaError
+from mindsigma.inspect.export import export_graph
+from mindsigma.inspect.flat import FlatInputs, like, zeros
+from mindsigma.models.dit import DiT, KVCompression
+from mindsigma.models.dit_config import PRESETS
+from mindsigma.models.t5 import T5Config, T5Encoder
+from mindsigma.models.vae import VAE
+from mindsigma.models.vae_config import VAEConfig
+from mindsigma.ops.operators import composing_for
+from mindsigma.runtime import DTYPES
+from mindsigma.sampling.denoising import GuidedStep, TextKV
+from mindsigma.sampling.options import SamplingOptions
+from mindsigma.sampling.sampler import no_history
+from mindsigma.training.loss import COLUMNS
+from mindsigma.weights.loading import Pending, open_dit, open_t5, open_vae
+from mindsigma.weights.locate import bundled_names
+from mindsigma.weights.released import release_named
+
+PARTS = ("step", "caption", "vae-decode", "vae-encode", "t5", "train")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to export.
+
+    Attributes:
+        model: a preset or released name (the architecture alone), a bundled name, folder or weight file.
+        part: one of PARTS.
+        height, width: of the image, in pixels; None is the model's base resolution.
+        batch: images; guidance doubles what the DiT sees.
+        dtype: "fp16" or "bf16" ("fp32" for comparison).
+        tokens: length of the caption; None is the model's longest.
+        guided: two captions an image.
+        depth: blocks, where the architecture alone is exported; None is all.
+        kv_compression: "conv:2:14-27" instead of the model's own, "none" for none, None for the model's.
+        optimizer: of the training step.
+        recompute: the training step recomputes the blocks' activations.
+        weights: read the weights where the model has any.
+        device: whose kernels the graph holds: "Ascend" or "CPU".
+        sampler: of the step.
+    """
+
+    model: str
+    part: str = "step"
+    height: Optional[int] = None
+    width: Optional[int] = None
+    batch: int = 1
+    dtype: str = "fp16"
+    tokens: Optional[int] = None
+    guided: bool = True
+    depth: Optional[int] = None
+    kv_compression: Optional[str] = None
+    optimizer: str = "came"
+    recompute: bool = False
+    weights: bool = True
+    device: str = "Ascend"
+    sampler: str = "dpm"
+
+    def __post_init__(self):
+        if self.part not in PARTS:
+            raise MindSigmaError(f"--part must be one of {', '.join(PARTS)}, not {self.part!r}")
+        if self.dtype not in DTYPES:
+            raise MindSigmaError(f"--dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        for name in ("height", "width", "batch", "tokens", "depth"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise MindSigmaError(f"--{name} must be at least 1, not {value}")
+
+    def has_weights(self):
+        """Whether the export reads weights."""
+        return self.weights and not is_architecture(self.model)
+
+
+def is_architecture(model):
+    """Whether a model's name stands for its config alone."""
+    return str(model) not in bundled_names() and (str(model) in PRESETS or release_named(model) is not None)
+
+
+def export_part(request, out=None):
+    """Graph of a Request, and the Request with everything that it left open decided.
+
+    Args:
+        out: Path of the .mindir file, or None.
+    """
+    with composing_for(request.device):
+        cell, request = _BUILDERS[request.part](request)
+        return export_graph(cell, out, request.has_weights()), request
+
+
+def _network(request, pending):
+    """The network in the request's dtype, with weights if asked for, without any initial values otherwise."""
+    build, opened = pending
+    if opened is not None and request.has_weights():
+        return Pending(opened.tensors, build, prepare=lambda network: network).load()
+    with no_init_parameters():
+        return build()
+
+
+def _open(request, opener, **config):
+    # In fp32, which every host can name; the network itself is built in the request's dtype.
+    return None if is_architecture(request.model) else opener(request.model, "fp32", **config)
+
+
+def _dit(request, **options):
+    """DiT and the request with size, caption length and depth filled in."""
+    changes = {}
+    if request.kv_compression is not None:
+        changes["kv_compression"] = None if request.kv_compression == "none" else request.kv_compression
+    opened = _open(request, open_dit, **changes)
+    if opened is not None:
+        config = opened.config
+    else:
+        release = release_named(request.model)
+        if release is not None and release.config is None:
+            raise MindSigmaError(f"--model {request.model}: holds no DiT, only T5 and a VAE")
+        config = (release.config if release else PRESETS[request.model]).override(**changes)
+    if request.depth is not None:
+        if request.has_weights():
+            raise MindSigmaError("--depth cuts an architecture; give --no-weights with it, or a preset's name")
+        config = shallow(config, request.depth)
+    side = config.input_size * 8
+    request = replace(
+        request,
+        height=request.height or side,
+        width=request.width or side,
+        tokens=request.tokens or config.model_max_length,
+        depth=config.depth,
+    )
+    _check_sides(request, 8 * config.patch_size)
+    dtype = DTYPES[request.dtype]
+    return _network(request, (lambda: DiT(config, dtype, **options), opened)), request
+
+
+def shallow(config, depth):
+    """A DiTConfig cut to its first blocks; of compressed layers at least the last stays compressed."""
+    compression = config.kv_compression
+    if compression is not None and depth < config.depth:
+        layers = tuple(layer for layer in compression.layers if layer < depth) or (depth - 1,)
+        compression = KVCompression(compression.sampling, compression.factor, layers)
+    return replace(config, depth=depth, kv_compression=compression)
+
+
+def _check_sides(request, unit):
+    for name, side in (("height", request.height), ("width", request.width)):
+        if side % unit:
+            raise MindSigmaError(f"--{name} {side} is not a multiple of {unit}, which this part needs")
+
+
+def _captions(request, dit):
+    """States and mask of the captions that the DiT sees at once."""
+    rows = request.batch * (2 if request.guided else 1)
+    states = zeros(((rows, request.tokens, dit.config.caption_channels), ms.float32))
+    return states, zeros(((rows, request.tokens), ms.int32))
+
+
+def _for_sampling(request, dit):
+    """The DiT as it samples: with aligned heads, for which the weights that change their shape need values."""
+    if not request.has_weights():
+        for name, parameter in dit.parameters_and_names():
+            if "attn" in name:
+                parameter.set_data(zeros((parameter.shape, parameter.dtype)))
+    return align_heads(dit)
+
+
+def _caption_cell(request, dit):
+    text_kv = TextKV(dit)
+    return FlatInputs(text_kv, text_kv, _captions(request, dit))
+
+
+def _caption(request):
+    dit, request = _dit(request)
+    _for_sampling(request, dit)
+    return _caption_cell(request, dit), request
+
+
+def _step(request):
+    dit, request = _dit(request)
+    _for_sampling(request, dit)
+    # What the step takes from the caption is what the caption's graph gives.
+    text_kv = like(export_graph(_caption_cell(request, dit)).results)
+    sampler = SamplingOptions(sampler=request.sampler).solver("diffusers")
+    step = GuidedStep(dit, sampler, request.guided)
+    latents = (request.batch, dit.config.in_channels, request.height // 8, request.width // 8)
+    arguments = [
+        zeros((latents, ms.float32)),
+        no_history(sampler, latents),
+        zeros(((len(sampler.table(2)[0].numbers),), ms.float32)),
+        zeros(((), ms.float32)),
+        text_kv,
+        # What the timestep and the size alone decide is made before the first step.
+        zeros(((1, 6 * dit.config.depth + 2, dit.config.hidden_size), dit.dtype)),
+        zeros(((1, latents[2] * latents[3] // dit.config.patch_size**2, dit.config.hidden_size), dit.dtype)),
+    ]
+    if sampler.draws:
+        arguments.append(zeros((latents, ms.float32)))
+    return FlatInputs(step, step, arguments), request
+
+
+def _conditions(dit, rows):
+    if not dit.config.micro_condition:
+        return ()
+    return zeros(((rows, 2), ms.float32)), zeros(((rows, 1), ms.float32))
+
+
+def _train(request):
+    from mindsigma.training.optimizers import OptimizerConfig
+    from mindsigma.training.step import StepConfig, TrainingStep
+
+    dit, request = _dit(request, parameter_dtype=ms.float32)
+    if not request.has_weights():
+        for parameter in dit.get_parameters():  # the optimiser's states are made in the image of them
+            parameter.set_data(zeros((parameter.shape, parameter.dtype)))
+    dit.set_train()
+    if request.recompute:
+        ms.set_context(mode=ms.GRAPH_MODE)  # where a block is a part of the graph that is computed again
+        for block in dit.blocks:
+            block.recompute()
+    config = StepConfig(loss_scale=65536.0 if request.dtype == "fp16" else 0.0)
+    step = TrainingStep(dit, dit.trainable_params(), OptimizerConfig(request.optimizer), config)
+    batch = request.batch
+    latents = (batch, dit.config.in_channels, request.height // 8, request.width // 8)
+    caption = (batch, request.tokens, dit.config.caption_channels)
+    shapes = (latents, latents, (batch, len(COLUMNS)), (batch,), caption, (batch, request.tokens), (1,))
+    arguments = [*(zeros((shape, ms.float32)) for shape in shapes), True, *_conditions(dit, batch)]
+    return FlatInputs(step, step, arguments), request
+
+
+def _vae(request):
+    opened = _open(request, open_vae)
+    config = VAEConfig() if opened is None else opened.config
+    request = replace(request, height=request.height or 1024, width=request.width or 1024)
+    _check_sides(request, config.downsampling)
+    dtype = DTYPES[request.dtype]
+    if dtype == ms.float16 and config.force_upcast:  # as when it is loaded to draw
+        request, dtype = replace(request, dtype="fp32"), ms.float32
+    return _network(request, (lambda: VAE(config, dtype), opened)), request
+
+
+def _vae_decode(request):
+    vae, request = _vae(request)
+    scale, channels = vae.config.downsampling, vae.config.latent_channels
+    latents = zeros(((request.batch, channels, request.height // scale, request.width // scale), ms.float32))
+    return FlatInputs(vae, vae, [latents]), request
+
+
+def _vae_encode(request):
+    vae, request = _vae(request)
+    images = zeros(((request.batch, vae.config.in_channels, request.height, request.width), ms.float32))
+    return FlatInputs(vae.encode, vae, [images]), request
+
+
+def _t5(request):
+    opened = _open(request, open_t5)
+    config = T5Config() if opened is None else opened.config
+    if request.depth is not None:
+        if request.has_weights():
+            raise MindSigmaError("--depth cuts an architecture; give --no-weights with it, or a preset's name")
+        config = replace(config, num_layers=request.depth)
+    request = replace(request, tokens=request.tokens or 300, depth=config.num_layers)
+    dtype = DTYPES[request.dtype]
+    t5 = _network(request, (lambda: T5Encoder(config, dtype), opened))
+    ids = zeros(((request.batch, request.tokens), ms.int32))
+    return FlatInputs(t5, t5, [ids, ids]), request
+
+
+_BUILDERS = {
+    "step": _step, "caption": _caption, "vae-decode": _vae_decode, "vae-encode": _vae_encode, "t5": _t5,
+    "train": _train,
+}  # fmt: skip

@@ -1,0 +1,138 @@
+"""Attention heads in the width that Ascend's kernel takes: 72 columns become 80, by wider weights, not by padding.
+
+FlashAttentionScore wants heads of a multiple of 16. Rows of zeros in the projections that make queries, keys and values
+and columns of zeros in the one that takes the result give the same attention, exactly, at no cost a call. Column D of a
+caption's heads carries the mask: every query holds 1 there, by its bias, and a dropped key MASKED.
+
+Weights are widened once, when a network is loaded for sampling (backends/ascend.py). Where they are not, as in
+training, the same functions stand in the graph, on weights, which are small beside activations.
+"""
+
+from mindspore import ops
+
+from mindsigma.ops.operators import HEAD_MULTIPLE, dense
+
+# Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
+# range also after the division by the scale that the kernel multiplies back.
+MASKED = -3000.0
+
+
+def project_heads(x, linear, heads, width, parts=1, widened=None, first=0.0):
+    """Tuple of the `parts` of a Linear map of x (N, T, in), the first `widened` of them with heads of `width` columns.
+
+    Args:
+        heads: (number, D).
+        widened: None: all.
+        first: value of the first new column of each head.
+    """
+    number, head_dim = heads
+    channels, widened = number * head_dim, parts if widened is None else widened
+    if len(linear.changes) > 0:  # they were made for the narrow weight
+        y, pieces = linear(x), ()
+        for i in range(parts):
+            piece = y[:, :, i * channels : (i + 1) * channels]
+            pieces += (widen_tokens(piece, number, head_dim, width, first) if i < widened else piece,)
+        return pieces
+    weight, bias = linear.weights(x.dtype)
+    weight = widen_rows(weight, number, head_dim, width, parts, widened)
+    y = dense(x, weight, widen_rows(bias, number, head_dim, width, parts, widened, first))
+    if parts == 1:
+        return (y,)
+    if widened in (0, parts):  # not ops.split, whose nodes in an exported graph name MindSpore's lines, not this one
+        return ops.Split(-1, parts)(y)
+    result, end = (), 0
+    for i in range(parts):
+        begin, end = end, end + (number * width if i < widened else channels)
+        result += (y[:, :, begin:end],)
+    return result
+
+
+def join_heads(x, linear, heads, width):
+    """A Linear map of x (N, T, heads * width), whose weight has narrow or wide columns."""
+    number, head_dim = heads
+    if len(linear.changes) > 0:
+        return linear(narrow_tokens(x, number, head_dim))
+    weight, bias = linear.weights(x.dtype)
+    return dense(x, widen_columns(weight, number, head_dim, width), bias)
+
+
+def mask_column(k, mask, heads, width):
+    """Keys (N, L, heads * width) whose column D holds what drops the tokens where mask (N, L) is 0."""
+    number, head_dim = heads
+    # The kernel scales the whole product, so the penalty is divided by the scale beforehand.
+    penalty = ((1.0 - mask.astype(k.dtype)) * (MASKED * head_dim**0.5)).reshape(mask.shape + (1, 1))
+    column = widen_tokens(ops.zeros((1, 1, number * head_dim), k.dtype), number, head_dim, width, 1.0)
+    return k + (penalty * column.reshape(1, 1, number, width)).reshape(k.shape)
+
+
+def head_width(head_dim, masked=False):
+    """Columns of an aligned head of `head_dim`; `masked`: with room for the mask's column."""
+    return -(-(head_dim + masked) // HEAD_MULTIPLE) * HEAD_MULTIPLE
+
+
+def _widen(x, outer, head_dim, width, first=0.0):
+    """x as (outer, head_dim, rest) with rows up to `width`: one of `first`, then zeros; (outer, width, rest)."""
+    x = x.reshape(outer, head_dim, -1)
+    missing = width - head_dim
+    if missing == 0:
+        return x
+    shape = (outer, 1, x.shape[2])
+    parts = (x,) if first == 0.0 else (x, ops.full(shape, first, dtype=x.dtype))
+    zeros = missing if first == 0.0 else missing - 1
+    if zeros > 0:
+        parts += (ops.zeros((outer, zeros, x.shape[2]), x.dtype),)
+    return ops.concat(parts, 1)
+
+
+def widen_rows(weight, num_heads, head_dim, width, parts=1, widened=None, first=0.0):
+    """Rows of a weight or bias (parts * heads * D, ...) for aligned heads; of `widened` of its parts, the first ones.
+
+    Args:
+        first: value of the first new row of each head; the others are 0.
+    """
+    channels = num_heads * head_dim
+    widened = parts if widened is None else widened
+    rest = tuple(weight.shape[1:])
+    if weight.shape[0] != parts * channels or width == head_dim or widened == 0:
+        return weight  # aligned already, or nothing to do
+    wide = _widen(weight[: widened * channels], widened * num_heads, head_dim, width, first).reshape((-1,) + rest)
+    return wide if widened == parts else ops.concat((wide, weight[widened * channels :]), 0)
+
+
+def widen_columns(weight, num_heads, head_dim, width):
+    """Columns of a weight (out, heads * D) for aligned heads: (out, heads * width)."""
+    out, channels = weight.shape
+    if channels != num_heads * head_dim or width == head_dim:
+        return weight
+    return _widen(weight, out * num_heads, head_dim, width).reshape(out, -1)
+
+
+def widen_tokens(x, num_heads, head_dim, width, first=0.0):
+    """Tokens (N, L, heads * D) with aligned heads, where no weight can do it: a copy a call."""
+    batch, length, _ = x.shape
+    if width == head_dim:
+        return x
+    return _widen(x, batch * length * num_heads, head_dim, width, first).reshape(batch, length, -1)
+
+
+def narrow_tokens(x, num_heads, head_dim):
+    """The reverse of `widen_tokens`."""
+    batch, length, channels = x.shape
+    if channels == num_heads * head_dim:
+        return x
+    return x.reshape(batch, length, num_heads, -1)[..., :head_dim].reshape(batch, length, -1)
+
+
+def narrow_rows(weight, num_heads, head_dim, width, parts=1, widened=None):
+    """The reverse of `widen_rows`."""
+    widened = parts if widened is None else widened
+    if widened == 0:
+        return weight
+    rest, rows = tuple(weight.shape[1:]), widened * num_heads * width
+    narrow = weight[:rows].reshape((widened * num_heads, width) + rest)[:, :head_dim].reshape((-1,) + rest)
+    return narrow if widened == parts else ops.concat((narrow, weight[rows:]), 0)
+
+
+def narrow_columns(weight, num_heads, head_dim, width):
+    """The reverse of `widen_columns`."""
+    return weight.reshape(weight.shape[0], num_heads, width)[:, :, :head_dim].reshape(weight.shape[0], -1)

@@ -1,0 +1,174 @@
+"""The operators that networks are made of, each in two insides: Ascend's fused kernel, or portable operations.
+
+This is the only place that tells them apart. A network is composed the same way for both, so what runs on a CPU proves
+the composition that an NPU runs. The portable insides follow the documented semantics of the fused kernels: sums,
+statistics and softmax in fp32, one rounding at the end.
+"""
+
+from contextlib import contextmanager
+
+import mindspore as ms
+from mindspore import mint, ops
+
+from mindsigma.errors import MindSigmaError
+
+LARGEST_HEAD = 512
+HEAD_MULTIPLE = 16
+FLASH_DTYPES = (ms.float16, ms.bfloat16)  # of FlashAttentionScore; attention in fp32 is portable on every device
+
+# Attention weights of the portable path that are alive at once, in elements.
+MAX_SCORES = 1 << 24
+
+_composing_for = []  # devices, the last one counts
+
+_product = ops.BatchMatMul()
+_product_transposed = ops.BatchMatMul(transpose_b=True)
+_matmul_transposed = ops.MatMul(transpose_b=True)
+
+
+@contextmanager
+def composing_for(device):
+    """Compose for "Ascend" or "CPU" in the body, whatever MindSpore runs on: for graphs that are exported."""
+    _composing_for.append(device)
+    try:
+        yield
+    finally:
+        _composing_for.pop()
+
+
+@ops.constexpr
+def fused():
+    """Whether operators are Ascend's fused kernels, decided when a graph is compiled."""
+    return (_composing_for[-1] if _composing_for else ms.get_context("device_target")) == "Ascend"
+
+
+def dense(x, weight, bias=None):
+    """x weight^T + bias for x (..., in), weight (out, in), bias (out,) or None; (..., out) in x's dtype."""
+    if fused() and bias is not None:
+        return ops.dense(x, weight, bias)
+    dtype, shape = x.dtype, x.shape[:-1] + (weight.shape[0],)
+    x = x.reshape(-1, x.shape[-1])
+    if bias is None:
+        return _matmul_transposed(x, weight).reshape(shape)
+    # The fused kernel rounds once: half precision is multiplied and added to in fp32.
+    product = _matmul_transposed(x.astype(ms.float32), weight.astype(ms.float32))
+    return ops.bias_add(product, bias.astype(ms.float32)).astype(dtype).reshape(shape)
+
+
+def layer_norm(x, gamma, beta, eps):
+    """LayerNorm over the last axis of x (..., C), times gamma (C,) plus beta (C,), each of x's dtype."""
+    if fused():
+        return mint.nn.functional.layer_norm(x, (x.shape[-1],), gamma, beta, eps)
+    wide = ops.LayerNorm(-1, -1, eps)(x.astype(ms.float32), gamma.astype(ms.float32), beta.astype(ms.float32))[0]
+    return wide.astype(x.dtype)
+
+
+def plain_layer_norm(x, eps):
+    """`layer_norm` without gamma and beta."""
+    channels = x.shape[-1]
+    return layer_norm(x, ops.ones((channels,), x.dtype), ops.zeros((channels,), x.dtype), eps)
+
+
+def rms_norm(x, gamma, eps):
+    """x / rms(x) * gamma (C,) over the last axis of x (..., C)."""
+    if fused():
+        return ops.rms_norm(x, gamma, eps)[0]
+    wide = x.astype(ms.float32)
+    inverse = ops.rsqrt((wide * wide).mean(-1, keep_dims=True) + eps)
+    return (wide * inverse * gamma.astype(ms.float32)).astype(x.dtype)
+
+
+def group_norm(x, groups, gamma, beta, eps):
+    """GroupNorm of x (N, C, H, W), times gamma (C,) plus beta (C,)."""
+    if fused():
+        return ops.group_norm(x, groups, gamma, beta, eps)
+    batch, channels, height, width = x.shape
+    rows = x.astype(ms.float32).reshape(batch * groups, -1)
+    centred = rows - rows.mean(-1, keep_dims=True)
+    inverse = ops.rsqrt((centred * centred).mean(-1, keep_dims=True) + eps)  # (N * groups, 1)
+    scale = inverse.reshape(batch, groups, 1) * gamma.astype(ms.float32).reshape(1, groups, -1)
+    scaled = centred.reshape(batch, channels, height * width) * scale.reshape(batch, channels, 1)
+    return ops.bias_add(scaled.reshape(x.shape), beta.astype(ms.float32)).astype(x.dtype)
+
+
+def gelu(x):
+    """GELU in the tanh approximation, the one that PixArt-Σ and T5 v1.1 were trained with."""
+    if fused():
+        return ops.gelu(x, approximate="tanh")
+    wide = x.astype(ms.float32)
+    scale = 2.0 * (2.0 / 3.141592653589793) ** 0.5  # tanh(u) = 2 sigmoid(2u) - 1; a CPU's sigmoid is the faster one
+    return (wide * ops.sigmoid(wide * (scale + scale * 0.044715 * wide * wide))).astype(x.dtype)
+
+
+def silu(x):
+    """x * sigmoid(x)."""
+    return x * ops.sigmoid(x)
+
+
+def upsample_2x(x):
+    """Repeat every pixel of x (N, C, H, W) twice along both axes."""
+    return mint.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def multiply_add(x, a, b):
+    """x + a * b in one pass; x and b may be rows that are repeated to a's shape, or the other way round."""
+    if fused():
+        return ops.addcmul(x, a, b, 1)
+    return (x.astype(ms.float32) + a.astype(ms.float32) * b.astype(ms.float32)).astype(a.dtype)
+
+
+@ops.constexpr
+def check_heads(query, key, value, num_heads):
+    """Raise for shapes (N, S, C) that FlashAttentionScore refuses on the device, though an export lets them pass."""
+    if len(query) != 3 or query[0] != key[0] or tuple(key) != tuple(value) or query[2] != key[2]:
+        raise MindSigmaError(f"attention of queries {query}, keys {key}, values {value}: expected (N, S, C), (N, L, C)")
+    width, rest = divmod(query[2], num_heads)
+    if rest or width % HEAD_MULTIPLE or width > LARGEST_HEAD:
+        raise MindSigmaError(
+            f"{num_heads} heads of {query[2]} channels: FlashAttentionScore takes heads of a multiple of "
+            f"{HEAD_MULTIPLE} up to {LARGEST_HEAD}"
+        )
+
+
+def attention(q, k, v, num_heads, scale):
+    """softmax(scale * q k^T) v in heads, without mask or dropout: FlashAttentionScore in layout BSH.
+
+    Args:
+        q: (N, S, heads * D); k, v: (N, L, heads * D), of q's dtype; D a multiple of 16 up to 512.
+        scale: of the products.
+
+    Returns:
+        (N, S, heads * D) in q's dtype.
+    """
+    check_heads(q.shape, k.shape, v.shape, num_heads)
+    if fused() and q.dtype in FLASH_DTYPES:
+        return ops.flash_attention_score(q, k, v, num_heads, scalar_value=scale, input_layout="BSH")
+    q_heads, k_heads, v_heads = _heads(q, num_heads) * scale, _heads(k, num_heads), _heads(v, num_heads)
+    rows = rows_at_once(q_heads.shape, k.shape[1])
+    outputs = ()
+    for start in range(0, q.shape[1], rows):
+        weights = ops.softmax(_product_transposed(q_heads[:, :, start : start + rows], k_heads))
+        outputs += (_product(weights, v_heads),)
+    out = outputs[0] if len(outputs) == 1 else ops.concat(outputs, 2)
+    return out.transpose(0, 2, 1, 3).reshape(q.shape).astype(q.dtype)
+
+
+@ops.constexpr
+def rows_at_once(queries, keys):
+    """Queries (N, heads, S, D) that are answered at once, so that at most MAX_SCORES weights are alive."""
+    batch, heads, length, _ = queries
+    pieces = -(-batch * heads * length * keys // MAX_SCORES)
+    return -(-length // pieces)
+
+
+def attention_with_bias(q, k, v, bias, num_heads):
+    """T5's attention (N, S, C): unscaled, with an additive bias (N or 1, heads, S, L) fp32; weights in fp32."""
+    batch, length, channels = q.shape
+    q, k, v = (x.reshape(batch, -1, num_heads, channels // num_heads).transpose(0, 2, 1, 3) for x in (q, k, v))
+    weights = ops.softmax(_product_transposed(q, k).astype(bias.dtype) + bias).astype(v.dtype)
+    return _product(weights, v).transpose(0, 2, 1, 3).reshape(batch, length, channels)
+
+
+def _heads(x, num_heads):
+    batch, _, channels = x.shape
+    return x.astype(ms.float32).reshape(batch, -1, num_heads, channels // num_heads).transpose(0, 2, 1, 3)

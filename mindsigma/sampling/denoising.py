@@ -1,0 +1,213 @@
+"""One guided denoising step as a cell, and the loop over a sampler's table as a generator."""
+
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from mindsigma.errors import MindSigmaError
+from mindsigma.sampling.reuse import ReusingDiT, conditional_half
+from mindsigma.sampling.sampler import no_history
+from mindsigma.sampling.shortcuts import KEEP_BLOCKS, KEEP_TEXT, PLAIN, Shortcuts
+
+NO_SHORTCUTS = Shortcuts()
+
+
+@dataclass
+class Step:
+    """State after a denoising step: index from 0, number of steps, the model's timestep, latents (N, c, h, w) fp32."""
+
+    index: int
+    total: int
+    timestep: float
+    latents: Tensor
+
+
+def guide(prediction, guidance_scale, guided, channels):
+    """Noise (N, channels, h, w) fp32 of a DiT's prediction (2 * N or N, channels or more, h, w).
+
+    `guided`: the prediction holds the unconditional half, then the conditional one.
+    """
+    noise = prediction[:, :channels].astype(ms.float32)
+    if not guided:
+        return noise
+    unconditional, conditional = ops.Split(0, 2)(noise)
+    return unconditional + guidance_scale * (conditional - unconditional)  # arXiv 2207.12598
+
+
+def variance_of(prediction, guided, channels):
+    """What a prediction holds besides the noise, (N, channels, h, w); of guidance the conditional half's."""
+    rest = prediction[:, channels:]
+    return rest[rest.shape[0] // 2 :] if guided else rest
+
+
+class GuidedStep(nn.Cell):
+    """Noise prediction with classifier-free guidance and one step of a sampler. One graph in graph mode.
+
+    Args:
+        dit: the DiT.
+        sampler: Sampler.
+        guided: whether the captions hold an unconditional half, first, and a conditional half.
+        halves: compute the two halves one after the other, in half the memory.
+        kind: what it keeps for later steps or takes from an earlier one: of a StepPlan.
+    """
+
+    def __init__(self, dit, sampler, guided, halves=False, kind=PLAIN):
+        super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
+        self.network, self.sampler = ReusingDiT(dit, kind), sampler
+        self.position = dit.position
+        self.channels = dit.config.in_channels
+        self.guided, self.halves, self.kind = guided, guided and halves, kind
+
+    def construct(
+        self, latents, history, numbers, guidance_scale, text_kv, modulation, position, fresh=None, kept=None
+    ):  # fmt: skip
+        """Advance the latents by one step.
+
+        Args:
+            latents: (N, c, h, w) fp32; history: tuple of such, what the sampler keeps, the newest first.
+            numbers: fp32, of the step's Row; fresh: standard normal noise like the latents, for a sampler that `draws`.
+            guidance_scale: fp32 scalar tensor.
+            text_kv: of the DiT for 2 * N captions, or N if not guided; with `halves` a pair, each for N captions.
+            modulation: (1, 6 * depth + 2, C): rows of all blocks and of the final layer for this timestep.
+            position: of DiT.position.
+            kept: what an earlier step returned, for the kinds that take it; with `halves` a pair, one for each half.
+
+        Returns:
+            latents and history after the step, and what a later step takes, but for the plain kind.
+        """
+        if self.halves:
+            first, second = (None, None) if kept is None else kept
+            unconditional, first = self.network(latents, modulation, text_kv[0], position, first)
+            # Else a scheduler may run both halves at once, in twice the memory.
+            modulation = ops.depend(modulation, unconditional)
+            conditional, second = self.network(latents, modulation, text_kv[1], position, second)
+            prediction, kept = ops.concat((unconditional, conditional), 0), (first, second)
+        else:
+            inputs = ops.concat((latents, latents), 0) if self.guided else latents
+            prediction, kept = self.network(inputs, modulation, text_kv, position, kept)
+        noise, variance = guide(prediction, guidance_scale, self.guided, self.channels), None
+        if self.sampler.learned_variance:
+            variance = variance_of(prediction, self.guided, self.channels)
+        latents, history = self.sampler(latents, history, numbers, noise, variance, fresh)
+        return (latents, history) if self.kind == PLAIN else (latents, history, kept)
+
+
+class TextKV(nn.Cell):
+    """`DiT.text_kv` as a graph of its own."""
+
+    def __init__(self, dit):
+        super().__init__(auto_prefix=False)
+        self.dit = dit
+
+    def construct(self, states, mask):
+        """States (N, L, caption_channels) and mask (N, L) to a pair of keys and values for each block."""
+        return self.dit.text_kv(states, mask)
+
+
+class Modulations(nn.Cell):
+    """`DiT.modulations` side by side, (S, 6 * depth + 2, C), for all timesteps (S,) of a trajectory at once."""
+
+    def __init__(self, dit):
+        super().__init__(auto_prefix=False)
+        self.dit = dit
+
+    def construct(self, timestep, image_size=None, aspect_ratio=None):
+        """Timesteps (S,), micro conditions (1, 2) and (1, 1) or None; to (S, 6 * depth + 2, C)."""
+        return ops.concat(self.dit.modulations(timestep, image_size, aspect_ratio), 1)
+
+
+class DenoisingGraphs:
+    """The graphs of a DiT's denoising, kept so that they are compiled once however often images are drawn."""
+
+    def __init__(self, dit):
+        self.dit = dit
+        self.text_kv, self.modulations = TextKV(dit), Modulations(dit)
+        self._steps = {}
+
+    def step(self, sampler, guided, shape, halves=False, kind=PLAIN):
+        """The step for latents of this shape; kind as in a StepPlan. Samplers of one type share it."""
+        key = type(sampler), guided, guided and halves, kind
+        if key not in self._steps:
+            self._steps[key] = GuidedStep(self.dit, sampler, *key[1:])
+        return self._steps[key]
+
+    def halves(self, unconditional, conditional):
+        """The halves of a tensor that the step computes with, one after the other."""
+        return ops.concat((unconditional, conditional), 0)
+
+
+def denoising_steps(
+    graphs, latents, sampler, num_steps, caption, guidance_scale, unconditional=None, conditions=None, halves=False,
+    shortcuts=NO_SHORTCUTS, fresh_noise=None,
+):  # fmt: skip
+    """Generate the trajectory of the latents.
+
+    Args:
+        graphs: DenoisingGraphs.
+        latents: start noise, Tensor (N, c, h, w) fp32.
+        sampler: Sampler.
+        num_steps: steps of its table.
+        caption: (states, mask) for N images.
+        guidance_scale: weight of guidance; used if `unconditional` is given.
+        unconditional: (states, mask) for N images, of the same length as caption's, or None for no guidance.
+        conditions: (image_size (1, 2), aspect_ratio (1, 1)) of all images, or None.
+        halves: compute guidance's two halves one after the other, in half the memory.
+        shortcuts: Shortcuts; none by default.
+        fresh_noise: function (k, shape) of the k-th draw of a sampler that `draws`, float32 (N, c, h, w).
+
+    Yields:
+        first the prepared text_kv (so that the caller can free the text encoder), then a Step for each of the table;
+        latents that are sent back replace the step's.
+    """
+    if sampler.draws and fresh_noise is None:
+        raise MindSigmaError(f"{type(sampler).__name__} draws noise at every step: give fresh_noise")
+    guided, table = unconditional is not None, sampler.table(num_steps)
+    plan = shortcuts.plan(num_steps, guided)
+    step = graphs.step(sampler, guided, latents.shape, halves)
+    halves = step.halves
+    if halves:
+        text_kv = graphs.text_kv(*unconditional), graphs.text_kv(*caption)
+    elif guided:
+        text_kv = graphs.text_kv(*(graphs.halves(*pair) for pair in zip(unconditional, caption)))
+    else:
+        text_kv = graphs.text_kv(*caption)
+    yield text_kv
+
+    # What depends on the timestep or the size alone is made before the first step.
+    timesteps = Tensor(np.array([row.timestep for row in table], np.float32))
+    modulations = ops.Split(0, num_steps)(graphs.modulations(timesteps, *(conditions or ())))
+    position = step.position(latents.shape)
+    in_graph = ms.get_context("mode") == ms.GRAPH_MODE
+    mutable = ms.mutable if in_graph else lambda value: value  # inputs of the graph, not constants of it
+    text_kv = mutable(text_kv)
+    conditional = None if all(how.guided == guided for how in plan) else mutable(conditional_text_kv(text_kv, halves))
+    scale = Tensor(guidance_scale, ms.float32)
+    history = no_history(sampler, latents.shape)
+    kept, kept_guided = None, guided
+    for i, (row, how) in enumerate(zip(table, plan)):
+        numbers = Tensor(np.array(row.numbers, np.float32)) if in_graph else row.numbers
+        fresh = Tensor(np.asarray(fresh_noise(i, latents.shape), np.float32)) if sampler.draws else None
+        step = graphs.step(sampler, how.guided, latents.shape, halves, how.kind)
+        of_caption = text_kv if how.guided == guided else conditional
+        inputs = latents, mutable(history), numbers, scale, of_caption, modulations[i], position
+        inputs += () if fresh is None and how.kind == PLAIN else (fresh,)
+        if how.kind == PLAIN:
+            latents, history = step(*inputs)
+        else:
+            if how.kind in (KEEP_TEXT, KEEP_BLOCKS):
+                taken = ()
+            else:
+                taken = (mutable(conditional_half(kept, halves) if kept_guided and not how.guided else kept),)
+            latents, history, kept = step(*inputs, *taken)
+            kept_guided = how.guided
+        replacement = yield Step(i, len(table), row.timestep, latents)
+        latents = latents if replacement is None else replacement
+
+
+def conditional_text_kv(text_kv, halves):
+    """The conditional half of what `DiT.text_kv` gave for both."""
+    if halves:
+        return text_kv[1]
+    return tuple((k[k.shape[0] // 2 :], v[v.shape[0] // 2 :]) for k, v in text_kv)

@@ -1,0 +1,1 @@
+"""LoRA and DoRA adapters of every naming: read, written, merged."""

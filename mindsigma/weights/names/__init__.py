@@ -1,0 +1,1 @@
+"""What the tensors of a network are called elsewhere, as tables that serve both directions."""

@@ -1,0 +1,37 @@
+"""A sampler that draws noise at every step and keeps its last latents, as an author writes one; its end is known."""
+
+from mindsigma.sampling.sampler import Row, Sampler
+
+
+class Walk(Sampler):
+    """Latents plus half of those of the step before and fresh noise, times the order; the prediction counts nothing.
+
+    So the end is known from the noise alone, `walked`, and every part of a step has to come to its place.
+    """
+
+    kept = 1
+    draws = True
+    learned_variance = True
+
+    def __init__(self, order):
+        super().__init__()
+        self.order = order
+
+    @classmethod
+    def of_options(cls, options, convention):
+        return cls(options.solver_order)
+
+    def table(self, num_steps):
+        return [Row(999.0 - 900.0 * i / num_steps, (0.5, float(self.order), 0.0)) for i in range(num_steps)]
+
+    def construct(self, latents, history, numbers, noise, variance, fresh=None):
+        change = numbers[0] * history[0] + numbers[1] * fresh + numbers[2] * (noise + variance.astype(noise.dtype))
+        return latents + change, (latents,)
+
+
+def walked(start, fresh, order):
+    """The latents after as many steps as there are arrays of fresh noise."""
+    before, latents = 0.0 * start, start
+    for one in fresh:
+        before, latents = latents, latents + 0.5 * before + order * one
+    return latents
