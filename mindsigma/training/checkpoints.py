@@ -24,7 +24,7 @@ from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes
 from mindsigma.training.manifest import check_files, check_seal, is_manifest, manifest_of, sealed
 from mindsigma.weights import open_checkpoint
-from mindsigma.weights.formats.atomic import naming, write_json
+from mindsigma.weights.formats.atomic import naming, sync_entries, write_json
 from mindsigma.weights.formats.finite import finite
 from mindsigma.weights.formats.safetensors_writer import write_safetensors
 from mindsigma.weights.formats.tensor_stream import TensorSpec
@@ -132,7 +132,7 @@ class RunCheckpoints:
                     state = {"step": step, **state, "files": manifest_of(part)}
                     write_json(part / STATE, sealed(state))
                     for folder in [part, *(entry for entry in part.iterdir() if entry.is_dir())]:
-                        _sync(folder)
+                        sync_entries(folder)
                     self._put(part, final)
                     self._tidy()
         except BaseException:
@@ -236,7 +236,7 @@ class RunCheckpoints:
             if os.path.lexists(old):
                 os.replace(old, final)
             raise
-        _sync(self.folder)
+        sync_entries(self.folder)
         _discard(old)
 
     def _put_back(self):
@@ -312,12 +312,3 @@ def _discard(path):
     else:
         with contextlib.suppress(OSError):
             path.unlink()
-
-
-def _sync(folder):
-    """Bring a folder's entries to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

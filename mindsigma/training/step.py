@@ -4,6 +4,7 @@ One form for all: on Ascend the whole step is one graph, on a CPU the same code 
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import mindspore as ms
 import numpy as np
@@ -76,10 +77,8 @@ class TrainingStep(nn.Cell):
         owner = [owner[i] for i in order]
         self.shares = tuple(_range(owner, rank) for rank in range(self.ranks.count if config.zero else 1))
         begin, end = self.shares[self.ranks.rank if config.zero else 0]
-        self.groups = tuple(
-            Group(optimizer, self.parameters, begin + a, begin + b)
-            for a, b in _runs([tuple(parameter.shape) for parameter in self.parameters[begin:end]])
-        )
+        members = [list(same) for _, same in groupby(range(begin, end), lambda i: tuple(self.parameters[i].shape))]
+        self.groups = tuple(Group(optimizer, self.parameters, same[0], same[-1] + 1) for same in members)
         self.ema = ParameterTuple([_copy(p, f"{p.name}:ema") for p in self.parameters] if config.ema_decay > 0 else [])
         # Of the micro-batches so far.
         summed = self.parameters if config.accumulation > 1 else ()
@@ -226,15 +225,8 @@ class Group:
 
 def _range(values, wanted):
     """(begin, end) of the elements of a sorted list that equal `wanted`."""
-    return values.index(wanted) if wanted in values else 0, (
-        len(values) - values[::-1].index(wanted) if wanted in values else 0
-    )
-
-
-def _runs(values):
-    """(begin, end) of each run of equal elements."""
-    edges = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
-    return list(zip(edges, edges[1:] + [len(values)]))
+    begin = values.index(wanted) if wanted in values else 0
+    return begin, begin + values.count(wanted)
 
 
 def _zeros(name, shape):

@@ -8,7 +8,6 @@ from mindsigma.foreign import load_json, read_bytes
 from mindsigma.weights.released import advice, release_named
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
-DEFAULT_MODEL = "sigma-mini"
 MAX_JSON = 2**24  # bytes
 DIT_FOLDERS = ("dit", "transformer")
 EMA_FOLDERS = ("dit_ema", "transformer_ema", "ema_model", "ema")  # averaged weights, as training scripts save them

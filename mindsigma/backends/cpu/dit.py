@@ -1,5 +1,7 @@
 """Parts of a DiT on the native kernels: blocks both ways, what lies before and after them in sampling."""
 
+from itertools import groupby
+
 import numpy as np
 from mindspore import nn, ops
 
@@ -89,10 +91,12 @@ class FastBlock(DiTBlock):
         kv, kept = map(kernels.memory, text_kv)
         images = kernels.array(kept)
         only = [token if count == 1 else None for token, count in zip(images.argmax(1), images.sum(1))]
-        for first, last in _runs([token is None for token in only]):
+        for single, same in groupby(range(len(only)), lambda i: only[i] is not None):
+            same = list(same)
+            first, last = same[0], same[-1] + 1
             x_part, kv_part, out_part = (t.images(first, last) for t in (x, kv, out))
             change_part = None if change is None else kernels.memory(change).images(first, last)
-            if only[first] is None:
+            if not single:
                 q = kernels.linear(x_part, *tensors(c.q_linear), out=kernels.spare("q", *x_part.shape))
                 k, v = kv_part.columns(0, channels), kv_part.columns(channels, channels)
                 answer = kernels.spare("answer", *x_part.shape)
@@ -121,12 +125,6 @@ class FastBlock(DiTBlock):
         if a.sampling is not None:
             k, v = a.compress(k, height, width), a.compress(v, height, width)
         return run(x, modulation, caption, q, k, v, *rest)
-
-
-def _runs(values):
-    """(begin, end) of each run of equal elements."""
-    edges = [i for i in range(len(values)) if i == 0 or values[i] != values[i - 1]]
-    return zip(edges, edges[1:] + [len(values)])
 
 
 class BlockCall(nn.Cell):

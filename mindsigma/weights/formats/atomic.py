@@ -74,6 +74,18 @@ def naming(path):
         ) from error
 
 
+def sync_entries(folder):
+    """Bring the entries of a folder to the disk, so that what was renamed in it stays so after a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of file systems that cannot
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def remove_leftovers(folder, name=None):
     """Remove the partial files that killed processes left in a folder (Path): of the target `name`, or of all.
 

@@ -7,7 +7,6 @@ comes last.
 """
 
 import contextlib
-import errno
 import fcntl
 import os
 import shutil
@@ -16,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes, understanding
-from mindsigma.weights.formats.atomic import naming, write_json
+from mindsigma.weights.formats.atomic import naming, sync_entries, write_json
 
 ASIDE, PLAN = ".replaced", "plan.json"
 READ_FIRST = (".safetensors.index.json", ".safetensors")
@@ -49,12 +48,12 @@ def exchange(root, arriving, leaving=()):
         plan = {"made": list(map(str, made)), "moves": [[str(one), str(two)] for one, two in moves]}
         try:
             write_json(root / ASIDE / PLAN, plan)
-            _sync(root)
+            sync_entries(root)
             for source, target in moves:
                 (root / target).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(root / source, root / target)
             for folder in {(root / place).parent for place in going + coming}:
-                _sync(folder)
+                sync_entries(folder)
             (root / ASIDE / PLAN).unlink()
         except BaseException:
             _undo(root, moves, made)
@@ -198,15 +197,3 @@ def _inside(root, text):
     if not plain or any((root / parent).is_symlink() for parent in place.parents[:-1]):
         raise ValueError(f"it moves {one_line(text)}")
     return place
-
-
-def _sync(folder):
-    """Bring a folder's entries to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # of file systems that cannot
-            raise
-    finally:
-        os.close(descriptor)
