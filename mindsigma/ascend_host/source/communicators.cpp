@@ -156,4 +156,12 @@ const char *HcclGetErrorString(int code) {
     default: return "unknown error";
   }
 }
+
+// Where the first process of a large cluster listens: MindSpore goes on without it.
+int HcclSetGlobalCommInfo(uint32_t, uint32_t, uint32_t, uint32_t, uint32_t) { return NOT_SUPPORTED; }
+
+// The executor of operations in graphs of ge, which MindSpore opens and closes; it has nothing to execute.
+int HcomExecInitialize() { return SUCCESS; }
+int HcomExecFinalize() { return SUCCESS; }
+int HcomDestroy() { return SUCCESS; }
 }
