@@ -19,14 +19,15 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
+from mindsigma.ascend_host.python.hccl.sys_version import __sys_version__ as VERSION
 from mindsigma.backends.compiled import compiler_version, locked, processor, trusted_folder
 from mindsigma.errors import MindSigmaError, say
 
 SOURCE = Path(__file__).parent / "source"
+PYTHON = Path(__file__).parent / "python"  # packages of CANN's names
 # The wheel's libraries were built with the old layout of std::string.
 FLAGS = ("-std=c++17", "-O2", "-march=native", "-fPIC", "-fno-math-errno", "-D_GLIBCXX_USE_CXX11_ABI=0", "-pthread")
 SECONDS = 600  # of one compilation at most
-VERSION = "8.3.RC1"  # of CANN, the newest that MindSpore 2.7.1 names
 
 # Libraries that MindSpore opens by name, beside those that its own are linked with.
 OPENED = (
@@ -130,9 +131,8 @@ def build():
     package = wheel()
     compiler, version = compiler_version()
     digest = hashlib.sha256()
-    for path in sorted(SOURCE.iterdir()):
+    for path in [Path(__file__), *sorted(SOURCE.iterdir()), *sorted(PYTHON.rglob("*.py"))]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    digest.update(Path(__file__).read_bytes())
     digest.update(b"\0".join([version, processor(), " ".join(FLAGS).encode()]))
     for path in _ascend_libraries(package):
         status = path.stat()
@@ -162,12 +162,10 @@ def _build(package, compiler, target):
 def _fill(package, compiler, folder):
     latest, objects = folder / "latest", folder / "objects"
     libraries = latest / "lib64"
-    for made in (objects, libraries / "driver", latest / "opp", latest / "opp_kernel", latest / "compiler",
-                 latest / "python" / "hccl"):  # fmt: skip
+    for made in (objects, libraries / "driver", latest / "opp", latest / "opp_kernel", latest / "compiler"):
         made.mkdir(parents=True)
     (latest / "compiler" / "version.info").write_text(f"Version={VERSION}\n")
-    (latest / "python" / "hccl" / "__init__.py").write_text("from . import sys_version\n")
-    (latest / "python" / "hccl" / "sys_version.py").write_text(f'__sys_version__ = "{VERSION}"\n')
+    shutil.copytree(PYTHON, latest / "python", ignore=shutil.ignore_patterns("__pycache__"))
 
     products = sorted((package / "lib").glob("libdnnl.so*"))
     if not products:

@@ -58,7 +58,10 @@ Shape broadcast(const Shape &a, const Shape &b) {
   return shape;
 }
 
-std::vector<int64_t> offsets(const aclTensor *tensor, const Shape &shape) {
+namespace {
+
+// Strides of a tensor that is broadcast to a shape: 0 where it is repeated.
+Shape steps_in(const aclTensor *tensor, const Shape &shape) {
   size_t rank = shape.size(), own = tensor->shape.size();
   require(own <= rank, "shape %s does not broadcast to %s", text(tensor->shape).c_str(), text(shape).c_str());
   Shape steps(rank, 0);
@@ -68,11 +71,18 @@ std::vector<int64_t> offsets(const aclTensor *tensor, const Shape &shape) {
             text(tensor->shape).c_str(), text(shape).c_str());
     if (tensor->shape[i] != 1) steps[at] = tensor->strides[i];
   }
-  std::vector<int64_t> result(elements(shape));
+  return steps;
+}
+
+// Places of everything in the first `rank` dimensions of a shape.
+std::vector<int64_t> places(int64_t start, const Shape &steps, const Shape &shape, size_t rank) {
+  int64_t count = 1;
+  for (size_t i = 0; i < rank; ++i) count *= shape[i];
+  std::vector<int64_t> result(count);
   Shape index(rank, 0);
-  int64_t at = tensor->offset;
-  for (int64_t &offset : result) {
-    offset = at;
+  int64_t at = start;
+  for (int64_t &place : result) {
+    place = at;
     for (size_t i = rank; i-- > 0;) {
       at += steps[i];
       if (++index[i] < shape[i]) break;
@@ -81,6 +91,25 @@ std::vector<int64_t> offsets(const aclTensor *tensor, const Shape &shape) {
     }
   }
   return result;
+}
+
+// A shape as rows: where each starts, and the step within it. Most tensors are many rows with the step 1 or 0.
+struct Rows {
+  std::vector<int64_t> starts;
+  int64_t width, step;
+  Rows(const aclTensor *tensor, const Shape &shape) {
+    Shape steps = steps_in(tensor, shape);
+    size_t rank = shape.size(), outer = rank ? rank - 1 : 0;
+    width = rank ? shape[outer] : 1;
+    step = rank ? steps[outer] : 0;
+    starts = places(tensor->offset, steps, shape, outer);
+  }
+};
+
+}  // namespace
+
+std::vector<int64_t> offsets(const aclTensor *tensor, const Shape &shape) {
+  return places(tensor->offset, steps_in(tensor, shape), shape, shape.size());
 }
 
 float half_to_float(uint16_t half) {
@@ -147,12 +176,6 @@ void with_item(int dtype, F use) {
   }
 }
 
-// Length of the rows that lie together in a tensor broadcast to a shape, 0 where there are none.
-int64_t row_of(const aclTensor *tensor, const Shape &shape) {
-  bool together = !tensor->shape.empty() && tensor->shape.back() == shape.back() && tensor->strides.back() == 1;
-  return together ? shape.back() : 0;
-}
-
 }  // namespace
 
 template <class T>
@@ -164,16 +187,11 @@ std::vector<T> read(const aclTensor *tensor, const Shape &shape) {
     if (shape == tensor->shape && contiguous(tensor)) {
       items += tensor->offset;
       for (size_t i = 0; i < values.size(); ++i) values[i] = widen<T>(items[i]);
-    } else if (int64_t row = row_of(tensor, shape); row > 1) {
-      aclTensor starts = *tensor;
-      starts.shape.pop_back();
-      starts.strides.pop_back();
-      T *to = values.data();
-      for (int64_t place : offsets(&starts, Shape(shape.begin(), shape.end() - 1)))
-        for (int64_t i = 0; i < row; ++i) *to++ = widen<T>(items[place + i]);
     } else {
-      std::vector<int64_t> places = offsets(tensor, shape);
-      for (size_t i = 0; i < values.size(); ++i) values[i] = widen<T>(items[places[i]]);
+      Rows rows(tensor, shape);
+      T *to = values.data();
+      for (int64_t start : rows.starts)
+        for (int64_t i = 0; i < rows.width; ++i) *to++ = widen<T>(items[start + i * rows.step]);
     }
   });
   return values;
@@ -190,16 +208,11 @@ void write(aclTensor *tensor, const std::vector<T> &values) {
     if (contiguous(tensor)) {
       items += tensor->offset;
       for (size_t i = 0; i < values.size(); ++i) items[i] = Narrow<S, T>::of(values[i]);
-    } else if (int64_t row = row_of(tensor, tensor->shape); row > 1) {
-      aclTensor starts = *tensor;
-      starts.shape.pop_back();
-      starts.strides.pop_back();
-      const T *from = values.data();
-      for (int64_t place : offsets(&starts, starts.shape))
-        for (int64_t i = 0; i < row; ++i) items[place + i] = Narrow<S, T>::of(*from++);
     } else {
-      std::vector<int64_t> places = offsets(tensor, tensor->shape);
-      for (size_t i = 0; i < values.size(); ++i) items[places[i]] = Narrow<S, T>::of(values[i]);
+      Rows rows(tensor, tensor->shape);
+      const T *from = values.data();
+      for (int64_t start : rows.starts)
+        for (int64_t i = 0; i < rows.width; ++i) items[start + i * rows.step] = Narrow<S, T>::of(*from++);
     }
   });
 }
@@ -231,8 +244,17 @@ void copy_items(const aclTensor *from, aclTensor *to) {
     std::memmove(to->data + to->offset * size, from->data + from->offset * size, elements(to) * size);
     return;
   }
-  std::vector<int64_t> source = offsets(from, to->shape), target = offsets(to, to->shape);
-  for (size_t i = 0; i < target.size(); ++i) std::memcpy(to->data + target[i] * size, from->data + source[i] * size, size);
+  Rows source(from, to->shape), target(to, to->shape);
+  for (size_t row = 0; row < target.starts.size(); ++row) {
+    char *put = to->data + target.starts[row] * size;
+    const char *get = from->data + source.starts[row] * size;
+    if (source.step == 1 && target.step == 1) {
+      std::memmove(put, get, target.width * size);
+      continue;
+    }
+    for (int64_t i = 0; i < target.width; ++i)
+      std::memcpy(put + i * target.step * size, get + i * source.step * size, size);
+  }
 }
 
 aclTensor view(const aclTensor *tensor, const Shape &shape, const Shape &strides, int64_t offset) {

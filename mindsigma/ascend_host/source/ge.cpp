@@ -27,14 +27,47 @@ AscendString::AscendString(const char *text) : name_(std::make_shared<std::strin
 const char *AscendString::GetString() const { return name_ ? name_->c_str() : ""; }
 bool AscendString::operator<(const AscendString &other) const { return std::string(GetString()) < other.GetString(); }
 
+class Tensor;
+enum DataType : int;
+
+// MindSpore makes one of a legacy kernel to ask for the attributes that ge would fill in; there are none, and the
+// kernels here know their own.
 class Operator {
  public:
   Operator() = default;
   virtual ~Operator() = default;
 
+  uint32_t GetAttr(const char *, bool &) const;
+  uint32_t GetAttr(const char *, int &) const;
+  uint32_t GetAttr(const char *, int64_t &) const;
+  uint32_t GetAttr(const char *, float &) const;
+  uint32_t GetAttr(const char *, DataType &) const;
+  uint32_t GetAttr(const char *, Tensor &) const;
+  uint32_t GetAttr(const char *, std::vector<int> &) const;
+  uint32_t GetAttr(const char *, std::vector<int64_t> &) const;
+  uint32_t GetAttr(const char *, std::vector<float> &) const;
+  uint32_t GetAttr(const char *, std::vector<DataType> &) const;
+  uint32_t GetAttr(const char *, std::vector<std::vector<int64_t>> &) const;
+  uint32_t GetAttr(const std::string &, std::string &) const;
+  uint32_t GetAttr(const std::string &, std::vector<std::string> &) const;
+
  private:
   std::shared_ptr<OperatorImpl> implementation_;
 };
+constexpr uint32_t ABSENT = 0xFFFFFFFF;  // GRAPH_FAILED
+uint32_t Operator::GetAttr(const char *, bool &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const char *, int &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const char *, int64_t &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const char *, float &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const char *, DataType &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const char *, Tensor &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const char *, std::vector<int> &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const char *, std::vector<int64_t> &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const char *, std::vector<float> &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const char *, std::vector<DataType> &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const char *, std::vector<std::vector<int64_t>> &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const std::string &, std::string &) const { return ABSENT; }
+uint32_t Operator::GetAttr(const std::string &, std::vector<std::string> &) const { return ABSENT; }
 
 class OperatorFactory {
  public:
