@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
+#include <future>
 #include <thread>
 
 int64_t elements(const Shape &shape) {
@@ -272,6 +273,14 @@ aclTensor view(const aclTensor *tensor, const Shape &shape, const Shape &strides
   return seen;
 }
 
+namespace {
+thread_local bool inside = false;  // a piece: it has no cores left to divide
+struct Inside {
+  Inside() { inside = true; }
+  ~Inside() { inside = false; }
+};
+}  // namespace
+
 void in_parallel(int64_t rows, int64_t cost_of_row, const std::function<void(int64_t, int64_t)> &body) {
   // MINDSIGMA_THREADS bounds it, as for the kernels of the CPU.
   static const int64_t cores = [] {
@@ -280,11 +289,16 @@ void in_parallel(int64_t rows, int64_t cost_of_row, const std::function<void(int
     return asked > 0 ? asked : std::max<int64_t>(1, std::thread::hardware_concurrency());
   }();
   int64_t pieces = std::min(rows, cores);
-  if (pieces < 2 || rows * cost_of_row < 1 << 16) return body(0, rows);
-  std::vector<std::thread> threads;
-  for (int64_t i = 1; i < pieces; ++i) threads.emplace_back(body, rows * i / pieces, rows * (i + 1) / pieces);
+  if (inside || pieces < 2 || rows * cost_of_row < 1 << 16) return body(0, rows);
+  std::vector<std::future<void>> others;  // which hand on what they throw
+  for (int64_t i = 1; i < pieces; ++i)
+    others.push_back(std::async(std::launch::async, [=, &body] {
+      Inside piece;
+      body(rows * i / pieces, rows * (i + 1) / pieces);
+    }));
+  Inside piece;
   body(0, rows / pieces);
-  for (std::thread &thread : threads) thread.join();
+  for (std::future<void> &other : others) other.get();
 }
 
 namespace {
@@ -306,6 +320,8 @@ void multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t 
     for (int64_t i = 0; i < m * n; ++i) c[i] *= beta;
     return;
   }
-  sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, transpose_a ? m : k, b,
-        transpose_b ? k : n, beta, c, n);
+  in_parallel(m, n * k, [=](int64_t begin, int64_t end) {
+    sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', end - begin, n, k, alpha,
+          a + (transpose_a ? begin : begin * k), transpose_a ? m : k, b, transpose_b ? k : n, beta, c + begin * n, n);
+  });
 }
