@@ -13,10 +13,13 @@ from pathlib import Path
 import ascend_rank
 import pytest
 from ascend_kernels import library
+from training_runs import Run
 
 from mindsigma.ascend_host.build import build
+from mindsigma.ascend_host.environment import host_environment
 
 WORKER = Path(__file__).with_name("ascend_rank.py")
+MINDSPORE = Path(__file__).with_name("ascend_parallel.py")
 
 
 def root_info():
@@ -120,3 +123,23 @@ def test_nothing_is_left_behind():
     finish(processes)
     assert "mindsigma-hccl" not in Path("/proc/net/unix").read_text()
     assert not [path for path in set(glob.glob("/dev/shm/*")) - before if "hccl" in path]
+
+
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_collectives_of_mindspore(tmp_path, ranks):
+    """Whole graphs and single operators, over all processes and over a group of two."""
+    run = Run([], tmp_path, ranks, MINDSPORE, host_environment())
+    assert run.wait(120) == 0, run.text() + run.text(1)
+    for rank in range(ranks):
+        assert "graph: same\nPyNative: same\n" in run.text(rank)
+
+
+def test_a_killed_process_of_mindspore(tmp_path):
+    """The other ends by itself, soon, and says why; msrun would end it too."""
+    run = Run(["killed"], tmp_path, 2, MINDSPORE, host_environment())
+    try:
+        run.workers[1].wait(60)
+        assert run.workers[0].wait(10) != 0
+    finally:
+        run.kill()
+    assert "error: HcclAllReduce: rank 1 ended while rank 0 waited for it in HcclAllReduce" in run.text()

@@ -4,6 +4,7 @@
 // ranks get the same bits. An operation is done when its function returns, as everything on this host.
 #pragma once
 
+#include <cstdio>
 #include <memory>
 
 #include "cann.h"
@@ -31,7 +32,8 @@ const KindFacts &facts(int kind);
 void check(uint64_t count, int kind, const void *buffer, const char *name);
 void check_rank(const SharedGroup &group, uint32_t rank, const char *name);
 
-// Run an operation. What it refuses, or what ended it, becomes HCCL's code and the last error's text.
+// Run an operation. What it refuses, or what ended it, becomes HCCL's code, the last error's text and a line of its own,
+// since MindSpore shows the code alone.
 template <class F>
 int answer(const char *name, F run) {
   try {
@@ -39,6 +41,7 @@ int answer(const char *name, F run) {
     run();
     return SUCCESS;
   } catch (const Failure &failure) {
+    std::fprintf(stderr, "error: %s: %s\n", name, failure.reason.c_str());
     return fail(failure.code, std::string(name) + ": " + failure.reason);
   }
 }
