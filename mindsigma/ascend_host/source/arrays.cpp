@@ -238,22 +238,30 @@ FOR(double)
 FOR(int64_t)
 #undef FOR
 
+namespace {
+template <class Item>
+void copy_rows(const aclTensor *from, aclTensor *to) {
+  Rows source(from, to->shape), target(to, to->shape);
+  for (size_t row = 0; row < target.starts.size(); ++row) {
+    Item *put = reinterpret_cast<Item *>(to->data) + target.starts[row];
+    const Item *get = reinterpret_cast<const Item *>(from->data) + source.starts[row];
+    for (int64_t i = 0; i < target.width; ++i) put[i * target.step] = get[i * source.step];
+  }
+}
+}  // namespace
+
 void copy_items(const aclTensor *from, aclTensor *to) {
   size_t size = item_size(to->dtype);
   if (from->shape == to->shape && contiguous(from) && contiguous(to)) {
     std::memmove(to->data + to->offset * size, from->data + from->offset * size, elements(to) * size);
     return;
   }
-  Rows source(from, to->shape), target(to, to->shape);
-  for (size_t row = 0; row < target.starts.size(); ++row) {
-    char *put = to->data + target.starts[row] * size;
-    const char *get = from->data + source.starts[row] * size;
-    if (source.step == 1 && target.step == 1) {
-      std::memmove(put, get, target.width * size);
-      continue;
-    }
-    for (int64_t i = 0; i < target.width; ++i)
-      std::memcpy(put + i * target.step * size, get + i * source.step * size, size);
+  switch (size) {
+    case 1: return copy_rows<uint8_t>(from, to);
+    case 2: return copy_rows<uint16_t>(from, to);
+    case 4: return copy_rows<uint32_t>(from, to);
+    case 8: return copy_rows<uint64_t>(from, to);
+    default: throw Refusal{text("dtype %d is not known to this host", to->dtype)};
   }
 }
 
