@@ -88,6 +88,8 @@ def wanted_names(package):
         undefined |= symbols(path, "undefined")
         defined |= symbols(path, "defined")
         looked_up |= {name.decode() for name in NAMES.findall(path.read_bytes())}
+    kernels = {name.replace("GetWorkspaceSize", "") for name in looked_up if name.startswith("aclnn")}
+    looked_up |= kernels | {f"{name}GetWorkspaceSize" for name in kernels}
     return sorted({name for name in undefined - defined if WANTED.match(name) or name in PLAIN} | looked_up)
 
 

@@ -14,7 +14,17 @@ from mindsigma.models.dit_config import DiTConfig, KVCompression
 from mindsigma.models.embeddings import ScalarEmbedder, position_tensor
 from mindsigma.models.linear import LayerNorm, Linear, cast, normal, parameter, xavier_uniform
 from mindsigma.ops.heads import head_width, join_heads, mask_column, project_heads, widen_tokens
-from mindsigma.ops.operators import attention, gelu, layer_norm, multiply_add, plain_layer_norm, silu
+from mindsigma.ops.operators import (
+    add_layer_norm,
+    attention,
+    gelu,
+    layer_norm,
+    multiply_add,
+    narrow,
+    plain_layer_norm,
+    silu,
+    unstack,
+)
 
 __all__ = ["DiT", "DiTBlock", "DiTConfig", "KVCompression"]
 
@@ -86,11 +96,12 @@ class SelfAttention(nn.Cell):
         batch, length, channels = x.shape
         r = self.factor
         if self.sampling == "uniform_every":
-            return x[:, : length // r * r].reshape(batch, length // r, r, channels)[:, :, 0]
+            x = narrow(x, 1, 0, length // r * r).reshape(batch, length // r, r, channels)
+            return narrow(x, 2, 0, 1).reshape(batch, length // r, channels)
         rows, columns = height // r, width // r
         x = x.reshape(batch, height, width, channels)
         if rows * r != height or columns * r != width:
-            x = x[:, : rows * r, : columns * r]
+            x = narrow(narrow(x, 1, 0, rows * r), 2, 0, columns * r)
         x = x.reshape(batch, rows, r, columns, r, channels)
         if self.sampling == "conv":  # depthwise, its stride is its kernel: a weighted sum inside each cell
             weight, bias = self.sr.weights(x.dtype)
@@ -98,7 +109,7 @@ class SelfAttention(nn.Cell):
             return self.norm((x * weight).sum((2, 4)).reshape(batch, rows * columns, channels) + bias)
         if self.sampling == "pool":
             return (x.sum((2, 4)) * (1.0 / r**2)).reshape(batch, rows * columns, channels)
-        return x[:, :, 0, :, 0].reshape(batch, rows * columns, channels)
+        return narrow(narrow(x, 2, 0, 1), 4, 0, 1).reshape(batch, rows * columns, channels)
 
 
 class CrossAttention(nn.Cell):
@@ -177,8 +188,7 @@ class DiTBlock(nn.Cell):
         x = multiply_add(x, self.attn(h, height, width, gather), gate)
         if text_change is None:
             text_change = self.cross_attn(x, text_k, text_v)
-        x = x + text_change
-        h = modulated_norm(x, mlp_shift, mlp_scale)
+        x, h = add_modulated_norm(x, text_change, mlp_shift, mlp_scale)
         return multiply_add(x, self.mlp(h), mlp_gate), text_change
 
 
@@ -333,8 +343,8 @@ class DiT(nn.Cell):
         """`modulations` of `denoise`'s argument."""
         rows, depth = (), self.config.depth
         for i in range(depth):
-            rows += (modulation[:, 6 * i : 6 * i + 6],)
-        return rows + (modulation[:, 6 * depth :],)
+            rows += (narrow(modulation, 1, 6 * i, 6),)
+        return rows + (narrow(modulation, 1, 6 * depth, 2),)
 
     def run(self, latents, modulations, text_kv, position, gather=None):
         """The network itself."""
@@ -353,13 +363,21 @@ def modulated_norm(x, shift, scale):
     return multiply_add(shift, plain_layer_norm(x, NORM_EPS), scale)
 
 
+def add_modulated_norm(x, change, shift, scale):
+    """x + change of one shape (N, T, C), and the `modulated_norm` of it."""
+    if len(scale.shape) == 1:
+        return add_layer_norm(x, change, scale, shift, NORM_EPS)
+    x = x + change
+    return x, modulated_norm(x, shift, scale)
+
+
 def rows_of(modulation):
     """The rows of (N, K, C): K of (C,) where one holds for the batch, else of (N, 1, C)."""
     if modulation.shape[0] == 1:
-        return ops.unstack(modulation.reshape(modulation.shape[1:]), 0)
+        return unstack(modulation.reshape(modulation.shape[1:]), 0)
     rows = ()
     for i in range(modulation.shape[1]):
-        rows += (modulation[:, i : i + 1],)
+        rows += (narrow(modulation, 1, i, 1),)
     return rows
 
 

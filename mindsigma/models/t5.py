@@ -12,7 +12,7 @@ from mindspore import Tensor, nn, ops
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.linear import Linear, RMSNorm, normal, parameter
-from mindsigma.ops.operators import attention_with_bias, gelu
+from mindsigma.ops.operators import attention_with_bias, embedding, gelu
 
 MASKED = -1e9
 
@@ -90,7 +90,7 @@ class RelativeBias(nn.Cell):
     def construct(self, mask):
         """Bias (N, heads, L, L) fp32 that also drops the tokens where mask (N, L) is 0."""
         batch, length = mask.shape
-        bias = ops.gather(self.weight, bucket_tensor(length, self.buckets[0], self.buckets[1]), 0)
+        bias = embedding(self.weight, bucket_tensor(length, self.buckets[0], self.buckets[1]))
         bias = bias.reshape(length, length, self.num_heads).transpose(2, 0, 1).expand_dims(0).astype(ms.float32)
         return bias + ((1.0 - mask.astype(ms.float32)) * MASKED).reshape(batch, 1, 1, length)
 
@@ -183,7 +183,7 @@ class Embedding(nn.Cell):
         self.weight = parameter((config.vocab_size, config.d_model), normal(1.0), dtype)
 
     def construct(self, token_ids):
-        x = ops.gather(self.weight, token_ids.reshape(-1), 0)
+        x = embedding(self.weight, token_ids.reshape(-1))
         return x.reshape(token_ids.shape + (self.weight.shape[1],)).astype(ms.float32)
 
 

@@ -4,7 +4,7 @@ import mindspore as ms
 from mindspore import nn, ops
 
 from mindsigma.models.linear import Linear, parameter, xavier_uniform
-from mindsigma.ops.operators import attention, group_norm, silu, upsample_2x
+from mindsigma.ops.operators import attention, convolution, group_norm, narrow, silu, upsample_2x
 
 NORM_EPS = 1e-6
 
@@ -23,12 +23,11 @@ class Conv(nn.Cell):
         init = xavier_uniform(in_channels * fan, out_channels * fan)
         self.weight = parameter((out_channels, in_channels, side, side), init, dtype)
         self.bias = parameter((out_channels,), "zeros", dtype)
-        pad = (0, 1, 0, 1) if halve else (border, border, border, border)  # top, bottom, left, right
-        mode = "pad" if max(pad) > 0 else "valid"
-        self.conv = ops.Conv2D(out_channels, side, pad_mode=mode, pad=pad, stride=2 if halve else 1)
+        self.padding = (0, 1, 0, 1) if halve else (border, border, border, border)  # top, bottom, left, right
+        self.stride = 2 if halve else 1
 
     def construct(self, x):
-        return ops.bias_add(self.conv(x, self.weight), self.bias)
+        return convolution(x, self.weight, self.bias, self.stride, self.padding)
 
 
 class GroupNorm(nn.Cell):
@@ -247,8 +246,8 @@ class VAE(nn.Cell):
 def sample_posterior(moments, noise, config):
     """Scaled latents mean + std * noise from moments (N, 2 * c, h, w) and noise (N, c, h, w); noise None: the mean."""
     channels = config.latent_channels
-    z = moments[:, :channels]
+    z = narrow(moments, 1, 0, channels)
     if noise is not None:
-        log_variance = ops.clip_by_value(moments[:, channels:], -30.0, 20.0)
+        log_variance = ops.clip_by_value(narrow(moments, 1, channels, channels), -30.0, 20.0)
         z = z + ops.exp(0.5 * log_variance) * noise
     return (z - config.shift_factor) * config.scaling_factor

@@ -10,7 +10,7 @@ training, the same functions stand in the graph, on weights, which are small bes
 
 from mindspore import ops
 
-from mindsigma.ops.operators import HEAD_MULTIPLE, dense
+from mindsigma.ops.operators import HEAD_MULTIPLE, constant, dense, narrow, split
 
 # Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
 # range also after the division by the scale that the kernel multiplies back.
@@ -30,7 +30,7 @@ def project_heads(x, linear, heads, width, parts=1, widened=None, first=0.0):
     if len(linear.changes) > 0:  # they were made for the narrow weight
         y, pieces = linear(x), ()
         for i in range(parts):
-            piece = y[:, :, i * channels : (i + 1) * channels]
+            piece = narrow(y, 2, i * channels, channels)
             pieces += (widen_tokens(piece, number, head_dim, width, first) if i < widened else piece,)
         return pieces
     weight, bias = linear.weights(x.dtype)
@@ -38,12 +38,12 @@ def project_heads(x, linear, heads, width, parts=1, widened=None, first=0.0):
     y = dense(x, weight, widen_rows(bias, number, head_dim, width, parts, widened, first))
     if parts == 1:
         return (y,)
-    if widened in (0, parts):  # not ops.split, whose nodes in an exported graph name MindSpore's lines, not this one
-        return ops.Split(-1, parts)(y)
+    if widened in (0, parts):
+        return split(y, parts, 2)
     result, end = (), 0
     for i in range(parts):
         begin, end = end, end + (number * width if i < widened else channels)
-        result += (y[:, :, begin:end],)
+        result += (narrow(y, 2, begin, end - begin),)
     return result
 
 
@@ -61,7 +61,7 @@ def mask_column(k, mask, heads, width):
     number, head_dim = heads
     # The kernel scales the whole product, so the penalty is divided by the scale beforehand.
     penalty = ((1.0 - mask.astype(k.dtype)) * (MASKED * head_dim**0.5)).reshape(mask.shape + (1, 1))
-    column = widen_tokens(ops.zeros((1, 1, number * head_dim), k.dtype), number, head_dim, width, 1.0)
+    column = widen_tokens(constant((1, 1, number * head_dim), 0.0, k.dtype), number, head_dim, width, 1.0)
     return k + (penalty * column.reshape(1, 1, number, width)).reshape(k.shape)
 
 
@@ -77,10 +77,10 @@ def _widen(x, outer, head_dim, width, first=0.0):
     if missing == 0:
         return x
     shape = (outer, 1, x.shape[2])
-    parts = (x,) if first == 0.0 else (x, ops.full(shape, first, dtype=x.dtype))
+    parts = (x,) if first == 0.0 else (x, constant(shape, first, x.dtype))
     zeros = missing if first == 0.0 else missing - 1
     if zeros > 0:
-        parts += (ops.zeros((outer, zeros, x.shape[2]), x.dtype),)
+        parts += (constant((outer, zeros, x.shape[2]), 0.0, x.dtype),)
     return ops.concat(parts, 1)
 
 
@@ -95,8 +95,14 @@ def widen_rows(weight, num_heads, head_dim, width, parts=1, widened=None, first=
     rest = tuple(weight.shape[1:])
     if weight.shape[0] != parts * channels or width == head_dim or widened == 0:
         return weight  # aligned already, or nothing to do
-    wide = _widen(weight[: widened * channels], widened * num_heads, head_dim, width, first).reshape((-1,) + rest)
-    return wide if widened == parts else ops.concat((wide, weight[widened * channels :]), 0)
+    wide = _widen(narrow(weight, 0, 0, widened * channels), widened * num_heads, head_dim, width, first).reshape(
+        (-1,) + rest
+    )
+    return (
+        wide
+        if widened == parts
+        else ops.concat((wide, narrow(weight, 0, widened * channels, (parts - widened) * channels)), 0)
+    )
 
 
 def widen_columns(weight, num_heads, head_dim, width):
@@ -120,7 +126,7 @@ def narrow_tokens(x, num_heads, head_dim):
     batch, length, channels = x.shape
     if channels == num_heads * head_dim:
         return x
-    return x.reshape(batch, length, num_heads, -1)[..., :head_dim].reshape(batch, length, -1)
+    return narrow(x.reshape(batch, length, num_heads, -1), 3, 0, head_dim).reshape(batch, length, -1)
 
 
 def narrow_rows(weight, num_heads, head_dim, width, parts=1, widened=None):

@@ -8,7 +8,9 @@ statistics and softmax in fp32, one rounding at the end.
 from contextlib import contextmanager
 
 import mindspore as ms
-from mindspore import mint, ops
+import numpy as np
+from mindspore import Tensor, mint, ops
+from mindspore.ops import auto_generate
 
 from mindsigma.errors import MindSigmaError
 
@@ -20,6 +22,16 @@ FLASH_DTYPES = (ms.float16, ms.bfloat16)  # of FlashAttentionScore; attention in
 MAX_SCORES = 1 << 24
 
 _composing_for = []  # devices, the last one counts
+
+# What an NPU launches fast, by its primitives, where MindSpore's functions of the same meaning choose slow ones.
+_add_product = auto_generate.AddcmulExt()
+_add_layer_norm = auto_generate.AddLayerNormV2()
+_convolve = auto_generate.Conv2DExt()
+_embed = auto_generate.Embedding()
+_copy_into = auto_generate.InplaceCopy()
+_narrow_view = auto_generate.NarrowView()
+_split_tensor = auto_generate.SplitTensor()
+_unstack_view = auto_generate.UnstackExtView()
 
 _product = ops.BatchMatMul()
 _product_transposed = ops.BatchMatMul(transpose_b=True)
@@ -65,8 +77,22 @@ def layer_norm(x, gamma, beta, eps):
 
 def plain_layer_norm(x, eps):
     """`layer_norm` without gamma and beta."""
-    channels = x.shape[-1]
-    return layer_norm(x, ops.ones((channels,), x.dtype), ops.zeros((channels,), x.dtype), eps)
+    return layer_norm(x, constant(x.shape[-1:], 1.0, x.dtype), constant(x.shape[-1:], 0.0, x.dtype), eps)
+
+
+def add_layer_norm(x, change, gamma, beta, eps):
+    """x + change of one shape (..., C), and the `layer_norm` of it."""
+    if fused():
+        norm, _, _, total = _add_layer_norm(x, change, gamma, beta, eps, True)
+        return total, norm
+    x = x + change
+    return x, layer_norm(x, gamma, beta, eps)
+
+
+@ops.constexpr
+def constant(shape, value, dtype):
+    """A tensor of one number, as a constant of the graph."""
+    return Tensor(np.full(shape, value, np.float32), dtype)
 
 
 def rms_norm(x, gamma, eps):
@@ -105,15 +131,55 @@ def silu(x):
     return x * ops.sigmoid(x)
 
 
+def convolution(x, weight, bias, stride, padding):
+    """Convolution of x (N, C, H, W) with weight (O, C, k, k), plus bias (O,).
+
+    padding: zeros around the image: top, bottom, left, right.
+    """
+    top, bottom, left, right = padding
+    if top != bottom or left != right:  # neither kernel takes borders that differ
+        x, top, left = mint.nn.functional.pad(x, (left, right, top, bottom)), 0, 0
+    if fused():
+        return _convolve(x, weight, bias, (stride, stride), (top, left), (1, 1), 1)
+    return ops.conv2d(x, weight, bias, stride, "pad", (top, left))
+
+
 def upsample_2x(x):
     """Repeat every pixel of x (N, C, H, W) twice along both axes."""
     return mint.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
 
 
+def embedding(table, ids):
+    """Rows (N, C) of a table (V, C) by their numbers ids (N,), int32."""
+    return _embed(ids, table, None, None, 2.0, False) if fused() else ops.gather(table, ids, 0)
+
+
+def split(x, parts, axis):
+    """Tuple of `parts` equal pieces of x along an axis, each in memory of its own."""
+    return _split_tensor(x, x.shape[axis] // parts, axis) if fused() else ops.Split(axis, parts)(x)
+
+
+def unstack(x, axis):
+    """Tuple of what stands side by side on an axis of x, which goes away. On Ascend a view: nothing is moved."""
+    return _unstack_view(x, axis) if fused() else ops.unstack(x, axis)
+
+
+def narrow(x, axis, begin, length):
+    """`length` places of x from `begin` along an axis. On Ascend a view: nothing is moved."""
+    if fused():
+        return _narrow_view(x, axis, begin, length)
+    return x[(slice(None),) * axis + (slice(begin, begin + length),)]
+
+
+def assign(variable, value):
+    """Write a tensor into a Parameter of its shape and dtype."""
+    return _copy_into(variable, value) if fused() else ops.assign(variable, value)
+
+
 def multiply_add(x, a, b):
     """x + a * b in one pass; x and b may be rows that are repeated to a's shape, or the other way round."""
     if fused():
-        return ops.addcmul(x, a, b, 1)
+        return _add_product(x, a, b, 1)
     return (x.astype(ms.float32) + a.astype(ms.float32) * b.astype(ms.float32)).astype(a.dtype)
 
 
@@ -147,7 +213,8 @@ def attention(q, k, v, num_heads, scale):
     rows = rows_at_once(q_heads.shape, k.shape[1])
     outputs = ()
     for start in range(0, q.shape[1], rows):
-        weights = ops.softmax(_product_transposed(q_heads[:, :, start : start + rows], k_heads))
+        queries = q_heads if rows >= q.shape[1] else narrow(q_heads, 2, start, min(rows, q.shape[1] - start))
+        weights = ops.softmax(_product_transposed(queries, k_heads))
         outputs += (_product(weights, v_heads),)
     out = outputs[0] if len(outputs) == 1 else ops.concat(outputs, 2)
     return out.transpose(0, 2, 1, 3).reshape(q.shape).astype(q.dtype)

@@ -7,6 +7,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.operators import narrow, split, unstack
 from mindsigma.sampling.reuse import ReusingDiT, conditional_half
 from mindsigma.sampling.sampler import no_history
 from mindsigma.sampling.shortcuts import KEEP_BLOCKS, KEEP_TEXT, PLAIN, Shortcuts
@@ -29,17 +30,18 @@ def guide(prediction, guidance_scale, guided, channels):
 
     `guided`: the prediction holds the unconditional half, then the conditional one.
     """
-    noise = prediction[:, :channels].astype(ms.float32)
+    noise = narrow(prediction, 1, 0, channels).astype(ms.float32)
     if not guided:
         return noise
-    unconditional, conditional = ops.Split(0, 2)(noise)
+    unconditional, conditional = split(noise, 2, 0)
     return unconditional + guidance_scale * (conditional - unconditional)  # arXiv 2207.12598
 
 
 def variance_of(prediction, guided, channels):
     """What a prediction holds besides the noise, (N, channels, h, w); of guidance the conditional half's."""
-    rest = prediction[:, channels:]
-    return rest[rest.shape[0] // 2 :] if guided else rest
+    rest = narrow(prediction, 1, channels, prediction.shape[1] - channels)
+    half = rest.shape[0] // 2
+    return narrow(rest, 0, half, half) if guided else rest
 
 
 class GuidedStep(nn.Cell):
@@ -90,8 +92,13 @@ class GuidedStep(nn.Cell):
         noise, variance = guide(prediction, guidance_scale, self.guided, self.channels), None
         if self.sampler.learned_variance:
             variance = variance_of(prediction, self.guided, self.channels)
-        latents, history = self.sampler(latents, history, numbers, noise, variance, fresh)
+        latents, history = self.sampler(latents, history, scalars(numbers), noise, variance, fresh)
         return (latents, history) if self.kind == PLAIN else (latents, history, kept)
+
+
+def scalars(numbers):
+    """A step's numbers one by one: as they are outside a graph, of its input (K,) inside."""
+    return unstack(numbers, 0) if isinstance(numbers, Tensor) else numbers
 
 
 class TextKV(nn.Cell):
@@ -177,7 +184,7 @@ def denoising_steps(
 
     # What depends on the timestep or the size alone is made before the first step.
     timesteps = Tensor(np.array([row.timestep for row in table], np.float32))
-    modulations = ops.Split(0, num_steps)(graphs.modulations(timesteps, *(conditions or ())))
+    modulations = split(graphs.modulations(timesteps, *(conditions or ())), num_steps, 0)
     position = step.position(latents.shape)
     in_graph = ms.get_context("mode") == ms.GRAPH_MODE
     mutable = ms.mutable if in_graph else lambda value: value  # inputs of the graph, not constants of it
@@ -210,4 +217,4 @@ def conditional_text_kv(text_kv, halves):
     """The conditional half of what `DiT.text_kv` gave for both."""
     if halves:
         return text_kv[1]
-    return tuple((k[k.shape[0] // 2 :], v[v.shape[0] // 2 :]) for k, v in text_kv)
+    return tuple((split(k, 2, 0)[1], split(v, 2, 0)[1]) for k, v in text_kv)

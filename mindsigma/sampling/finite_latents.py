@@ -7,7 +7,7 @@ from mindsigma.errors import MindSigmaError
 
 
 class FiniteLatents:
-    """Collects on the device whether latents were finite; `check` fetches it.
+    """Collects on the device whether latents ceased to be finite; `check` fetches it.
 
     Args:
         remedy: what to do if a step made them infinite.
@@ -23,19 +23,24 @@ class FiniteLatents:
         if by_caller:
             fault = f"callback_on_step_end left NaN or infinity in the latents of {place}"
             remedy = "return finite latents, or None to leave them as they are"
-        self._notes.append((ops.isfinite(latents).all(), f"{fault}; {remedy}"))
+        self._notes.append((_any_bad(latents), f"{fault}; {remedy}"))
 
     def check(self):
         """Raise MindSigmaError that names the first step after which latents were not finite."""
         notes, self._notes = self._notes, []
-        for good, fault in notes:
-            if not bool(good.asnumpy()):
+        for bad, fault in notes:
+            if bool(bad.asnumpy()):
                 raise MindSigmaError(fault)
 
 
 def require_finite(what, value, remedy):
     """`value`, a Tensor or an array of any float dtype, if it is all finite; else raises MindSigmaError."""
-    good = ops.isfinite(value).all().asnumpy() if isinstance(value, Tensor) else np.isfinite(value).all()
-    if not bool(good):
+    bad = _any_bad(value).asnumpy() if isinstance(value, Tensor) else not np.isfinite(value).all()
+    if bool(bad):
         raise MindSigmaError(f"{what} hold NaN or infinity; {remedy}")
     return value
+
+
+def _any_bad(tensor):
+    """Whether a number is not finite. Asked so that the zeros of a dry run mean no."""
+    return ops.logical_not(ops.isfinite(tensor)).any()

@@ -3,6 +3,7 @@
 from mindspore import nn
 
 from mindsigma.models.checks import check_modulation
+from mindsigma.ops.operators import split
 from mindsigma.sampling.shortcuts import KEEP_BLOCKS, KEEP_TEXT, PLAIN, TAKE_BLOCKS, TAKE_TEXT, repeated_blocks
 
 
@@ -59,4 +60,4 @@ def conditional_half(kept, halves):
     """What was kept of both halves, for the conditional one alone; halves: it is a pair, one result for each."""
     if halves:
         return kept[1]
-    return tuple(tensor[tensor.shape[0] // 2 :] for tensor in kept)
+    return tuple(split(tensor, 2, 0)[1] for tensor in kept)

@@ -44,8 +44,10 @@ int allocate(void **address, size_t bytes) {
   size_t size = rounded(bytes + 32, ALIGNMENT);  // 32 bytes more, as the device's allocator gives
   std::lock_guard<std::mutex> held(guard);
   if (in_use + size > card_bytes()) return fail(OUT_OF_MEMORY, text("aclrtMalloc: %zu bytes do not fit the card", bytes));
-  *address = std::aligned_alloc(ALIGNMENT, size);
-  if (!*address) return fail(OUT_OF_MEMORY, text("aclrtMalloc: the host has no %zu bytes", bytes));
+  // Fresh pages: zeros, which the results of a dry run are, and no memory of the host until they are touched.
+  void *got = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (got == MAP_FAILED) return fail(OUT_OF_MEMORY, text("aclrtMalloc: the host has no %zu bytes", bytes));
+  *address = got;
   allocated[*address] = size;
   in_use += size;
   return OK;
@@ -155,8 +157,8 @@ int aclrtFree(void *address) {
   auto found = allocated.find(address);
   if (found == allocated.end()) return fail(INVALID, "aclrtFree: an address that aclrtMalloc did not give");
   in_use -= found->second;
+  munmap(address, found->second);
   allocated.erase(found);
-  std::free(address);
   return OK;
 }
 int aclrtMallocHost(void **address, size_t bytes) {
