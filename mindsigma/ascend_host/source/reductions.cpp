@@ -1,6 +1,7 @@
 // Reductions over dimensions, and sums along one. Sums are taken in fp32 by halves, as a device's tree of adders does.
 #include <limits>
 
+#include "legacy.h"
 #include "mapping.h"
 
 namespace {
@@ -277,4 +278,14 @@ KERNEL(aclnnCumsum, const aclTensor *self, int64_t dim, int dtype, aclTensor *ou
       });
     };
   };
+}
+
+// MindSpore's ReduceMean and ReduceSum by the older interface: the dimensions are the second input.
+LEGACY(ReduceMean) {
+  Shape dims = read<int64_t>(&inputs[1]);
+  reduce(&inputs[0], dims, attributes.number("keep_dims", 0), inputs[0].dtype, &outputs[0], MEAN)();
+}
+LEGACY(ReduceSum) {
+  Shape dims = read<int64_t>(&inputs[1]);
+  reduce(&inputs[0], dims, attributes.number("keep_dims", 0), inputs[0].dtype, &outputs[0], SUM)();
 }
