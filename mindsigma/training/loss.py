@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import ops
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.ops.operators import mean, split
+from mindsigma.ops.operators import filled, mean, split
 from mindsigma.sampling.schedule import alphas_cumprod
 
 WEIGHTINGS = ("none", "min-snr")
@@ -158,7 +158,7 @@ def _discretised_log_likelihood(x, mean, log_scale):
 
 
 def _at_least(x):
-    return ops.maximum(x, ops.full_like(x, 1e-12))
+    return ops.maximum(x, filled((1,), 1e-12, x.dtype))
 
 
 def _normal_cdf(x):

@@ -12,10 +12,10 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindsigma.distributed import Collectives, Ranks
 from mindsigma.errors import MindSigmaError
-from mindsigma.ops.operators import assign, fused, split, stack, unstack
+from mindsigma.ops.operators import assign, fused, mean, split, stack
 from mindsigma.training.distributed import owners
 from mindsigma.training.loss import diffusion_loss, noisy_latents
-from mindsigma.training.optimizers import OptimizerConfig, decays, state_shapes, static_arguments
+from mindsigma.training.optimizers import NUMBERS, OptimizerConfig, decays, state_shapes, static_arguments
 from mindsigma.training.updates import (
     CONTROLS,
     SCALE,
@@ -121,8 +121,8 @@ class TrainingStep(nn.Cell):
         noisy = noisy_latents(clean, noise, numbers)
         output = self.dit(noisy, timestep, states, mask, image_size, aspect_ratio)
         mse, bound = diffusion_loss(output, clean, noisy, noise, numbers, self.learn_sigma)
-        mse, bound = mse.mean(), bound.mean()
-        return (mse + bound) * scale[0], mse, bound
+        mse, bound = mean(mse), mean(bound)
+        return (mse + bound) * scale.reshape(()), mse, bound
 
     def construct(self, clean, noise, numbers, timestep, states, mask, rate, last, image_size=None, aspect_ratio=None):
         """A micro-batch; with `last` the update follows.
@@ -195,7 +195,7 @@ class TrainingStep(nn.Cell):
 
     def update_group(self, values, finite, parameters, gradient, states):
         """The optimiser of the tensors of one group."""
-        update_tensors(self.constants, unstack(values, 0), finite, parameters, gradient, states)
+        update_tensors(self.constants, split(values, NUMBERS, 0), finite, parameters, gradient, states)
 
     def update_averages(self, finite):
         """Moving averages of the weights, unless a gradient was not finite."""

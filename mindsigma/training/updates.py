@@ -5,7 +5,7 @@ optimiser, moving average.
 import mindspore as ms
 from mindspore import ops
 
-from mindsigma.ops.operators import assign, filled, split, stack, unstack
+from mindsigma.ops.operators import assign, filled, split, stack
 from mindsigma.training.optimizers import averaged, update
 
 # Elements of the control tensor, which the step itself carries on: it must not depend on the host to know of overflows.
@@ -90,9 +90,9 @@ def update_tensors(constants, values, finite, parameters, gradient, states):
 
 def assign_all(variables, values):
     """Give K Parameters of one shape the values (K, *shape)."""
-    pieces = unstack(values, 0)
+    pieces = split(values, len(variables), 0)  # not a view, for which MindSpore would copy every Parameter first
     for i in range(len(variables)):
-        assign(variables[i], pieces[i])
+        assign(variables[i], pieces[i].reshape(variables[i].shape))
     return values
 
 
