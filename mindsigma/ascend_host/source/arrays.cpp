@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 
 #include <cstdlib>
+#include <future>
 #include <thread>
 
 int64_t elements(const Shape &shape) {
@@ -57,7 +58,10 @@ Shape broadcast(const Shape &a, const Shape &b) {
   return shape;
 }
 
-std::vector<int64_t> offsets(const aclTensor *tensor, const Shape &shape) {
+namespace {
+
+// Strides of a tensor that is broadcast to a shape: 0 where it is repeated.
+Shape steps_in(const aclTensor *tensor, const Shape &shape) {
   size_t rank = shape.size(), own = tensor->shape.size();
   require(own <= rank, "shape %s does not broadcast to %s", text(tensor->shape).c_str(), text(shape).c_str());
   Shape steps(rank, 0);
@@ -67,11 +71,18 @@ std::vector<int64_t> offsets(const aclTensor *tensor, const Shape &shape) {
             text(tensor->shape).c_str(), text(shape).c_str());
     if (tensor->shape[i] != 1) steps[at] = tensor->strides[i];
   }
-  std::vector<int64_t> result(elements(shape));
+  return steps;
+}
+
+// Places of everything in the first `rank` dimensions of a shape.
+std::vector<int64_t> places(int64_t start, const Shape &steps, const Shape &shape, size_t rank) {
+  int64_t count = 1;
+  for (size_t i = 0; i < rank; ++i) count *= shape[i];
+  std::vector<int64_t> result(count);
   Shape index(rank, 0);
-  int64_t at = tensor->offset;
-  for (int64_t &offset : result) {
-    offset = at;
+  int64_t at = start;
+  for (int64_t &place : result) {
+    place = at;
     for (size_t i = rank; i-- > 0;) {
       at += steps[i];
       if (++index[i] < shape[i]) break;
@@ -80,6 +91,25 @@ std::vector<int64_t> offsets(const aclTensor *tensor, const Shape &shape) {
     }
   }
   return result;
+}
+
+// A shape as rows: where each starts, and the step within it. Most tensors are many rows with the step 1 or 0.
+struct Rows {
+  std::vector<int64_t> starts;
+  int64_t width, step;
+  Rows(const aclTensor *tensor, const Shape &shape) {
+    Shape steps = steps_in(tensor, shape);
+    size_t rank = shape.size(), outer = rank ? rank - 1 : 0;
+    width = rank ? shape[outer] : 1;
+    step = rank ? steps[outer] : 0;
+    starts = places(tensor->offset, steps, shape, outer);
+  }
+};
+
+}  // namespace
+
+std::vector<int64_t> offsets(const aclTensor *tensor, const Shape &shape) {
+  return places(tensor->offset, steps_in(tensor, shape), shape, shape.size());
 }
 
 float half_to_float(uint16_t half) {
@@ -158,8 +188,10 @@ std::vector<T> read(const aclTensor *tensor, const Shape &shape) {
       items += tensor->offset;
       for (size_t i = 0; i < values.size(); ++i) values[i] = widen<T>(items[i]);
     } else {
-      std::vector<int64_t> places = offsets(tensor, shape);
-      for (size_t i = 0; i < values.size(); ++i) values[i] = widen<T>(items[places[i]]);
+      Rows rows(tensor, shape);
+      T *to = values.data();
+      for (int64_t start : rows.starts)
+        for (int64_t i = 0; i < rows.width; ++i) *to++ = widen<T>(items[start + i * rows.step]);
     }
   });
   return values;
@@ -177,8 +209,10 @@ void write(aclTensor *tensor, const std::vector<T> &values) {
       items += tensor->offset;
       for (size_t i = 0; i < values.size(); ++i) items[i] = Narrow<S, T>::of(values[i]);
     } else {
-      std::vector<int64_t> places = offsets(tensor, tensor->shape);
-      for (size_t i = 0; i < values.size(); ++i) items[places[i]] = Narrow<S, T>::of(values[i]);
+      Rows rows(tensor, tensor->shape);
+      const T *from = values.data();
+      for (int64_t start : rows.starts)
+        for (int64_t i = 0; i < rows.width; ++i) items[start + i * rows.step] = Narrow<S, T>::of(*from++);
     }
   });
 }
@@ -204,14 +238,31 @@ FOR(double)
 FOR(int64_t)
 #undef FOR
 
+namespace {
+template <class Item>
+void copy_rows(const aclTensor *from, aclTensor *to) {
+  Rows source(from, to->shape), target(to, to->shape);
+  for (size_t row = 0; row < target.starts.size(); ++row) {
+    Item *put = reinterpret_cast<Item *>(to->data) + target.starts[row];
+    const Item *get = reinterpret_cast<const Item *>(from->data) + source.starts[row];
+    for (int64_t i = 0; i < target.width; ++i) put[i * target.step] = get[i * source.step];
+  }
+}
+}  // namespace
+
 void copy_items(const aclTensor *from, aclTensor *to) {
   size_t size = item_size(to->dtype);
   if (from->shape == to->shape && contiguous(from) && contiguous(to)) {
     std::memmove(to->data + to->offset * size, from->data + from->offset * size, elements(to) * size);
     return;
   }
-  std::vector<int64_t> source = offsets(from, to->shape), target = offsets(to, to->shape);
-  for (size_t i = 0; i < target.size(); ++i) std::memcpy(to->data + target[i] * size, from->data + source[i] * size, size);
+  switch (size) {
+    case 1: return copy_rows<uint8_t>(from, to);
+    case 2: return copy_rows<uint16_t>(from, to);
+    case 4: return copy_rows<uint32_t>(from, to);
+    case 8: return copy_rows<uint64_t>(from, to);
+    default: throw Refusal{text("dtype %d is not known to this host", to->dtype)};
+  }
 }
 
 aclTensor view(const aclTensor *tensor, const Shape &shape, const Shape &strides, int64_t offset) {
@@ -222,6 +273,14 @@ aclTensor view(const aclTensor *tensor, const Shape &shape, const Shape &strides
   return seen;
 }
 
+namespace {
+thread_local bool inside = false;  // a piece: it has no cores left to divide
+struct Inside {
+  Inside() { inside = true; }
+  ~Inside() { inside = false; }
+};
+}  // namespace
+
 void in_parallel(int64_t rows, int64_t cost_of_row, const std::function<void(int64_t, int64_t)> &body) {
   // MINDSIGMA_THREADS bounds it, as for the kernels of the CPU.
   static const int64_t cores = [] {
@@ -230,11 +289,16 @@ void in_parallel(int64_t rows, int64_t cost_of_row, const std::function<void(int
     return asked > 0 ? asked : std::max<int64_t>(1, std::thread::hardware_concurrency());
   }();
   int64_t pieces = std::min(rows, cores);
-  if (pieces < 2 || rows * cost_of_row < 1 << 16) return body(0, rows);
-  std::vector<std::thread> threads;
-  for (int64_t i = 1; i < pieces; ++i) threads.emplace_back(body, rows * i / pieces, rows * (i + 1) / pieces);
+  if (inside || pieces < 2 || rows * cost_of_row < 1 << 16) return body(0, rows);
+  std::vector<std::future<void>> others;  // which hand on what they throw
+  for (int64_t i = 1; i < pieces; ++i)
+    others.push_back(std::async(std::launch::async, [=, &body] {
+      Inside piece;
+      body(rows * i / pieces, rows * (i + 1) / pieces);
+    }));
+  Inside piece;
   body(0, rows / pieces);
-  for (std::thread &thread : threads) thread.join();
+  for (std::future<void> &other : others) other.get();
 }
 
 namespace {
@@ -256,6 +320,8 @@ void multiply(bool transpose_a, bool transpose_b, int64_t m, int64_t n, int64_t 
     for (int64_t i = 0; i < m * n; ++i) c[i] *= beta;
     return;
   }
-  sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', m, n, k, alpha, a, transpose_a ? m : k, b,
-        transpose_b ? k : n, beta, c, n);
+  in_parallel(m, n * k, [=](int64_t begin, int64_t end) {
+    sgemm(transpose_a ? 'T' : 'N', transpose_b ? 'T' : 'N', end - begin, n, k, alpha,
+          a + (transpose_a ? begin : begin * k), transpose_a ? m : k, b, transpose_b ? k : n, beta, c + begin * n, n);
+  });
 }

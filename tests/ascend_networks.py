@@ -1,0 +1,99 @@
+"""Golden networks in any dtype, for a process on the Ascend host; the tests call `compute` for the CPU's answer.
+
+python tests/ascend_networks.py OUT.npz NAME:DTYPE:MODE ... writes arrays under NAME:DTYPE:MODE:PART.
+"""
+
+import sys
+from functools import cache
+
+import mindspore as ms
+import numpy as np
+from conftest import GOLDEN, Case
+from mindspore import Tensor
+
+from mindsigma import PixArtSigmaPipeline
+from mindsigma.backends.ascend import align_heads
+from mindsigma.models.dit import DiT
+from mindsigma.runtime import DTYPES, device, set_device
+
+
+def dit(name, dtype):
+    """The output of a reference case, through a DiT as it samples."""
+    case = Case(name)
+    drawn = case.build()
+    network = DiT(drawn.config, DTYPES[dtype]).set_train(False)
+    for parameter, value in zip(network.get_parameters(), drawn.get_parameters()):
+        parameter.set_data(value.astype(parameter.dtype))
+    return {"out": align_heads(network)(*case.inputs())}
+
+
+@cache
+def pipeline(dtype):
+    """The bundled pipeline on the device that is set."""
+    mode = ms.get_context("mode")
+    made = PixArtSigmaPipeline.from_pretrained("sigma-mini", dtype=dtype, device=device())
+    ms.set_context(mode=mode)
+    return made
+
+
+def reference(name="diffusers_dpm_8"):
+    """Arrays of a run of the reference on sigma-mini."""
+    return np.load(GOLDEN / f"mini_{name}.npz")
+
+
+def t5(dtype):
+    """States of the reference's prompts."""
+    prompts = [str(prompt) for prompt in reference()["prompts"]]
+    return {"states": pipeline(dtype).encode_prompts(prompts).states}
+
+
+def vae(dtype):
+    """Moments of images, pictures of latents."""
+    network = pipeline(dtype).vae
+    return {
+        "moments": network.encode(Tensor(reference("vae")["image"].astype(np.float32))),
+        "images": network(Tensor(reference()["latents"])),
+    }
+
+
+def sample(name, dtype):
+    """Latents and pictures (N, H, W, 3) of a run such as diffusers_dpm_8."""
+    made, given = pipeline(dtype), reference(name)
+    made.convention, steps = name.split("_")[0], int(name.split("_")[-1])
+    latents = made(
+        [str(prompt) for prompt in given["prompts"]],
+        latents=given["z"],
+        num_inference_steps=steps,
+        guidance_scale=4.5,
+        use_resolution_binning=False,
+        output_type="latent",
+        progress=False,
+    ).images
+    return {"latents": latents, "images": made.decode(Tensor(latents))}
+
+
+def compute(name, dtype):
+    """Arrays of a network by their names, in float32."""
+    if name in ("t5", "vae"):
+        parts = {"t5": t5, "vae": vae}[name](dtype)
+    else:
+        parts = sample(name, dtype) if "dpm" in name else dit(name, dtype)
+    return {
+        part: np.asarray(value.astype(ms.float32).asnumpy() if isinstance(value, Tensor) else value)
+        for part, value in parts.items()
+    }
+
+
+def main(out, *jobs):
+    """Compute the jobs on Ascend and save them."""
+    set_device("Ascend")
+    results = {}
+    for job in jobs:
+        name, dtype, mode = job.split(":")
+        ms.set_context(mode=ms.GRAPH_MODE if mode == "graph" else ms.PYNATIVE_MODE)
+        results |= {f"{job}:{part}": value for part, value in compute(name, dtype).items()}
+    np.savez(out, **results)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
