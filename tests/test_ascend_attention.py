@@ -224,8 +224,8 @@ def test_strides_and_blocks_of_rows(rng):
         room((1, 2, rows, 8), "float32"),
         room((1, 2, rows, 8), "float32"),
     )
-    call("aclnnFlashAttentionScore", q.tensor, k.tensor, v.tensor, None, None, None, None, None, SCALE, 1.0, FAR, FAR, 2,
-         "BNSD", 0, 0, top.tensor, total.tensor, None, out.tensor)  # fmt: skip
+    call("aclnnFlashAttentionScore", q.tensor, k.tensor, v.tensor, *[None] * 5, SCALE, 1.0, FAR, FAR, 2, "BNSD",
+         0, 0, top.tensor, total.tensor, None, out.tensor)  # fmt: skip
     scores = SCALE * (q.wide @ k.wide.swapaxes(2, 3))
     powers = np.exp(scores - scores.max(-1, keepdims=True))
     close(out, powers / powers.sum(-1, keepdims=True) @ v.wide)

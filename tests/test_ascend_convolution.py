@@ -97,8 +97,8 @@ def test_hf32_narrows_the_operands(rng):
     expected = convolved(x.wide, weight.wide, (1, 1), (1,) * 4, (1, 1), 1)
     out = room(expected.shape, "float32")
     for math, least, most in ((KEEP, 0, 1e-6), (HF32, 1e-5, 2e-3)):
-        call("aclnnConvolution", x.tensor, weight.tensor, None, ints(1, 1), ints(1, 1), ints(1, 1), False, ints(0, 0), 1,
-             out.tensor, math)  # fmt: skip
+        call("aclnnConvolution", x.tensor, weight.tensor, None, ints(1, 1), ints(1, 1), ints(1, 1), False, ints(0, 0),
+             1, out.tensor, math)  # fmt: skip
         error = np.linalg.norm(out.wide - expected) / np.linalg.norm(expected)
         assert least <= error <= most
 

@@ -289,3 +289,11 @@ def test_rounding_is_to_nearest_even():
         np.testing.assert_array_equal(out.seen, halves.astype(np.float16))
     with pytest.raises(Refused, match="out is float16, and dtype says float32"):
         call("aclnnCast", Numbers(halves, "float32").tensor, ctypes.c_int(0), out.tensor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_flag_for_what_is_not_finite(dtype):
+    flag = Numbers([0], "bool")
+    for values, expected in (([1, 2], False), ([1, np.nan], True), ([3, 4], True)):  # nothing lowers it again
+        call("aclnnAllFinite", Numbers(values, dtype).tensor, flag.tensor)
+        assert flag.seen[0] == expected

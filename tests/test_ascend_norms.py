@@ -138,8 +138,8 @@ def test_group_norm(shape, dtype, rng):
     pixels = int(np.prod(shape[2:]))
     x, gamma, beta = drawn(rng, shape, dtype), drawn(rng, (channels,), dtype), drawn(rng, (channels,), dtype)
     out, mean, rstd = room(shape, dtype), room((n, groups), dtype), room((n, groups), dtype)
-    call("aclnnGroupNorm", x.tensor, gamma.tensor, beta.tensor, n, channels, pixels, groups, EPS, out.tensor, mean.tensor,
-         rstd.tensor)  # fmt: skip
+    call("aclnnGroupNorm", x.tensor, gamma.tensor, beta.tensor, n, channels, pixels, groups, EPS, out.tensor,
+         mean.tensor, rstd.tensor)  # fmt: skip
     split = x.wide.reshape(n, groups, channels // groups, pixels)
     centre, scale = statistics(split, (2, 3))
     unit = (split - centre) * scale
