@@ -22,7 +22,7 @@ def library():
     loaded = ctypes.CDLL(str(build() / "lib64" / "libascend_host.so"))
     loaded.aclGetRecentErrMsg.restype = ctypes.c_char_p
     for name in ("aclCreateTensor", "aclCreateScalar", "aclCreateIntArray", "aclCreateFloatArray", "aclCreateBoolArray",
-                 "aclCreateTensorList"):  # fmt: skip
+                 "aclCreateTensorList", "aclCreateTensorDesc", "aclCreateDataBuffer", "aclopCreateAttr"):  # fmt: skip
         getattr(loaded, name).restype = ctypes.c_void_p
     return loaded
 
@@ -43,7 +43,7 @@ class Tensor:
 
     def __init__(self, array, bfloat=False):
         self.array = array
-        dtype = BF16 if bfloat else array.dtype.name
+        self.dtype = dtype = BF16 if bfloat else array.dtype.name
         size = array.dtype.itemsize
         shape = (ctypes.c_int64 * max(array.ndim, 1))(*array.shape)
         strides = (ctypes.c_int64 * max(array.ndim, 1))(*(step // size for step in array.strides))
@@ -91,6 +91,37 @@ def call(name, *arguments):
     code = getattr(library(), f"{name}GetWorkspaceSize")(*given, ctypes.byref(workspace), ctypes.byref(executor))
     if not code:
         code = getattr(library(), name)(None, ctypes.c_uint64(0), executor, None)
+    if code:
+        raise Refused(library().aclGetRecentErrMsg().decode())
+
+
+def call_legacy(name, inputs, outputs, **attributes):
+    """Run an operator of the older interface on packed Tensors. Attributes: ints, bools, strs or lists of ints."""
+
+    def described(given):
+        descriptions = (ctypes.c_void_p * len(given))()
+        buffers = (ctypes.c_void_p * len(given))()
+        for i, tensor in enumerate(given):
+            shape = tensor.array.shape
+            dims = (ctypes.c_int64 * max(len(shape), 1))(*shape)
+            descriptions[i] = library().aclCreateTensorDesc(CODES[tensor.dtype], len(shape), dims, FORMAT_ND)
+            buffers[i] = library().aclCreateDataBuffer(
+                ctypes.c_void_p(tensor.array.ctypes.data), ctypes.c_size_t(tensor.array.nbytes)
+            )
+        return len(given), descriptions, buffers
+
+    made = ctypes.c_void_p(library().aclopCreateAttr())
+    for key, value in attributes.items():
+        key = key.encode()
+        if isinstance(value, str):
+            library().aclopSetAttrString(made, key, value.encode())
+        elif isinstance(value, list):
+            library().aclopSetAttrListInt(made, key, len(value), (ctypes.c_int64 * len(value))(*value))
+        else:
+            library().aclopSetAttrInt(made, key, ctypes.c_int64(value))
+    code = library().aclopCompileAndExecuteV2(
+        name.encode(), *described(inputs), *described(outputs), made, 0, 0, None, None
+    )
     if code:
         raise Refused(library().aclGetRecentErrMsg().decode())
 

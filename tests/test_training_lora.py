@@ -195,7 +195,8 @@ def test_graph_and_pynative_agree_and_the_base_stays():
             results[mode] = [training.run([inputs(i)], 1e-3) for i in range(3)]
             after = weights(dit)
             assert all(after[name].tobytes() == before[name].tobytes() for name in before)
-            found[mode] = {p.name: p.asnumpy() for p in (*training.parameters, *training.ema, *training.states)}
+            found[mode] = {p.name: p.asnumpy() for p in (*training.parameters, *training.averages().values())}
+            found[mode].update({name: state.asnumpy() for name, state in training.own_states().items()})
             assert all((found[mode][name] != start[name]).any() for name in start)
         finally:
             ms.set_context(mode=ms.PYNATIVE_MODE)

@@ -27,17 +27,21 @@ def problem(shape):
 
 def run(config, start, gradients, clip=1.0):
     """The parameter after each step and the last states, from this project's update."""
-    parameter, states = (
-        Tensor(start),
-        [Tensor(np.zeros(s, np.float32)) for s in state_shapes(config, start.shape).values()],
-    )
+    trace, states = run_together(config, [start], [gradients], clip)
+    return [values[0] for values in trace], {name: Tensor(state[0]) for name, state in states.items()}
+
+
+def run_together(config, starts, gradients, clip=1.0):
+    """The parameters (K, ...) after each step and the last states, of K tensors of one shape in one update."""
+    shapes = {name: (len(starts), *shape) for name, shape in state_shapes(config, starts[0].shape).items()}
+    parameter, states = Tensor(np.stack(starts)), [Tensor(np.zeros(shape, np.float32)) for shape in shapes.values()]
     trace = []
-    for n, gradient in enumerate(gradients, 1):
+    for n, gradient in enumerate(map(np.stack, zip(*gradients)), 1):
         corrections = [1 - beta**n for beta in config.betas[:2]]
         numbers = Tensor(np.array([RATE, *corrections, clip], np.float32))
         parameter, *states = update(parameter, Tensor(gradient), numbers, *static_arguments(config), *states)
         trace.append(parameter.asnumpy())
-    return trace, dict(zip(state_shapes(config, start.shape), states))
+    return trace, dict(zip(shapes, states))
 
 
 def adamw(x, gradients, betas, eps, decay):
@@ -108,6 +112,17 @@ def test_clip_scales_the_gradient(name):
     clipped, _ = run(config, start, gradients, clip=0.25)
     scaled, _ = run(config, start, [gradient * np.float32(0.25) for gradient in gradients])
     assert all(np.array_equal(a, b) for a, b in zip(clipped, scaled))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("name", ["adamw", "lion", "came"])
+def test_tensors_of_one_shape_do_not_see_each_other(name, shape):
+    config, (start, gradients) = OptimizerConfig(name, weight_decay=0.1), problem(shape)
+    others = start * 3.0, [gradient[::-1] * np.float32(40.0) for gradient in gradients]
+    together, _ = run_together(config, [start, others[0]], [gradients, others[1]])
+    for place, (first, its) in enumerate([(start, gradients), others]):
+        alone, _ = run(config, first, its)
+        assert relative_error(together[-1][place] - first, alone[-1] - first) < 1e-6
 
 
 def test_came_of_mindone():

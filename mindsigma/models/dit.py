@@ -17,12 +17,14 @@ from mindsigma.ops.heads import head_width, join_heads, mask_column, project_hea
 from mindsigma.ops.operators import (
     add_layer_norm,
     attention,
+    filled,
     gelu,
     layer_norm,
     multiply_add,
     narrow,
     plain_layer_norm,
     silu,
+    split,
     unstack,
 )
 
@@ -183,7 +185,7 @@ class DiTBlock(nn.Cell):
         Returns:
             the tokens (N, T, C), and what cross-attention added.
         """
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = rows_of(modulation)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = rows_of(modulation, self.training)
         h = modulated_norm(x, shift, scale)
         x = multiply_add(x, self.attn(h, height, width, gather), gate)
         if text_change is None:
@@ -207,7 +209,7 @@ class FinalLayer(nn.Cell):
 
     def construct(self, x, modulation, height, width):
         """Tokens x (N, T, C) to (N, out_channels, h, w)."""
-        shift, scale = rows_of(modulation)
+        shift, scale = rows_of(modulation, self.training)
         x = self.linear(modulated_norm(x, shift, scale))  # (N, T, p * p * out_channels)
         batch, p = x.shape[0], self.patch_size
         x = x.reshape(batch, height, width, p, p, -1)
@@ -367,18 +369,19 @@ def add_modulated_norm(x, change, shift, scale):
     """x + change of one shape (N, T, C), and the `modulated_norm` of it."""
     if len(scale.shape) == 1:
         return add_layer_norm(x, change, scale, shift, NORM_EPS)
-    x = x + change
-    return x, modulated_norm(x, shift, scale)
+    channels = x.shape[-1:]
+    x, norm = add_layer_norm(x, change, filled(channels, 1.0, x.dtype), filled(channels, 0.0, x.dtype), NORM_EPS)
+    return x, multiply_add(shift, norm, scale)
 
 
-def rows_of(modulation):
-    """The rows of (N, K, C): K of (C,) where one holds for the batch, else of (N, 1, C)."""
-    if modulation.shape[0] == 1:
+def rows_of(modulation, training):
+    """The rows of (N, K, C): K of (C,) where one holds for the batch in sampling, else of (N, 1, C).
+
+    A norm's own weight would get its gradient in fp32 whatever the dtype, so in training it is none of ours.
+    """
+    if modulation.shape[0] == 1 and not training:
         return unstack(modulation.reshape(modulation.shape[1:]), 0)
-    rows = ()
-    for i in range(modulation.shape[1]):
-        rows += (narrow(modulation, 1, i, 1),)
-    return rows
+    return split(modulation, modulation.shape[1], 1)
 
 
 @ops.constexpr

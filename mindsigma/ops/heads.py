@@ -8,9 +8,10 @@ Weights are widened once, when a network is loaded for sampling (backends/ascend
 training, the same functions stand in the graph, on weights, which are small beside activations.
 """
 
-from mindspore import ops
+import numpy as np
+from mindspore import Tensor, ops
 
-from mindsigma.ops.operators import HEAD_MULTIPLE, constant, dense, narrow, split
+from mindsigma.ops.operators import HEAD_MULTIPLE, dense, extend, filled, narrow, split
 
 # Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
 # range also after the division by the scale that the kernel multiplies back.
@@ -61,7 +62,7 @@ def mask_column(k, mask, heads, width):
     number, head_dim = heads
     # The kernel scales the whole product, so the penalty is divided by the scale beforehand.
     penalty = ((1.0 - mask.astype(k.dtype)) * (MASKED * head_dim**0.5)).reshape(mask.shape + (1, 1))
-    column = widen_tokens(constant((1, 1, number * head_dim), 0.0, k.dtype), number, head_dim, width, 1.0)
+    column = widen_tokens(filled((1, 1, number * head_dim), 0.0, k.dtype), number, head_dim, width, 1.0)
     return k + (penalty * column.reshape(1, 1, number, width)).reshape(k.shape)
 
 
@@ -76,12 +77,14 @@ def _widen(x, outer, head_dim, width, first=0.0):
     missing = width - head_dim
     if missing == 0:
         return x
-    shape = (outer, 1, x.shape[2])
-    parts = (x,) if first == 0.0 else (x, constant(shape, first, x.dtype))
-    zeros = missing if first == 0.0 else missing - 1
-    if zeros > 0:
-        parts += (constant((outer, zeros, x.shape[2]), 0.0, x.dtype),)
-    return ops.concat(parts, 1)
+    x = extend(x, 1, missing)
+    return x if first == 0.0 else x + _one_row(head_dim, width, first, x.dtype)
+
+
+@ops.constexpr
+def _one_row(head_dim, width, value, dtype):
+    """(1, width, 1) with a value at `head_dim` and zeros else, as a constant of the graph."""
+    return Tensor((np.arange(width) == head_dim).astype(np.float32).reshape(1, width, 1) * value, dtype)
 
 
 def widen_rows(weight, num_heads, head_dim, width, parts=1, widened=None, first=0.0):
@@ -95,14 +98,10 @@ def widen_rows(weight, num_heads, head_dim, width, parts=1, widened=None, first=
     rest = tuple(weight.shape[1:])
     if weight.shape[0] != parts * channels or width == head_dim or widened == 0:
         return weight  # aligned already, or nothing to do
-    wide = _widen(narrow(weight, 0, 0, widened * channels), widened * num_heads, head_dim, width, first).reshape(
-        (-1,) + rest
-    )
-    return (
-        wide
-        if widened == parts
-        else ops.concat((wide, narrow(weight, 0, widened * channels, (parts - widened) * channels)), 0)
-    )
+    plain = (parts - widened) * channels
+    wide = weight if plain == 0 else narrow(weight, 0, 0, widened * channels)
+    wide = _widen(wide, widened * num_heads, head_dim, width, first).reshape((-1,) + rest)
+    return wide if plain == 0 else ops.concat((wide, narrow(weight, 0, widened * channels, plain)), 0)
 
 
 def widen_columns(weight, num_heads, head_dim, width):

@@ -77,7 +77,7 @@ def layer_norm(x, gamma, beta, eps):
 
 def plain_layer_norm(x, eps):
     """`layer_norm` without gamma and beta."""
-    return layer_norm(x, constant(x.shape[-1:], 1.0, x.dtype), constant(x.shape[-1:], 0.0, x.dtype), eps)
+    return layer_norm(x, filled(x.shape[-1:], 1.0, x.dtype), filled(x.shape[-1:], 0.0, x.dtype), eps)
 
 
 def add_layer_norm(x, change, gamma, beta, eps):
@@ -90,7 +90,7 @@ def add_layer_norm(x, change, gamma, beta, eps):
 
 
 @ops.constexpr
-def constant(shape, value, dtype):
+def filled(shape, value, dtype):
     """A tensor of one number, as a constant of the graph."""
     return Tensor(np.full(shape, value, np.float32), dtype)
 
@@ -138,7 +138,8 @@ def convolution(x, weight, bias, stride, padding):
     """
     top, bottom, left, right = padding
     if top != bottom or left != right:  # neither kernel takes borders that differ
-        x, top, left = mint.nn.functional.pad(x, (left, right, top, bottom)), 0, 0
+        pad = mint.nn.functional.pad if fused() else ops.pad
+        x, top, left = pad(x, (left, right, top, bottom)), 0, 0
     if fused():
         return _convolve(x, weight, bias, (stride, stride), (top, left), (1, 1), 1)
     return ops.conv2d(x, weight, bias, stride, "pad", (top, left))
@@ -162,6 +163,23 @@ def split(x, parts, axis):
 def unstack(x, axis):
     """Tuple of what stands side by side on an axis of x, which goes away. On Ascend a view: nothing is moved."""
     return _unstack_view(x, axis) if fused() else ops.unstack(x, axis)
+
+
+def stack(tensors, axis):
+    """Tensors of one shape side by side on a new axis."""
+    return mint.stack(tensors, axis) if fused() else ops.stack(tensors, axis)
+
+
+def mean(x, axis=None, keep_dims=False):
+    """Mean of x over an axis, or axes, or all of it."""
+    return mint.mean(x, axis, keep_dims) if fused() else x.mean(axis, keep_dims)
+
+
+def extend(x, axis, count):
+    """x with `count` places of zeros after it along an axis, the last or the one before."""
+    if fused():
+        return mint.nn.functional.pad(x, (0, count) if axis == len(x.shape) - 1 else (0, 0, 0, count))
+    return ops.concat((x, filled(x.shape[:axis] + (count,) + x.shape[axis + 1 :], 0.0, x.dtype)), axis)
 
 
 def narrow(x, axis, begin, length):

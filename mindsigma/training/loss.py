@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import ops
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.operators import filled, mean, split
 from mindsigma.sampling.schedule import alphas_cumprod
 
 WEIGHTINGS = ("none", "min-snr")
@@ -90,7 +91,8 @@ def coefficients(timestep, config, weight=1.0):
 
 def noisy_latents(clean, noise, numbers):
     """Latents (N, c, h, w) at the timesteps of `numbers`, the result of `coefficients`."""
-    return _column(numbers, "signal") * clean + _column(numbers, "noise") * noise
+    columns = split(numbers, len(COLUMNS), 1)
+    return _column(columns, "signal") * clean + _column(columns, "noise") * noise
 
 
 def diffusion_loss(output, clean, noisy, noise, numbers, learn_sigma):
@@ -104,44 +106,44 @@ def diffusion_loss(output, clean, noisy, noise, numbers, learn_sigma):
     Returns:
         mse and bound, both fp32 (N,), the bound in bits and zero without learn_sigma; the loss is their sum.
     """
-    channels = clean.shape[1]
+    columns = split(numbers, len(COLUMNS), 1)
     output = output.astype(clean.dtype)
-    epsilon = output[:, :channels]
-    signal, sigma = _column(numbers, "signal"), _column(numbers, "noise")
-    compare = _column(numbers, "compare_noise")
+    epsilon, place = split(output, 2, 1) if learn_sigma else (output, None)
+    signal, sigma = _column(columns, "signal"), _column(columns, "noise")
+    compare = _column(columns, "compare_noise")
     predicted_clean = (noisy - sigma * epsilon) / signal
     error = compare * (noise - epsilon) + (1.0 - compare) * (clean - predicted_clean)
-    sample = numbers[:, COLUMNS.index("sample")]
-    mse = _mean_of_rest(error * error) * numbers[:, COLUMNS.index("weight")] * sample
+    sample = _column(columns, "sample").reshape(-1)
+    mse = _mean_of_rest(error * error) * _column(columns, "weight").reshape(-1) * sample
     if not learn_sigma:
         return mse, ops.zeros_like(mse)
 
     # The bound trains the variance alone: the mean is a constant for it.
     predicted_clean = ops.stop_gradient(predicted_clean)
-    mean_x0, mean_xt = _column(numbers, "mean_x0"), _column(numbers, "mean_xt")
+    mean_x0, mean_xt = _column(columns, "mean_x0"), _column(columns, "mean_xt")
     true_mean = mean_x0 * clean + mean_xt * noisy
-    mean = mean_x0 * predicted_clean + mean_xt * noisy
-    low, high = _column(numbers, "min_log"), _column(numbers, "max_log")
-    place = (output[:, channels:] + 1.0) * 0.5
+    predicted_mean = mean_x0 * predicted_clean + mean_xt * noisy
+    low, high = _column(columns, "min_log"), _column(columns, "max_log")
+    place = (place + 1.0) * 0.5
     log_variance = place * high + (1.0 - place) * low
-    difference = true_mean - mean
+    difference = true_mean - predicted_mean
     divergence = 0.5 * (
         log_variance - low - 1.0 + ops.exp(low - log_variance) + difference * difference * ops.exp(-log_variance)
     )
-    first = _column(numbers, "first")
+    first = _column(columns, "first")
     # Where the likelihood is not used its inputs are replaced, so that no gradient passes through saturated tails.
-    likelihood = _discretised_log_likelihood(clean, mean, 0.5 * log_variance * first)
+    likelihood = _discretised_log_likelihood(clean, predicted_mean, 0.5 * log_variance * first)
     bound = first * -likelihood + (1.0 - first) * divergence
     return mse, _mean_of_rest(bound) * sample * (1.0 / np.log(2.0))
 
 
-def _column(numbers, name):
-    i = COLUMNS.index(name)
-    return numbers[:, i : i + 1].reshape(-1, 1, 1, 1)
+def _column(columns, name):
+    """One of `numbers`' columns (N, 1), as (N, 1, 1, 1)."""
+    return columns[COLUMNS.index(name)].reshape(-1, 1, 1, 1)
 
 
 def _mean_of_rest(x):
-    return x.reshape(x.shape[0], -1).mean(1)
+    return mean(x.reshape(x.shape[0], -1), 1)
 
 
 def _discretised_log_likelihood(x, mean, log_scale):
@@ -156,7 +158,7 @@ def _discretised_log_likelihood(x, mean, log_scale):
 
 
 def _at_least(x):
-    return ops.maximum(x, ops.full_like(x, 1e-12))
+    return ops.maximum(x, filled((1,), 1e-12, x.dtype))
 
 
 def _normal_cdf(x):

@@ -1,9 +1,10 @@
-"""AdamW, Lion and CAME as pure functions of one tensor: (parameter, gradient, numbers, states) to their successors.
+"""AdamW, Lion and CAME as pure functions: (parameter, gradient, numbers, states) to their successors.
+
+Each computes K tensors of one shape at once, (K, *shape), so that an NPU launches a few kernels for all blocks. What a
+tensor becomes does not depend on the others beside it.
 
 Libraries' optimisers write their parameters themselves. As functions they can leave an overflowed step out, and be
-given to the ranks that own a tensor. CAME's factored second moment is an outer product by MatMul: a broadcast would
-keep index tables of four times the tensor's size (MindSpore's CPU backend). mindone.trainers' CAME and
-torch.optim.AdamW are the references in the tests.
+given to the ranks that own a tensor. mindone.trainers' CAME and torch.optim.AdamW are the references in the tests.
 """
 
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from typing import Tuple
 from mindspore import ops
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.operators import filled, fused, mean
 
-_outer = ops.MatMul()
+_outer = ops.BatchMatMul()
 _divide = ops.RealDiv()  # `/` keeps index tables on a CPU even where nothing is broadcast
 
 # Columns of `numbers`, the fp32 tensor that a step gives every update.
@@ -89,20 +91,21 @@ def decays(config):
     return tuple((float(beta), 1.0 - beta) for beta in config.betas)
 
 
-def averaged(mean, value, decay):
+def averaged(average, value, decay):
     """Moving average of a tensor; decay: a pair (beta, 1 - beta)."""
-    return decay[0] * mean + decay[1] * value
+    return decay[0] * average + decay[1] * value
 
 
 def update(parameter, gradient, numbers, name, betas, eps, weight_decay, clip_threshold, *states):
-    """One step of a tensor.
+    """One step of K tensors.
 
     Args:
-        parameter, gradient: fp32, of one shape.
-        numbers: fp32 (NUMBERS,): learning rate, 1 - beta1^n and 1 - beta2^n after n updates, factor of the gradient.
+        parameter, gradient: fp32 (K, *shape).
+        numbers: NUMBERS fp32 scalars: learning rate, 1 - beta1^n and 1 - beta2^n after n updates, factor of the
+            gradient.
         name, betas, eps, weight_decay, clip_threshold: constants of a graph, as `static_arguments` returns them; betas
             are pairs (beta, 1 - beta).
-        states: as `state_shapes` lists them.
+        states: as `state_shapes` lists them, each with K before its shape.
 
     Returns:
         tuple: the parameter and the states after the step.
@@ -134,7 +137,7 @@ def _lion(gradient, betas, m):
 
 
 def _came(gradient, betas, eps, clip_threshold, m, *moments):
-    if len(gradient.shape) < 2:
+    if len(gradient.shape) < 3:
         return _came_vector(gradient, betas, eps, clip_threshold, m, *moments)
     return _came_matrix(gradient, betas, eps, clip_threshold, m, *moments)
 
@@ -148,25 +151,24 @@ def _came_vector(gradient, betas, eps, clip_threshold, m, v):
 
 def _came_matrix(gradient, betas, eps, clip_threshold, m, v_row, v_column, residual_row, residual_column):
     square = gradient * gradient + eps[0]
-    v_row, v_column = averaged(v_row, square.mean(-1), betas[1]), averaged(v_column, square.mean(-2), betas[1])
+    v_row, v_column = averaged(v_row, mean(square, -1), betas[1]), averaged(v_column, mean(square, -2), betas[1])
     step = _limited(gradient * _inverse_root(v_row, v_column), clip_threshold)
     m = averaged(m, step, betas[0])
     residual = (step - m) * (step - m) + eps[1]
-    residual_row = averaged(residual_row, residual.mean(-1), betas[2])
-    residual_column = averaged(residual_column, residual.mean(-2), betas[2])
+    residual_row = averaged(residual_row, mean(residual, -1), betas[2])
+    residual_column = averaged(residual_column, mean(residual, -2), betas[2])
     return m * _inverse_root(residual_row, residual_column), (m, v_row, v_column, residual_row, residual_column)
 
 
 def _limited(step, threshold):
-    """`step` scaled down to a root mean square of `threshold`."""
-    root_mean_square = ops.sqrt((step * step).mean())
-    return step * (1.0 / ops.maximum(root_mean_square / threshold, ops.ones_like(root_mean_square)))
+    """`step` (K, ...) with each of the K scaled down to a root mean square of `threshold`."""
+    root_mean_square = ops.sqrt(mean(step * step, tuple(range(1, len(step.shape))), True))
+    return step * (1.0 / ops.maximum(root_mean_square / threshold, filled((1,), 1.0, step.dtype)))
 
 
 def _inverse_root(row, column):
     """1 / sqrt of the second moment that row (..., R) and column (..., C) means stand for: (..., R, C)."""
-    row = ops.rsqrt(row / row.mean(-1, keep_dims=True))
-    column = ops.rsqrt(column)
-    if len(row.shape) == 1:
-        return _outer(row.reshape(-1, 1), column.reshape(1, -1))
-    return row.expand_dims(-1) * column.expand_dims(-2)
+    row = ops.rsqrt(row / mean(row, -1, True)).expand_dims(-1)
+    column = ops.rsqrt(column).expand_dims(-2)
+    # On a CPU a product of matrices, as MindSpore's broadcast keeps index tables of four times the tensor's size.
+    return row * column if fused() else _outer(row, column)

@@ -12,10 +12,21 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindsigma.distributed import Collectives, Ranks
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.operators import assign, fused, mean, split, stack
 from mindsigma.training.distributed import owners
 from mindsigma.training.loss import diffusion_loss, noisy_latents
-from mindsigma.training.optimizers import OptimizerConfig, decays, state_shapes, static_arguments
-from mindsigma.training.updates import CONTROLS, SCALE, square_sum, unscale_and_clip, update_average, update_tensor
+from mindsigma.training.optimizers import NUMBERS, OptimizerConfig, decays, state_shapes, static_arguments
+from mindsigma.training.updates import (
+    CONTROLS,
+    SCALE,
+    assign_all,
+    square_sum,
+    unscale_and_clip,
+    update_average,
+    update_tensors,
+)
+
+LARGEST_GROUP = 1 << 26  # elements, 256 MB: what an update makes in between stays small beside the activations
 
 
 @dataclass(frozen=True)
@@ -58,9 +69,11 @@ class TrainingStep(nn.Cell):
         optimizer: OptimizerConfig.
         config: StepConfig.
         ranks: Ranks.
+        largest: elements of all the tensors of one shape that are updated as one. None: on Ascend, where a launch is
+            what counts, LARGEST_GROUP; elsewhere 0, each tensor for itself, as a copy is what counts.
     """
 
-    def __init__(self, dit, parameters, optimizer=None, config=None, ranks=None):
+    def __init__(self, dit, parameters, optimizer=None, config=None, ranks=None, largest=None):
         super().__init__(auto_prefix=False)
         self.dit, self.learn_sigma = dit, dit.config.learn_sigma
         self.config = config = config or StepConfig()
@@ -70,19 +83,21 @@ class TrainingStep(nn.Cell):
         owner = [0] * len(parameters)
         if config.zero:
             owner = owners([parameter.size for parameter in parameters], self.ranks.count)
-        # What one process owns stands together, and in it the tensors of one shape: slices of the gradients, each of
-        # which an optimiser may treat as one tensor.
+        largest = (LARGEST_GROUP if fused() else 0) if largest is None else largest
         order = sorted(range(len(parameters)), key=lambda i: (owner[i], tuple(parameters[i].shape), i))
         self.parameters = ParameterTuple([parameters[i] for i in order])
-        owner = [owner[i] for i in order]
-        self.shares = tuple(_range(owner, rank) for rank in range(self.ranks.count if config.zero else 1))
-        begin, end = self.shares[self.ranks.rank if config.zero else 0]
-        members = [list(same) for _, same in groupby(range(begin, end), lambda i: tuple(self.parameters[i].shape))]
-        self.groups = tuple(Group(optimizer, self.parameters, same[0], same[-1] + 1) for same in members)
-        self.ema = ParameterTuple([_copy(p, f"{p.name}:ema") for p in self.parameters] if config.ema_decay > 0 else [])
-        # Of the micro-batches so far.
-        summed = self.parameters if config.accumulation > 1 else ()
-        self.sums = ParameterTuple([_zeros(f"{parameter.name}:sum", parameter.shape) for parameter in summed])
+        members = groups_of([owner[i] for i in order], self.parameters, largest)
+        self.owners = tuple(owner[order[begin]] for begin, _ in members)
+        mine = [not config.zero or owner == self.ranks.rank for owner in self.owners]
+        self.groups = tuple(Group(optimizer, config, self.parameters[slice(*m)], own) for m, own in zip(members, mine))
+        # A graph reads tuples of Parameters, not the attributes of a Group.
+        self.group_parameters = tuple(group.parameters for group in self.groups)
+        self.group_states = tuple(group.states for group in self.groups)
+        self.mine = tuple(k for k, own in enumerate(mine) if own)
+        self.begins, self.ends = tuple(begin for begin, _ in members), tuple(end for _, end in members)
+        self.ema = ParameterTuple([average for group in self.groups for average in group.average])
+        self.sums = ParameterTuple([total for group in self.groups for total in group.total])  # of micro-batches so far
+        self.states = ParameterTuple([state for group in self.groups for state in group.states])
         start = np.zeros(CONTROLS, np.float32)
         start[SCALE] = config.loss_scale or 1.0
         self.controls = Parameter(Tensor(start), name="controls", requires_grad=False)
@@ -90,27 +105,24 @@ class TrainingStep(nn.Cell):
         self.ema_decay = (config.ema_decay, 1.0 - config.ema_decay)
         self.constants = static_arguments(optimizer)
         self.map = ops.HyperMap()
-        self.begins, self.ends = tuple(g.begin for g in self.groups), tuple(g.end for g in self.groups)
-        self.group_parameters = tuple(group.parameters for group in self.groups)
-        self.group_states = tuple(group.states for group in self.groups)
-        self.states = ParameterTuple([state for group in self.groups for column in group.states for state in column])
         self.differentiate = ms.value_and_grad(self.loss, None, self.parameters, True)
 
     def own_states(self):
-        """dict name -> Parameter of what this process keeps between steps, besides weights and averages."""
-        return {"controls": self.controls, **{state.name: state for state in self.states}}
+        """dict name -> Parameter or Row of what this process keeps between steps, besides weights and averages."""
+        rows = [row for group in self.groups for row in group.state_rows()]
+        return {"controls": self.controls, **{row.name: row for row in rows}}
 
     def averages(self):
-        """dict name -> Parameter of the moving averages, under the weights' names; empty if none are kept."""
-        return {mean.name[: -len(":ema")]: mean for mean in self.ema}
+        """dict name -> Row of the moving averages, under the weights' names; empty if none are kept."""
+        return {row.name: row for group in self.groups for row in group.average_rows()}
 
     def loss(self, clean, noise, numbers, timestep, states, mask, scale, image_size=None, aspect_ratio=None):
         """Loss times scale (1,), squared error and bound, scalars, of one micro-batch of `construct`'s inputs."""
         noisy = noisy_latents(clean, noise, numbers)
         output = self.dit(noisy, timestep, states, mask, image_size, aspect_ratio)
         mse, bound = diffusion_loss(output, clean, noisy, noise, numbers, self.learn_sigma)
-        mse, bound = mse.mean(), bound.mean()
-        return (mse + bound) * scale[0], mse, bound
+        mse, bound = mean(mse), mean(bound)
+        return (mse + bound) * scale.reshape(()), mse, bound
 
     def construct(self, clean, noise, numbers, timestep, states, mask, rate, last, image_size=None, aspect_ratio=None):
         """A micro-batch; with `last` the update follows.
@@ -127,16 +139,17 @@ class TrainingStep(nn.Cell):
         Returns:
             squared error and bound, fp32 scalars; norm of the gradient and finite, fp32 (1,), 0 and 1 unless `last`.
         """
-        scale = self.controls[SCALE : SCALE + 1]
+        scale = split(self.controls, CONTROLS, 0)[SCALE]
         (_, mse, bound), gradients = self.differentiate(
             clean, noise, numbers, timestep, states, mask, scale, image_size, aspect_ratio
         )
+        gradients = self.grouped(gradients)
         if self.config.accumulation > 1:
             gradients = self.map(ops.add, self.sums, gradients)
             if not last:
-                self.map(ops.assign, self.sums, gradients)
+                self.map(assign, self.sums, gradients)
                 return mse, bound, ops.zeros((1,), ms.float32), ops.ones((1,), ms.float32)
-            self.map(ops.assign, self.sums, self.map(ops.zeros_like, self.sums))
+            self.map(assign, self.sums, self.map(ops.zeros_like, self.sums))
         gradients = self.collectives.mean(gradients)
         values, norm, finite = self.scale_and_norm(self.square_sums(gradients), rate)
         self.update(values, finite, gradients)
@@ -144,8 +157,15 @@ class TrainingStep(nn.Cell):
             self.update_averages(finite)
         return mse, bound, norm, finite
 
+    def grouped(self, gradients):
+        """Gradients of the tensors as gradients of the groups, (K, *shape) each."""
+        result = ()
+        for k in range(len(self.begins)):
+            result += (stack(gradients[self.begins[k] : self.ends[k]], 0),)
+        return result
+
     def square_sums(self, gradients):
-        """Squared norms of the gradients, fp32 (K,)."""
+        """Squared norms of the groups' gradients, fp32, one number a group."""
         return ops.concat(self.map(square_sum, gradients))
 
     def scale_and_norm(self, squares, rate):
@@ -161,33 +181,26 @@ class TrainingStep(nn.Cell):
             config.accumulation,
             self.betas,
         )
-        ops.assign(self.controls, controls)
+        assign(self.controls, controls)
         return values, norm, finite
 
     def update(self, values, finite, gradients):
         """The optimiser, unless a gradient was not finite; then every process gets the others' weights."""
-        for k in range(len(self.begins)):
-            part = gradients[self.begins[k] : self.ends[k]]
-            self.update_group(values, finite, self.group_parameters[k], part, self.group_states[k])
-        if not self.collectives.alone and self.config.zero:
-            for rank in range(len(self.shares)):
-                mine = self.parameters[self.shares[rank][0] : self.shares[rank][1]]
-                self.map(ops.assign, mine, self.collectives.from_rank(rank, mine))
+        for k in self.mine:
+            self.update_group(values, finite, self.group_parameters[k], gradients[k], self.group_states[k])
+        if self.config.zero and not self.collectives.alone:
+            for k in range(len(self.owners)):
+                weights = stack(self.group_parameters[k], 0)
+                assign_all(self.group_parameters[k], self.collectives.from_rank(self.owners[k], (weights,))[0])
 
-    def update_group(self, values, finite, parameters, gradients, states):
-        """The optimiser of tensors of one shape; states: a tuple of tensors for each state."""
-        name, betas, eps, weight_decay, clip_threshold = self.constants
-        one = ops.partial(update_tensor, name, betas, eps, weight_decay, clip_threshold, values, finite)
-        # Written out: a graph does not unpack a tuple of tuples of Parameters into arguments.
-        if len(states) == 1:
-            return self.map(one, parameters, gradients, states[0])
-        if len(states) == 2:
-            return self.map(one, parameters, gradients, states[0], states[1])
-        return self.map(one, parameters, gradients, states[0], states[1], states[2], states[3], states[4])
+    def update_group(self, values, finite, parameters, gradient, states):
+        """The optimiser of the tensors of one group."""
+        update_tensors(self.constants, split(values, NUMBERS, 0), finite, parameters, gradient, states)
 
     def update_averages(self, finite):
         """Moving averages of the weights, unless a gradient was not finite."""
-        self.map(ops.partial(update_average, finite, self.ema_decay), self.ema, self.parameters)
+        for k in range(len(self.group_parameters)):
+            update_average(finite, self.ema_decay, self.ema[k], self.group_parameters[k])
 
     def run(self, micro_batches, rate):
         """A whole step from Python.
@@ -211,27 +224,73 @@ class TrainingStep(nn.Cell):
 
 
 class Group:
-    """Parameters begin ... end, which have one shape, and their states: one tuple for each state."""
+    """Tensors of one shape that are updated as one, and what is kept for them, with their number K as first axis.
 
-    def __init__(self, optimizer, parameters, begin, end):
-        self.begin, self.end = begin, end
-        self.parameters = ParameterTuple(parameters[begin:end])
-        shapes = state_shapes(optimizer, parameters[begin].shape)
-        self.states = tuple(
-            ParameterTuple([_zeros(f"{parameter.name}:{state}", shape) for parameter in self.parameters])
-            for state, shape in shapes.items()
-        )
+    Args:
+        optimizer: OptimizerConfig.
+        config: StepConfig.
+        parameters: list of K Parameters of one shape.
+        own: whether this process keeps the optimiser's states of them.
+    """
+
+    def __init__(self, optimizer, config, parameters, own):
+        self.parameters = ParameterTuple(parameters)
+        self.names = [parameter.name for parameter in parameters]
+        self.shapes = state_shapes(optimizer, parameters[0].shape) if own else {}
+        count, shape = len(parameters), tuple(parameters[0].shape)
+        self.states = ParameterTuple([self._parameter(name, (count, *each)) for name, each in self.shapes.items()])
+        self.total = (self._parameter("sum", (count, *shape)),) if config.accumulation > 1 else ()
+        self.average = ()
+        if config.ema_decay > 0:
+            weights = np.stack([parameter.asnumpy() for parameter in parameters])
+            self.average = (self._parameter("ema", weights.shape, weights),)
+
+    def _parameter(self, what, shape, values=None):
+        values = np.zeros(shape, np.float32) if values is None else values
+        return Parameter(Tensor(values), name=f"{self.names[0]}:{what}", requires_grad=False)
+
+    def state_rows(self):
+        """list of Row, the states of each tensor."""
+        named = [(state, name) for state in self.shapes for name in self.names]
+        return [
+            Row(f"{name}:{state}", self.states[list(self.shapes).index(state)], self.names.index(name))
+            for state, name in named
+        ]
+
+    def average_rows(self):
+        """list of Row, the averages of each tensor."""
+        return [Row(name, average, i) for average in self.average for i, name in enumerate(self.names)]
 
 
-def _range(values, wanted):
-    """(begin, end) of the elements of a sorted list that equal `wanted`."""
-    begin = values.index(wanted) if wanted in values else 0
-    return begin, begin + values.count(wanted)
+class Row:
+    """One of the K tensors of a Parameter (K, *shape), to be read and set as a Parameter is."""
+
+    def __init__(self, name, stacked, index):
+        self.name, self._stacked, self._index = name, stacked, index
+        self.shape = tuple(stacked.shape[1:])
+
+    def asnumpy(self):
+        """Its values, float32."""
+        return self._stacked.asnumpy()[self._index]
+
+    def set_data(self, values):
+        """Set its values from a Tensor."""
+        if self._stacked.shape[0] == 1:
+            self._stacked.set_data(values.reshape(self._stacked.shape))
+            return
+        everything = self._stacked.asnumpy().copy()
+        everything[self._index] = values.asnumpy()
+        self._stacked.set_data(Tensor(everything))
 
 
-def _zeros(name, shape):
-    return Parameter(Tensor(np.zeros(shape, np.float32)), name=name, requires_grad=False)
+def groups_of(owners, parameters, largest):
+    """list of (begin, end) of the Parameters of one owner and one shape, of at most `largest` elements or one tensor.
 
-
-def _copy(parameter, name):
-    return Parameter(Tensor(parameter.asnumpy()), name=name, requires_grad=False)
+    Both lists are in an order in which such stand together.
+    """
+    result = []
+    for (_, shape), same in groupby(range(len(owners)), lambda i: (owners[i], tuple(parameters[i].shape))):
+        same = list(same)
+        count = max(1, largest // max(1, int(np.prod(shape))))
+        result += [(i, min(i + count, same[-1] + 1)) for i in range(same[0], same[-1] + 1, count)]
+    return result

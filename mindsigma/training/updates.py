@@ -5,6 +5,7 @@ optimiser, moving average.
 import mindspore as ms
 from mindspore import ops
 
+from mindsigma.ops.operators import assign, filled, split, stack
 from mindsigma.training.optimizers import averaged, update
 
 # Elements of the control tensor, which the step itself carries on: it must not depend on the host to know of overflows.
@@ -34,48 +35,67 @@ def unscale_and_clip(squares, controls, rate, max_norm, scaled, scale_window, ac
     Returns:
         numbers for optimizers.update, norm of the true gradient (1,), finite as fp32 0 or 1 (1,), and new controls.
     """
-    one = ops.ones((1,), ms.float32)
-    scale = controls[SCALE : SCALE + 1]
+    one = filled((1,), 1.0, ms.float32)
+    old = split(controls, CONTROLS, 0)
+    scale = old[SCALE]
     true = 1.0 / (scale * accumulation)
     norm = ops.sqrt(squares.sum().reshape(1)) * true
     updates = ops.isfinite(norm)
     finite = updates.astype(ms.float32)
     clip = ops.minimum(max_norm / (norm + 1e-6), one) if max_norm > 0 else one
 
-    old_1, old_2 = controls[CORRECTION_1 : CORRECTION_1 + 1], controls[CORRECTION_2 : CORRECTION_2 + 1]
+    old_1, old_2 = old[CORRECTION_1], old[CORRECTION_2]
     correction_1 = ops.select(updates, old_1 * betas[0][0] + betas[0][1], old_1)
     correction_2 = ops.select(updates, old_2 * betas[1][0] + betas[1][1], old_2)
-    zero = one * 0.0
-    good = ops.select(updates, controls[GOOD_STEPS : GOOD_STEPS + 1] + 1.0, zero)
+    zero = filled((1,), 0.0, ms.float32)
+    good = ops.select(updates, old[GOOD_STEPS] + 1.0, zero)
     if scaled:
         grown = good >= scale_window
         larger = ops.minimum(scale * 2.0, one * MAX_SCALE)
         scale = ops.select(updates, ops.select(grown, larger, scale), ops.maximum(scale * 0.5, one))
         good = ops.select(grown, zero, good)
     missed = 1.0 - finite
-    skipped = controls[SKIPPED : SKIPPED + 1] + missed
-    in_a_row = ops.select(updates, zero, controls[SKIPPED_IN_A_ROW : SKIPPED_IN_A_ROW + 1] + missed)
-    count = controls[UPDATES : UPDATES + 1] + finite
+    skipped = old[SKIPPED] + missed
+    in_a_row = ops.select(updates, zero, old[SKIPPED_IN_A_ROW] + missed)
+    count = old[UPDATES] + finite
     numbers = ops.concat((rate, correction_1, correction_2, clip * true))
     controls = ops.concat((correction_1, correction_2, scale, good, skipped, in_a_row, count))
     return numbers, norm, finite, controls
 
 
-def assign_if(finite, variable, value):
-    """Give a Parameter a value where finite (1,) is 1."""
+def if_finite(finite, value, variable):
+    """`value` where finite (1,) is 1, else `variable`, of one shape."""
     keep = ops.broadcast_to((finite > 0.5).reshape((1,) * len(variable.shape)), variable.shape)
-    return ops.assign(variable, ops.select(keep, value, variable))
+    return ops.select(keep, value, variable)
 
 
-def update_tensor(name, betas, eps, weight_decay, clip_threshold, values, finite, parameter, gradient, *states):
-    """optimizers.update of Parameters in place, where `finite` is 1."""
-    news = update(parameter, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states)
-    assign_if(finite, parameter, news[0])
+def update_tensors(constants, values, finite, parameters, gradient, states):
+    """optimizers.update of Parameters of one shape, in place, where `finite` is 1.
+
+    Args:
+        constants: of optimizers.static_arguments.
+        values: `numbers` of `unscale_and_clip`, one by one.
+        parameters: tuple of K.
+        gradient: (K, *shape).
+        states: tuple of (K, ...).
+    """
+    name, betas, eps, weight_decay, clip_threshold = constants
+    old = stack(parameters, 0)
+    news = update(old, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states)
+    assign_all(parameters, if_finite(finite, news[0], old))
     for j in range(len(states)):
-        assign_if(finite, states[j], news[1 + j])
+        assign(states[j], if_finite(finite, news[1 + j], states[j]))
     return finite
 
 
-def update_average(finite, decay, mean, parameter):
-    """Moving average in place, where `finite` is 1; decay: a pair (beta, 1 - beta)."""
-    return assign_if(finite, mean, averaged(mean, parameter, decay))
+def assign_all(variables, values):
+    """Give K Parameters of one shape the values (K, *shape)."""
+    pieces = split(values, len(variables), 0)  # not a view, for which MindSpore would copy every Parameter first
+    for i in range(len(variables)):
+        assign(variables[i], pieces[i].reshape(variables[i].shape))
+    return values
+
+
+def update_average(finite, decay, average, parameters):
+    """Moving average (K, *shape) of K Parameters in place, where `finite` is 1; decay: a pair (beta, 1 - beta)."""
+    return assign(average, if_finite(finite, averaged(average, stack(parameters, 0), decay), average))

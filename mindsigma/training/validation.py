@@ -18,7 +18,7 @@ def evaluating(training):
     dit.set_train(False)
     try:
         for parameter, _ in own:
-            parameter.set_data(Tensor(averages[parameter.name]))
+            parameter.set_data(Tensor(averages[parameter.name].asnumpy()))
         yield dit
     finally:
         for parameter, value in own:

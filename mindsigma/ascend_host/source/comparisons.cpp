@@ -77,3 +77,16 @@ KERNEL(aclnnSWhere, const aclTensor *condition, const aclTensor *self, const acl
     return combine(out, common, [](auto chosen, auto x, auto y) { return chosen != 0 ? x : y; }, condition, self, other);
   };
 }
+
+// MindSpore's own addition to CANN: raises a flag, lowered before, when a number is not finite.
+KERNEL(aclnnAllFinite, const aclTensor *gradient, const aclTensor *flag) {
+  PLAN {
+    require_dtype(gradient, "gradient", FLOATS);
+    require(elements(flag) == 1, "the flag has %ld elements", elements(flag));
+    return [=] {
+      std::vector<float> values = read<float>(gradient);
+      bool finite = std::all_of(values.begin(), values.end(), [](float x) { return std::isfinite(x); });
+      if (!finite) write(const_cast<aclTensor *>(flag), std::vector<int64_t>{1});
+    };
+  };
+}

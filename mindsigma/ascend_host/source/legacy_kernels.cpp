@@ -206,6 +206,13 @@ LEGACY(Assign) {
   if (outputs[0].data != inputs[0].data) copy_items(&inputs[0], &outputs[0]);
 }
 
+LEGACY(TensorMove) {
+  require_count(inputs, 1, "inputs");
+  require_same_dtype(&inputs[0], &outputs[0], "x and y");
+  require_shape(&outputs[0], "y", inputs[0].shape);
+  copy_items(&inputs[0], &outputs[0]);
+}
+
 LEGACY(AddN) {
   in_wide_type({outputs[0].dtype}, [&](auto zero) {
     std::vector<decltype(zero)> sum(elements(&outputs[0]));

@@ -1,5 +1,8 @@
 // Random numbers of a seed and an offset. What the device's own unit draws is not published: this is Philox 4x32-10 with
 // the seed as key, so that a seed gives the same numbers here again, though not those of an NPU.
+#include <atomic>
+
+#include "legacy.h"
 #include "mapping.h"
 
 namespace {
@@ -121,3 +124,19 @@ KERNEL(aclnnRandperm, int64_t count, int64_t seed, int64_t offset, aclTensor *ou
     };
   };
 }
+
+// The older operators keep a state: every launch draws on.
+namespace {
+uint64_t next_offset() {
+  static std::atomic<uint64_t> launches{0};
+  return launches++;
+}
+uint64_t seed_of(const Attributes &attributes) {
+  return static_cast<uint64_t>(attributes.number("seed", 0)) << 32 ^ static_cast<uint64_t>(attributes.number("seed2", 0));
+}
+}  // namespace
+
+LEGACY(RandomStandardNormal) {
+  write(&outputs[0], normal(elements(&outputs[0]), seed_of(attributes), next_offset()));
+}
+LEGACY(RandomUniform) { write(&outputs[0], uniform(elements(&outputs[0]), seed_of(attributes), next_offset())); }

@@ -38,30 +38,30 @@ class FastStep(TrainingStep):
         if finite.asnumpy()[0] > 0.5:
             super().update(values, finite, gradients)
 
-    def update_group(self, values, finite, parameters, gradients, states):
-        """See TrainingStep."""
+    def update_group(self, values, finite, parameters, gradient, states):
+        """See TrainingStep; a group is one tensor."""
+        parameter = parameters[0]
         if self.optimizer.name == "adamw":
-            return self._update_adamw(values, parameters, gradients, states)
-        for i, parameter in enumerate(parameters):
-            news = update(parameter, gradients[i], values, *self.constants, *(column[i] for column in states))
-            for variable, new in zip((parameter, *(column[i] for column in states)), news):
-                variable.set_data(new)
+            return self._update_adamw(values, parameter, _whole(gradient), *states)
+        weight, *news = update(parameter.expand_dims(0), gradient, values, *self.constants, *states)
+        parameter.set_data(weight.reshape(parameter.shape))
+        for state, new in zip(states, news):
+            state.set_data(new)
         return None
 
-    def _update_adamw(self, values, parameters, gradients, states):
+    def _update_adamw(self, values, parameter, gradient, m, v):
         numbers = values.asnumpy().astype(np.float64)
         rate, root = numbers[LEARNING_RATE], numbers[CORRECTION_2] ** 0.5
         (eps,), (first, second) = self.optimizer.eps, decays(self.optimizer)
         constants = numbers[CLIP], 1.0 - rate * self.optimizer.weight_decay, rate * root / numbers[CORRECTION_1]
-        for parameter, gradient, m, v in zip(parameters, map(_whole, gradients), *states):
-            pointers = (tensor.data_ptr() for tensor in (parameter, gradient, m, v))
-            _functions().update_adamw(*pointers, parameter.size, *constants, *first, *second, eps * root)
+        pointers = (tensor.data_ptr() for tensor in (parameter, gradient, m, v))
+        _functions().update_adamw(*pointers, parameter.size, *constants, *first, *second, eps * root)
 
     def update_averages(self, finite):
         """See TrainingStep."""
         if finite.asnumpy()[0] > 0.5:
-            for mean, parameter in zip(self.ema, self.parameters):
-                _functions().update_average(mean.data_ptr(), parameter.data_ptr(), mean.size, *self.ema_decay)
+            for average, parameter in zip(self.ema, self.parameters):
+                _functions().update_average(average.data_ptr(), parameter.data_ptr(), average.size, *self.ema_decay)
 
 
 def _whole(tensor):

@@ -1,7 +1,0 @@
-// HCCL between the processes of one host.
-#include "cann.h"
-
-extern "C" {
-
-int HcclSetConfig(int, void *) { return OK; }
-}
