@@ -2,16 +2,15 @@
 
 from contextlib import contextmanager
 
-import mindspore as ms
-
-from mindsigma.ops.heads import narrow_columns, narrow_rows, widen_columns, widen_rows
+import numpy as np
+from mindspore import Tensor
 
 
 def align_heads(dit):
     """Widen attention's weights once; sampling then does it no more. Not for training. Returns the DiT."""
     if not is_aligned(dit):
         for block in dit.blocks:
-            _align(block, widen_rows, widen_columns)
+            _align(block, wide_rows, wide_columns)
     return dit
 
 
@@ -44,10 +43,39 @@ def _align(block, rows, columns):
     changes += [(tensor, rows, (caption.width,)) for tensor in _tensors(caption.q_linear)]
     for tensor, change, arguments in changes:
         # The query's new column holds the 1 that meets the mask's.
-        options = {"first": 1.0} if change is widen_rows and tensor is caption.q_linear.bias else {}
-        wide = change(tensor.astype(ms.float32), number, head_dim, *arguments, **options)
-        tensor.set_data(wide.astype(tensor.dtype), slice_shape=True)
+        options = {"first": 1.0} if change is wide_rows and tensor is caption.q_linear.bias else {}
+        array = change(tensor.asnumpy(), number, head_dim, *arguments, **options)
+        tensor.set_data(Tensor(np.ascontiguousarray(array)), slice_shape=True)
 
 
 def _tensors(linear):
     return linear.weight, linear.bias
+
+
+def wide_rows(array, number, head_dim, width, parts=1, widened=None, first=0.0):
+    """ops/heads.py's `widen_rows` of an ndarray, on the host: an NPU would run some twenty kernels a block."""
+    channels, widened = number * head_dim, parts if widened is None else widened
+    if len(array) != parts * channels or width == head_dim or widened == 0:
+        return array
+    heads = array[: widened * channels].reshape(widened * number, head_dim, -1)
+    wide = np.zeros((len(heads), width, heads.shape[2]), array.dtype)
+    wide[:, :head_dim] = heads
+    wide[:, head_dim] = first
+    return np.concatenate((wide.reshape(-1, *array.shape[1:]), array[widened * channels :]))
+
+
+def narrow_rows(array, number, head_dim, width, parts=1, widened=None):
+    """The reverse of `wide_rows`."""
+    rows = number * width * (parts if widened is None else widened)
+    narrow = array[:rows].reshape(-1, width, *array.shape[1:])[:, :head_dim].reshape(-1, *array.shape[1:])
+    return np.concatenate((narrow, array[rows:]))
+
+
+def wide_columns(array, number, head_dim, width):
+    """Columns of a weight (out, heads * D) for aligned heads: (out, heads * width)."""
+    return wide_rows(array.T, number, head_dim, width).T
+
+
+def narrow_columns(array, number, head_dim, width):
+    """The reverse of `wide_columns`."""
+    return narrow_rows(array.T, number, head_dim, width).T

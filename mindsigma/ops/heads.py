@@ -126,18 +126,3 @@ def narrow_tokens(x, num_heads, head_dim):
     if channels == num_heads * head_dim:
         return x
     return narrow(x.reshape(batch, length, num_heads, -1), 3, 0, head_dim).reshape(batch, length, -1)
-
-
-def narrow_rows(weight, num_heads, head_dim, width, parts=1, widened=None):
-    """The reverse of `widen_rows`."""
-    widened = parts if widened is None else widened
-    if widened == 0:
-        return weight
-    rest, rows = tuple(weight.shape[1:]), widened * num_heads * width
-    narrow = weight[:rows].reshape((widened * num_heads, width) + rest)[:, :head_dim].reshape((-1,) + rest)
-    return narrow if widened == parts else ops.concat((narrow, weight[rows:]), 0)
-
-
-def narrow_columns(weight, num_heads, head_dim, width):
-    """The reverse of `widen_columns`."""
-    return weight.reshape(weight.shape[0], num_heads, width)[:, :, :head_dim].reshape(weight.shape[0], -1)
