@@ -3,6 +3,7 @@
 #include <cstdio>
 
 #include "hccl.h"
+#include "trace.h"
 
 namespace {
 
@@ -34,6 +35,7 @@ bool same(const Call &a, const Call &b) {
 // Wait for all ranks and see that they were called with the same.
 void agree(SharedGroup &group, const char *name, uint64_t count, int kind, int reduction = NO_REDUCTION,
            uint32_t root = 0) {
+  trace_launch(name);
   if (group.failed()) group.barrier(name);  // which tells the reason
   Call &mine = group.state(group.rank).call;
   mine = {{}, kind, reduction, root, count};
@@ -92,10 +94,11 @@ void announce(SharedGroup &group, uint32_t to, uint64_t bytes) {
 // Each rank reduces its share of a chunk, then those with a `to` collect all shares.
 void reduce_all(SharedGroup &group, const char *name, const char *from, char *to, uint64_t count, int kind,
                 int reduction) {
-  size_t bytes = FACTS[kind].bytes, share = piece_bytes(group);
-  in_pieces(count * bytes, share * group.count, [&](size_t start, size_t size) {
+  size_t bytes = FACTS[kind].bytes;
+  in_pieces(count * bytes, CHUNK, [&](size_t start, size_t size) {
     std::memcpy(group.chunk(group.rank), from + start, size);
     group.barrier(name);
+    size_t share = (size / group.count / ALIGNMENT + 1) * ALIGNMENT;
     auto mine = [&](uint32_t rank) { return rank * share < size ? std::min(share, size - rank * share) : 0; };
     size_t offset = group.rank * share;
     std::vector<const char *> shares;

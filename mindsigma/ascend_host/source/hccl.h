@@ -10,7 +10,6 @@
 #include "cann.h"
 #include "reduce.h"
 #include "shared_group.h"
-#include "trace.h"
 
 using Group = std::shared_ptr<SharedGroup>;
 
@@ -32,12 +31,11 @@ const KindFacts &facts(int kind);
 void check(uint64_t count, int kind, const void *buffer, const char *name);
 void check_rank(const SharedGroup &group, uint32_t rank, const char *name);
 
-// Run an operation. What it refuses, or what ended it, becomes HCCL's code, the last error's text and a line of its own,
-// since MindSpore shows the code alone.
+// Run an operation. What it refuses, or what ended it, becomes HCCL's code, the last error's text, and a line of its
+// own, since MindSpore shows the code alone.
 template <class F>
 int answer(const char *name, F run) {
   try {
-    trace_launch(name);
     run();
     return SUCCESS;
   } catch (const Failure &failure) {

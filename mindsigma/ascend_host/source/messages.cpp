@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "hccl.h"
+#include "trace.h"
 
 namespace {
 
@@ -43,6 +44,7 @@ bool advance(SharedGroup &group, Transfer &transfer) {
 
 // All of them at once; those of one pair and direction in their order.
 void move(SharedGroup &group, const char *name, std::vector<Transfer> &transfers, bool only_send = false) {
+  trace_launch(name);
   std::vector<uint32_t> peers;
   auto done = [&] {
     bool moved = true;

@@ -1,0 +1,125 @@
+"""Several processes of the project's tools on the Ascend host, started as on a box of NPUs, give what one gives."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from training_runs import (
+    ROOT,
+    assert_same,
+    checkpoint,
+    free_port,
+    largest_difference,
+    log_lines,
+    options,
+    square_features,
+    train,
+    write_features,
+    write_network,
+)
+
+from mindsigma.ascend_host.environment import host_environment
+from mindsigma.data.resolution import Resolution
+
+STEPS = 3
+# As in test_training_distributed.py: an eps above rounding errors, since some gradients are nothing else.
+ADAMW = {"optimizer": "adamw", "eps": 1e-3, "steps": STEPS, "save_every": STEPS, "device": "Ascend", "dtype": "fp32"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Folders of a tiny network and of features."""
+    folder = tmp_path_factory.mktemp("data")
+    return write_network(folder / "network", depth=1), square_features(folder / "features")
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    """A function that trains on some processes, once, and gives the folder of the run."""
+    folder, known = tmp_path_factory.mktemp("runs"), {}
+
+    def run(ranks, zero=0, again=""):
+        name = f"{ranks}-{zero}{again}"
+        if name not in known:
+            known[name] = folder / name
+            arguments = options(*data, folder / name, batch_size=4 // ranks, zero=zero, **ADAMW)
+            train(arguments, folder / name / "logs", ranks, environment=host_environment())
+        return known[name]
+
+    return run
+
+
+def same_training(found, expected, most):
+    """First losses and gradients, and the last weights and states, of two runs."""
+    first, other = log_lines(found)[0], log_lines(expected)[0]
+    for key in ("loss", "mse", "bound", "grad_norm"):
+        assert first[key] == pytest.approx(other[key], rel=2e-6), key
+    assert largest_difference(checkpoint(found, STEPS), checkpoint(expected, STEPS)) < most
+
+
+def test_two_ranks_train_as_one(trained):
+    same_training(trained(2), trained(1), 1e-5)
+
+
+@pytest.mark.slow
+def test_four_ranks_train_as_one(trained):
+    same_training(trained(4), trained(1), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_divided_states(trained, ranks):
+    same_training(trained(ranks, zero=1), trained(ranks), 1e-6)
+
+
+@pytest.mark.slow
+def test_a_run_twice_is_the_same_bits(trained):
+    assert_same(checkpoint(trained(2), STEPS), checkpoint(trained(2, again="-again"), STEPS))
+
+
+def launched(script, npus, folder, *arguments):
+    """Run a launcher of tools/launch on the Ascend host."""
+    environment = {**os.environ, "PATH": f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"}
+    environment.update(NPUS=str(npus), MASTER_PORT=str(free_port()), LOG_DIR=str(folder / "logs"))
+    command = [sys.executable, ROOT / "tools" / "ascend_host.py", "--", ROOT / "tools" / "launch" / script, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("ranks", "zero"), [(2, 0), (2, 1), (4, 1)])
+def test_launcher_trains_sigma_mini(tmp_path, ranks, zero):
+    features = write_features(tmp_path / "features", [(256, 256)] * 8, Resolution(256))
+    changes = {"resolution": 256, **ADAMW}
+    one = options("sigma-mini", features, tmp_path / "one", batch_size=4, **changes)
+    train(one, tmp_path / "one" / "logs", environment=host_environment())
+    arguments = options("sigma-mini", features, tmp_path / "run", batch_size=4 // ranks, zero=zero, **changes)
+    place = arguments.index("--device")  # which the launcher gives
+    launched("train_ascend.sh", ranks, tmp_path, *arguments[:place], *arguments[place + 2 :])
+    same_training(tmp_path / "run", tmp_path / "one", 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "npus"), [("sequence", 2), ("cfg", 2), ("both", 4)])
+@pytest.mark.parametrize(("dtype", "most"), [("fp32", 1), ("fp16", 24)])
+def test_launcher_draws_the_picture_of_one_process(tmp_path, mode, npus, dtype, most):
+    """Halves round where bands of tokens differ in shape: some levels of 255, as fp16 is from fp32."""
+    flags = ["a red apple", "--steps", "4", "--seed", "3", "--dtype", dtype]
+    command = [
+        sys.executable,
+        ROOT / "tools" / "generate.py",
+        *flags,
+        "--device",
+        "Ascend",
+        "--out",
+        tmp_path / "one.png",
+    ]
+    subprocess.run(command, env={**os.environ, **host_environment()}, check=True, timeout=600)
+    said = launched("generate_ascend.sh", npus, tmp_path, *flags, "--parallel", mode, "--out", tmp_path / "many.png")
+    assert f"parallel {mode}: {npus} processes" in said
+    one, many = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("one.png", "many.png"))
+    assert np.abs(one - many).max() <= most
