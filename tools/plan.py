@@ -55,8 +55,8 @@ def text_of(plan):
         listed = ", ".join(f"{kind} {count}" for kind, count in kinds[: KINDS if name == "fast" else None])
         if listed:
             lines.append(f"  {name:9}{listed}{', ...' if name == 'fast' and len(kinds) > KINDS else ''}")
-    seconds = f"{plan.compile_seconds:.1f} s for the first call (compilation), {plan.dispatch_seconds:.2f} s for the second"
-    lines.append(f"this host  {seconds} (dispatch alone)")
+    first, second = plan.compile_seconds, plan.dispatch_seconds
+    lines.append(f"this host  {first:.1f} s for the first call (compilation), {second:.2f} s for the second (dispatch)")
     if plan.sent_mb:
         lines.append(f"sent       {plan.sent_mb:.0f} MiB a step by a card to collectives")
     return "\n".join(lines)
