@@ -17,14 +17,32 @@ from mindsigma.models.dit import DiT
 from mindsigma.runtime import DTYPES, device, set_device
 
 
-def dit(name, dtype):
-    """The output of a reference case, through a DiT as it samples."""
-    case = Case(name)
+def dit(case, dtype, **options):
+    """A DiT with the weights of a reference case."""
     drawn = case.build()
-    network = DiT(drawn.config, DTYPES[dtype]).set_train(False)
+    network = DiT(drawn.config, DTYPES[dtype], **options)
     for parameter, value in zip(network.get_parameters(), drawn.get_parameters()):
         parameter.set_data(value.astype(parameter.dtype))
-    return {"out": align_heads(network)(*case.inputs())}
+    return network
+
+
+def output(name, dtype):
+    """The output of a reference case, through a DiT as it samples."""
+    case = Case(name)
+    return {"out": align_heads(dit(case, dtype).set_train(False))(*case.inputs())}
+
+
+def gradients(name, dtype):
+    """Gradients of the squares' sum at weights in fp32, as in training, by the weights' names."""
+    case = Case(name)
+    network = dit(case, dtype, parameter_dtype=ms.float32).set_train()
+
+    def loss(*inputs):
+        return (network(*inputs) ** 2).sum()
+
+    parameters = network.trainable_params()
+    found = ms.grad(loss, None, parameters)(*case.inputs())
+    return {parameter.name: gradient for parameter, gradient in zip(parameters, found)}
 
 
 @cache
@@ -74,10 +92,12 @@ def sample(name, dtype):
 
 def compute(name, dtype):
     """Arrays of a network by their names, in float32."""
-    if name in ("t5", "vae"):
+    if name.startswith("gradients-"):
+        parts = gradients(name.split("-")[1], dtype)
+    elif name in ("t5", "vae"):
         parts = {"t5": t5, "vae": vae}[name](dtype)
     else:
-        parts = sample(name, dtype) if "dpm" in name else dit(name, dtype)
+        parts = sample(name, dtype) if "dpm" in name else output(name, dtype)
     return {
         part: np.asarray(value.astype(ms.float32).asnumpy() if isinstance(value, Tensor) else value)
         for part, value in parts.items()

@@ -18,6 +18,7 @@ DIT_LIMITS = {"fp32": 2e-6, "fp16": 1.1e-3, "bf16": 8.5e-3}
 T5_LIMITS = {"fp32": 2e-6, "fp16": 1.6e-3, "bf16": 1.3e-2}
 MOMENTS_LIMITS = {"fp32": 1e-4, "fp16": 3.5e-4, "bf16": 3.5e-3}  # fp32: MindSpore asks for HF32 in convolutions
 LATENTS_LIMITS = {"fp32": 2e-5, "fp16": 1.2e-2, "bf16": 0.1}  # of 8 steps; 20 steps are no worse
+GRADIENT_LIMITS = {"fp32": (1e-6, 3e-6), "fp16": (1e-3, 5e-3), "bf16": (8e-3, 4e-2)}  # all weights together, the worst
 PSNR_LIMITS = {"fp32": 75, "fp16": 45, "bf16": 27}  # dB
 
 
@@ -64,13 +65,48 @@ def check_networks(results):
     return errors
 
 
-def test_dit_and_t5_are_the_references(tmp_path):
-    jobs = jobs_of([*CASES, "t5"], "pynative")
-    results, launched = on_the_host(tmp_path, *jobs, "ms_kv_conv:fp16:graph")
+GRADIENTS = "gradients-ms_kv_conv"
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """What one process computes in PyNative mode, and one network as a graph; names of the kernels launched."""
+    jobs = [*jobs_of([*CASES, "t5", GRADIENTS], "pynative"), "ms_kv_conv:fp16:graph"]
+    return on_the_host(tmp_path_factory.mktemp("host"), *jobs)
+
+
+def test_dit_and_t5_are_the_references(quick):
+    results, launched = quick
     assert {"aclnnFlashAttentionScore", "aclnnAddmm", "aclnnLayerNorm", "aclnnGelu"} <= launched
-    one = results.pop("ms_kv_conv:fp16:graph:out")
-    assert (one == results["ms_kv_conv:fp16:pynative:out"]).all()
-    check_networks(results)
+    check_networks({job: value for job, value in results.items() if ":pynative:" in job and GRADIENTS not in job})
+    assert (results["ms_kv_conv:fp16:graph:out"] == results["ms_kv_conv:fp16:pynative:out"]).all()
+
+
+def check_gradients(results, name, mode):
+    """Hold the gradients of every weight to the CPU's in fp32."""
+    expected = ascend_networks.compute(name, "fp32")
+    for dtype, limits in GRADIENT_LIMITS.items():
+        found = {weight: results[f"{name}:{dtype}:{mode}:{weight}"] for weight in expected}
+        whole, reference = (np.concatenate([values[key].ravel() for key in expected]) for values in (found, expected))
+        within(f"{name} {dtype}", whole, reference, {dtype: limits[0]}, dtype)
+        errors = {key: relative_error(found[key], expected[key]) for key in expected if np.any(expected[key])}
+        worst = max(errors, key=errors.get)
+        print(f"    the worst is {worst}: {errors[worst]:.2e}  limit {limits[1]:.1e}")
+        assert errors[worst] < limits[1] and len(errors) > len(expected) / 2
+
+
+def test_gradients_are_the_cpus(quick):
+    results, launched = quick
+    assert {"aclnnFlashAttentionScoreGrad", "aclnnLayerNormBackward", "aclnnGeluBackward"} <= launched
+    check_gradients(results, GRADIENTS, "pynative")
+
+
+@pytest.mark.slow
+def test_gradients_of_graphs_are_the_cpus(tmp_path):
+    names = [f"gradients-{name}" for name in ("ms_kv_conv", "ms_qk_norm", "ms_micro")]
+    results, _ = on_the_host(tmp_path, *jobs_of(names, "graph"))
+    for name in names:
+        check_gradients(results, name, "graph")
 
 
 @pytest.mark.slow

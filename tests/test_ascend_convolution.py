@@ -4,7 +4,7 @@ from ctypes import c_int, c_int8
 
 import numpy as np
 import pytest
-from ascend_kernels import BF16, Refused, call, ints
+from ascend_kernels import BF16, Refused, Tensor, call, call_legacy, ints
 from ascend_numbers import DTYPES, bools, close, drawn, room
 
 KEEP, HF32 = c_int8(0), c_int8(3)
@@ -139,3 +139,27 @@ def test_what_cann_refuses(rng):
     refused("bfloat16 meets float16|float16 meets bfloat16", x=brain)
     with pytest.raises(Refused, match="the larger image has the shape"):
         call("aclnnUpsampleNearest2d", x.tensor, ints(12, 13), room((1, 4, 12, 12), "float16").tensor)
+
+
+@pytest.mark.parametrize("name", ["same", "groups", "uneven"])
+def test_the_older_interface_computes_the_same(name, rng):
+    """Lists of four, two gradients as operators of their own, whose shapes come as a tensor."""
+    shape, kernel, stride, pads, dilation, groups = CASES[name]
+    four = pads if len(pads) == 4 else (pads[0], pads[0], pads[1], pads[1])
+    x, weight = drawn(rng, shape, "float32"), drawn(rng, kernel, "float32")
+    expected = convolved(x.wide, weight.wide, stride, four, dilation, groups)
+    out, dy = room(expected.shape, "float32"), drawn(rng, expected.shape, "float32")
+    rules = {"strides": [1, 1, *stride], "pads": list(four), "dilations": [1, 1, *dilation], "groups": groups}
+    rules["data_format"] = "NCHW"
+    call_legacy("Conv2D", [x.tensor, weight.tensor], [out.tensor], **rules)
+    close(out, expected)
+
+    dx, dw, dx_now, dw_now = (room(side, "float32") for side in (shape, kernel, shape, kernel))
+    lists = [ints(*stride), ints(*four), ints(*dilation)]
+    call("aclnnConvolutionBackward", dy.tensor, x.tensor, weight.tensor, ints(kernel[0]), *lists, False, ints(0, 0),
+         c_int(groups), bools(True, True, False), KEEP, dx_now.tensor, dw_now.tensor, None)  # fmt: skip
+    call_legacy("Conv2DBackpropInput", [Tensor(np.array(shape)), weight.tensor, dy.tensor], [dx.tensor], **rules)
+    call_legacy("Conv2DBackpropFilter", [x.tensor, Tensor(np.array(kernel)), dy.tensor], [dw.tensor], **rules)
+    assert (dx.held == dx_now.held).all() and (dw.held == dw_now.held).all()
+    with pytest.raises(Refused, match="convolves NCHW alone"):
+        call_legacy("Conv2D", [x.tensor, weight.tensor], [out.tensor], **{**rules, "data_format": "NHWC"})

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 
 from mindsigma.inspect.graph import Value
 
-# Reshapes of contiguous memory.
-VIEWS = ("Reshape", "ExpandDims", "Squeeze", "Flatten", "StopGradient", "View", "ViewExt")
+# The same memory, seen otherwise.
+VIEWS = (
+    "Reshape", "ExpandDims", "Squeeze", "Flatten", "StopGradient", "View", "ViewExt", "NarrowView", "UnstackExtView",
+)  # fmt: skip
 
 MATMULS = (
     "MatMul",
@@ -32,11 +34,12 @@ SLICES = ("StridedSlice", "Slice", "SliceExt", "Gather", "GatherNd", "EmbeddingL
 VECTOR_OPERATIONS = {
     "LayerNorm": 8, "LayerNormExt": 8, "AddLayerNormV2": 9, "RmsNorm": 6, "GroupNorm": 8, "LayerNormGradExt": 16,
     "LayerNormGrad": 16, "Softmax": 5, "SoftmaxExt": 5, "GeLU": 10, "GeluExt": 10, "GeLUGrad": 16, "GeluGradExt": 16,
-    "Sigmoid": 4, "SiLU": 5, "Addcmul": 2, "Exp": 4, "Sin": 8, "Cos": 8, "Sqrt": 2, "Rsqrt": 2,
+    "Sigmoid": 4, "SiLU": 5, "Addcmul": 2, "AddcmulExt": 2, "AddLayerNormGrad": 17,
+    "Exp": 4, "Sin": 8, "Cos": 8, "Sqrt": 2, "Rsqrt": 2,
 }  # fmt: skip
 NO_ARITHMETIC = SLICES + VIEWS + (
     "Transpose", "Concat", "Split", "SplitWithSize", "SplitTensor", "Tile", "BroadcastTo", "Pad", "PadV3",
-    "ConstantPadND", "Cast", "Assign", "Stack", "Contiguous",
+    "ConstantPadND", "Cast", "Assign", "InplaceCopy", "Stack", "StackExt", "Contiguous",
 )  # fmt: skip
 
 CUBE, VECTOR, NONE = "cube", "vector", "none"
@@ -149,7 +152,7 @@ def peak_memory(graph):
         original = next((value for value in node.values() if value.array is not None), None)
         for j, array in enumerate(node.outputs):
             alias = held(original) if node.kind in VIEWS and original is not None else None
-            if node.kind in VIEWS or node.kind == "Assign":
+            if node.kind in VIEWS or node.kind in ("Assign", "InplaceCopy"):
                 storage[i, j] = alias
                 if alias is not None:
                     last[alias] = max(last[alias], i)

@@ -92,8 +92,18 @@ def export_part(request, out=None):
         out: Path of the .mindir file, or None.
     """
     with composing_for(request.device):
-        cell, request = _BUILDERS[request.part](request)
+        cell, request = build_part(request)
         return export_graph(cell, out, request.has_weights()), request
+
+
+def build_part(request, ranks=None, zero=0):
+    """FlatInputs cell of a Request, whose `inputs` it is called with, and the Request with everything decided.
+
+    `ranks`, `zero`: Ranks that train together and the stage of ZeRO, of a training step.
+    """
+    if request.part == "train":
+        return _train(request, ranks, zero)
+    return _BUILDERS[request.part](request)
 
 
 def _network(request, pending):
@@ -211,7 +221,7 @@ def _conditions(dit, rows):
     return zeros(((rows, 2), ms.float32)), zeros(((rows, 1), ms.float32))
 
 
-def _train(request):
+def _train(request, ranks=None, zero=0):
     from mindsigma.training.optimizers import OptimizerConfig
     from mindsigma.training.step import StepConfig, TrainingStep
 
@@ -224,8 +234,8 @@ def _train(request):
         ms.set_context(mode=ms.GRAPH_MODE)  # where a block is a part of the graph that is computed again
         for block in dit.blocks:
             block.recompute()
-    config = StepConfig(loss_scale=65536.0 if request.dtype == "fp16" else 0.0)
-    step = TrainingStep(dit, dit.trainable_params(), OptimizerConfig(request.optimizer), config)
+    config = StepConfig(loss_scale=65536.0 if request.dtype == "fp16" else 0.0, zero=zero)
+    step = TrainingStep(dit, dit.trainable_params(), OptimizerConfig(request.optimizer), config, ranks)
     batch = request.batch
     latents = (batch, dit.config.in_channels, request.height // 8, request.width // 8)
     caption = (batch, request.tokens, dit.config.caption_channels)
@@ -274,5 +284,4 @@ def _t5(request):
 
 _BUILDERS = {
     "step": _step, "caption": _caption, "vae-decode": _vae_decode, "vae-encode": _vae_encode, "t5": _t5,
-    "train": _train,
 }  # fmt: skip

@@ -116,6 +116,14 @@ class TrainingStep(nn.Cell):
         """dict name -> Row of the moving averages, under the weights' names; empty if none are kept."""
         return {row.name: row for group in self.groups for row in group.average_rows()}
 
+    def sent_bytes(self):
+        """Bytes that a process gives to collectives in one update: gradients, and with ZeRO the weights it owns."""
+        if self.collectives.alone:
+            return 0
+        everything = 4 * sum(parameter.size for parameter in self.parameters)
+        own = 4 * sum(parameter.size for k in self.mine for parameter in self.group_parameters[k])
+        return everything + (own if self.config.zero else 0)
+
     def loss(self, clean, noise, numbers, timestep, states, mask, scale, image_size=None, aspect_ratio=None):
         """Loss times scale (1,), squared error and bound, scalars, of one micro-batch of `construct`'s inputs."""
         noisy = noisy_latents(clean, noise, numbers)

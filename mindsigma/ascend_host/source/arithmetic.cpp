@@ -188,10 +188,6 @@ KERNEL(aclnnClamp, const aclTensor *self, const aclScalar *least, const aclScala
     return combine(out, self->dtype, [](auto x, auto a, auto b) { return SMALLER(LARGER(x, a), b); }, self, *least, *most);
   };
 }
-OF_SCALAR(ClampMin, pair(self, other, out, NUMBERS, LARGER))
-OF_SCALAR(ClampMax, pair(self, other, out, NUMBERS, SMALLER))
-OF_TENSORS(ClampMinTensor, pair(self, other, out, NUMBERS, LARGER))
-OF_TENSORS(ClampMaxTensor, pair(self, other, out, NUMBERS, SMALLER))
 
 KERNEL(aclnnClampTensor, const aclTensor *self, const aclTensor *least, const aclTensor *most, aclTensor *out) {
   PLAN {

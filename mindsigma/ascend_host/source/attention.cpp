@@ -9,13 +9,16 @@ constexpr int64_t STATISTICS = 8;          // times that a row's maximum and sum
 
 bool given(const aclTensor *tensor) { return tensor && elements(tensor); }
 
-void require_mask(const Attention &a, const aclTensor *mask) {
-  require_dtype(mask, "attenMask", {BOOL, U8});
+void require_mask(const Attention &a, const aclTensor *mask, bool inference) {
+  if (inference) require_dtype(mask, "attenMask", {BOOL, I8, U8});
+  else require_dtype(mask, "attenMask", {BOOL, U8});
   if (a.mode == 2 || a.mode == 3 || a.mode == 4) return require_shape(mask, "attenMask", {COMPRESSED, COMPRESSED});
   if (a.mode == 6) return require_shape(mask, "attenMask", {COMPRESSED + 1024, COMPRESSED});
   const Shape &shape = mask->shape;
   size_t rank = shape.size();
-  bool fits = (rank == 2 || rank == 4) && shape[rank - 2] == a.queries && shape[rank - 1] == a.keys;
+  bool fits = (rank == 2 || rank == 4 || (inference && rank == 3)) && shape[rank - 2] == a.queries &&
+              shape[rank - 1] == a.keys;
+  if (fits && rank == 3) fits = shape[0] == a.batch || shape[0] == 1;
   if (fits && rank == 4)
     fits = (shape[0] == a.batch && (shape[1] == a.heads || shape[1] == 1)) || (shape[0] == 1 && shape[1] == 1);
   require(fits && (a.mode != 5 || rank == 4), "attenMask has the shape %s in sparse mode %ld", text(shape).c_str(),
@@ -31,11 +34,31 @@ void require_shift(const Attention &a, const aclTensor *query, const aclTensor *
           text(s).c_str());
 }
 
+// What the kernels of training take.
+void require_training(const Attention &a) {
+  require(a.width <= 768, "heads of %ld columns; CANN takes 1 to 768", a.width);
+  require(a.batch <= 2 << 20, "a batch of %ld; CANN takes 2097152", a.batch);
+  require(a.queries <= 1 << 20 && a.keys <= 1 << 20, "%ld and %ld tokens; CANN takes 1048576", a.queries, a.keys);
+}
+
+// What the kernels of inference take.
+void require_inference(const Attention &a) {
+  require(a.layout != "SBH", "inputLayout is SBH; CANN takes BSH, BSND, BNSD here");
+  require(a.width <= 512, "heads of %ld columns; CANN takes 1 to 512 here", a.width);
+  int64_t most = a.width % 16 || a.value_width % 16 ? 128 : 65536;
+  require(a.batch <= most, "a batch of %ld; CANN takes %ld with heads of %ld columns", a.batch, most, a.width);
+  require(a.queries <= 20971520 && a.keys <= 20971520, "%ld and %ld tokens; CANN takes 20971520", a.queries, a.keys);
+  require(a.layout == "BNSD" || a.heads * a.width < 65535, "%ld columns of all heads; CANN takes less than 65535",
+          a.heads * a.width);
+  require(a.heads / a.key_heads <= 64, "%ld heads of the query for one of the key; CANN takes 64", a.heads / a.key_heads);
+}
+
 }  // namespace
 
 Attention attention_of(const AttentionArguments &g) {
   for (const aclTensor *tensor : {g.query, g.key, g.value}) {
-    require_dtype(tensor, "query, key or value", {F16, BF16, F32});
+    if (g.inference) require_dtype(tensor, "query, key or value", {F16, BF16});
+    else require_dtype(tensor, "query, key or value", {F16, BF16, F32});
     require_same_dtype(g.query, tensor, "query, key and value");
   }
   Attention a{};
@@ -72,27 +95,26 @@ Attention attention_of(const AttentionArguments &g) {
   require(side(g.key, 'B') == a.batch && side(g.value, 'B') == a.batch, "query, key and value are not of one batch");
   require(side(g.value, 'S') == a.keys, "key and value are %ld and %ld tokens long", a.keys, side(g.value, 'S'));
   require(a.key_heads > 0 && a.heads % a.key_heads == 0, "%ld heads of the query for %ld of the key", a.heads, a.key_heads);
-  require(a.width >= 1 && a.width <= 768, "heads of %ld columns; CANN takes 1 to 768", a.width);
-  require(a.value_width <= a.width, "heads of the value are wider than those of the key");
-  require(a.batch <= 2 << 20, "a batch of %ld; CANN takes 2097152", a.batch);
-  require(a.queries <= 1 << 20 && a.keys <= 1 << 20, "%ld and %ld tokens; CANN takes 1048576", a.queries, a.keys);
+  require(a.width >= 1 && a.value_width <= a.width, "heads of the value are wider than those of the key");
+  (g.inference ? require_inference : require_training)(a);
   require(g.keep > 0 && g.keep <= 1, "keepProb is %g", g.keep);
   require(g.keep == 1 && !given(g.drop), "the Ascend host has no dropout in attention");
   require(!given(g.padding), "paddingMask is reserved");
-  require(g.precise >= 0 && g.precise <= 2, "innerPrecise is %ld", g.precise);
-  require(g.mode >= 0 && g.mode <= 6, "sparseMode is %ld; CANN takes 0 to 6 outside of TND", g.mode);
+  require(g.precise >= 0 && g.precise <= (g.inference ? 3 : 2), "innerPrecise is %ld", g.precise);
+  int64_t modes = g.inference ? 4 : 6;
+  require(g.mode >= 0 && g.mode <= modes, "sparseMode is %ld; CANN takes 0 to %ld here", g.mode, modes);
   a.scale = static_cast<float>(g.scale);
   a.mode = g.mode;
   constexpr int64_t FAR = int64_t(1) << 31;  // further than any token
   a.before = std::clamp(g.before, -FAR, FAR);
   a.after = std::clamp(g.after, -FAR, FAR);
-  a.drop_empty_rows = g.precise == 2 || (g.mode == 3 && a.queries > a.keys);
+  a.drop_empty_rows = g.precise >= 2 || (g.mode == 3 && a.queries > a.keys);
   if (given(g.shift)) {
     require_shift(a, g.query, g.shift);
     a.shift = g.shift;
   }
   if (given(g.mask)) {  // without it the mode and the tokens do not count
-    require_mask(a, g.mask);
+    require_mask(a, g.mask, g.inference);
     a.mask = g.mask;
     require(g.mode != 4 || a.before + a.after >= 0, "preTokens and nextTokens have nothing between them");
     if (g.mode >= 5) {
@@ -111,24 +133,19 @@ int64_t Attention::block() const {
   return std::max<int64_t>(1, std::min(queries, BLOCK / std::max<int64_t>(keys, 1)));
 }
 
-Shape layout_shape(const Attention &a, int64_t heads, int64_t sequence, int64_t width) {
-  if (a.layout == "BSH") return {a.batch, sequence, heads * width};
-  if (a.layout == "SBH") return {sequence, a.batch, heads * width};
-  if (a.layout == "BSND") return {a.batch, sequence, heads, width};
-  return {a.batch, heads, sequence, width};
+Shape layout_shape(const std::string &layout, int64_t batch, int64_t heads, int64_t sequence, int64_t width) {
+  if (layout == "BSH") return {batch, sequence, heads * width};
+  if (layout == "SBH") return {sequence, batch, heads * width};
+  if (layout == "BSND") return {batch, sequence, heads, width};
+  return {batch, heads, sequence, width};
 }
 
-aclTensor head_of(const aclTensor *tensor, const Attention &a, int64_t heads, int64_t batch, int64_t head) {
-  size_t of_batch = a.layout.find('B'), of_rows = a.layout.find('S'), last = tensor->shape.size() - 1;
-  int64_t column = tensor->strides[last], width = tensor->shape[last];
-  int64_t offset = tensor->offset + batch * tensor->strides[of_batch];
-  if (a.layout.size() == 3) {
-    width /= heads;
-    offset += head * width * column;
-  } else {
-    offset += head * tensor->strides[a.layout.find('N')];
-  }
-  return view(tensor, {tensor->shape[of_rows], width}, {tensor->strides[of_rows], column}, offset);
+aclTensor head_of(const aclTensor *tensor, const std::string &layout, int64_t heads, int64_t batch, int64_t head) {
+  size_t rows = layout.find('S'), last = tensor->shape.size() - 1, of_heads = layout.find('N');
+  int64_t column = tensor->strides[last], width = tensor->shape[last] / (last == 2 ? heads : 1);
+  int64_t step = last == 2 ? width * column : tensor->strides[of_heads];
+  return view(tensor, {tensor->shape[rows], width}, {tensor->strides[rows], column},
+              tensor->offset + batch * tensor->strides[layout.find('B')] + head * step);
 }
 
 namespace {
@@ -140,10 +157,8 @@ void hide(const Attention &a, int64_t batch, int64_t head, int64_t first, int64_
     const aclTensor *mask = a.mask;
     const uint8_t *items = reinterpret_cast<const uint8_t *>(mask->data) + mask->offset;
     size_t rank = mask->shape.size();
-    if (rank == 4) {
-      items += (mask->shape[0] == 1 ? 0 : batch) * mask->strides[0];
-      items += (mask->shape[1] == 1 ? 0 : head) * mask->strides[1];
-    }
+    if (rank > 2) items += (mask->shape[0] == 1 ? 0 : batch) * mask->strides[0];
+    if (rank == 4) items += (mask->shape[1] == 1 ? 0 : head) * mask->strides[1];
     int64_t down = mask->strides[rank - 2], along = mask->strides[rank - 1];
     for (int64_t i = 0; i < rows; ++i)
       for (int64_t j = 0; j < a.keys; ++j) hidden[i * a.keys + j] = items[(first + i) * down + j * along] != 0;
@@ -210,6 +225,41 @@ __attribute__((optimize("O3"))) double exponentials(float *row, int64_t count, f
   return sum;
 }
 
+void attend(const Attention &all, const aclTensor *query, const aclTensor *key, const aclTensor *value, aclTensor *out,
+            const std::string &out_layout, std::vector<float> *tops, std::vector<float> *sums) {
+  in_parallel(all.batch * all.heads, all.queries * all.keys * all.width, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      int64_t image = i / all.heads, head = i % all.heads, key_head = all.key_head(head);
+      Attention a = all;
+      if (!all.query_lengths.empty()) a.queries = all.query_lengths[image];
+      if (!all.key_lengths.empty()) a.keys = all.key_lengths[image];
+      aclTensor q_head = head_of(query, a.layout, a.heads, image, head);
+      aclTensor k_head = head_of(key, a.layout, a.key_heads, image, key_head);
+      aclTensor v_head = head_of(value, a.layout, a.key_heads, image, key_head);
+      aclTensor o_head = head_of(out, out_layout, a.heads, image, head);
+      std::vector<float> q = read<float>(&q_head), k = read<float>(&k_head), v = read<float>(&v_head), block;
+      std::vector<float> result(all.queries * a.value_width);
+      for (int64_t first = 0; first < a.queries; first += a.block()) {
+        int64_t count = std::min(a.block(), a.queries - first);
+        scores(a, image, head, first, count, q.data(), k.data(), block);
+        for (int64_t r = 0; r < count; ++r) {
+          float *row = &block[r * a.keys];
+          float top = a.keys ? *std::max_element(row, row + a.keys) : LOWEST;
+          double sum = exponentials(row, a.keys, top);
+          bool empty = a.drop_empty_rows && top == LOWEST;
+          float factor = empty || !sum ? 0.0f : static_cast<float>(1 / sum);
+          for (int64_t j = 0; j < a.keys; ++j) row[j] *= factor;
+          if (tops) (*tops)[i * all.queries + first + r] = top;
+          if (sums) (*sums)[i * all.queries + first + r] = static_cast<float>(sum);
+        }
+        multiply(false, false, count, a.value_width, a.keys, 1.0f, block.data(), v.data(), 0.0f,
+                 &result[first * a.value_width]);
+      }
+      write(&o_head, result);
+    }
+  });
+}
+
 KERNEL(aclnnFlashAttentionScore, const aclTensor *query, const aclTensor *key, const aclTensor *value,
        const aclTensor *shift, const aclTensor *drop, const aclTensor *padding, const aclTensor *mask,
        const aclIntArray *prefix, double scale, double keep, int64_t before, int64_t after, int64_t heads, char *layout,
@@ -224,37 +274,10 @@ KERNEL(aclnnFlashAttentionScore, const aclTensor *query, const aclTensor *key, c
     }
     require(out, "attentionOut is missing");
     require_same_dtype(query, out, "query and attentionOut");
-    require_shape(out, "attentionOut", layout_shape(a, a.heads, a.queries, a.value_width));
+    require_shape(out, "attentionOut", layout_shape(a.layout, a.batch, a.heads, a.queries, a.value_width));
     return [=] {
       std::vector<float> tops(a.batch * a.heads * a.queries), sums(tops.size());
-      in_parallel(a.batch * a.heads, a.queries * a.keys * a.width, [&](int64_t begin, int64_t end) {
-        for (int64_t i = begin; i < end; ++i) {
-          int64_t image = i / a.heads, head = i % a.heads;
-          aclTensor q_head = head_of(query, a, a.heads, image, head);
-          aclTensor k_head = head_of(key, a, a.key_heads, image, a.key_head(head));
-          aclTensor v_head = head_of(value, a, a.key_heads, image, a.key_head(head));
-          aclTensor o_head = head_of(out, a, a.heads, image, head);
-          std::vector<float> q = read<float>(&q_head), k = read<float>(&k_head), v = read<float>(&v_head), block;
-          std::vector<float> result(a.queries * a.value_width);
-          for (int64_t first = 0; first < a.queries; first += a.block()) {
-            int64_t count = std::min(a.block(), a.queries - first);
-            scores(a, image, head, first, count, q.data(), k.data(), block);
-            for (int64_t r = 0; r < count; ++r) {
-              float *row = &block[r * a.keys];
-              float top = a.keys ? *std::max_element(row, row + a.keys) : LOWEST;
-              double sum = exponentials(row, a.keys, top);
-              bool empty = a.drop_empty_rows && top == LOWEST;
-              float factor = empty || !sum ? 0.0f : static_cast<float>(1 / sum);
-              for (int64_t j = 0; j < a.keys; ++j) row[j] *= factor;
-              tops[i * a.queries + first + r] = top;
-              sums[i * a.queries + first + r] = static_cast<float>(sum);
-            }
-            multiply(false, false, count, a.value_width, a.keys, 1.0f, block.data(), v.data(), 0.0f,
-                     &result[first * a.value_width]);
-          }
-          write(&o_head, result);
-        }
-      });
+      attend(a, query, key, value, out, a.layout, &tops, &sums);
       auto spread = [&](const std::vector<float> &numbers, aclTensor *to) {
         std::vector<float> wide(numbers.size() * STATISTICS);
         for (size_t i = 0; i < wide.size(); ++i) wide[i] = numbers[i / STATISTICS];

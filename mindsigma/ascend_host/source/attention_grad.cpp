@@ -9,7 +9,7 @@ KERNEL(aclnnFlashAttentionScoreGrad, const aclTensor *query, const aclTensor *ke
   PLAN {
     Attention a = attention_of({query, key, value, shift, drop, padding, mask, prefix, scale, keep, before, after, heads,
                                 layout, precise, mode});
-    Shape out = layout_shape(a, a.heads, a.queries, a.value_width);
+    Shape out = layout_shape(a.layout, a.batch, a.heads, a.queries, a.value_width);
     for (const aclTensor *tensor : {dy, y}) {
       require(tensor, "dy or attentionIn is missing");
       require_same_dtype(query, tensor, "query, dy and attentionIn");
@@ -31,13 +31,13 @@ KERNEL(aclnnFlashAttentionScoreGrad, const aclTensor *query, const aclTensor *ke
       in_parallel(a.batch * a.key_heads, group * a.queries * a.keys * a.width, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) {
           int64_t image = i / a.key_heads, key_head = i % a.key_heads;
-          aclTensor k_head = head_of(key, a, a.key_heads, image, key_head);
-          aclTensor v_head = head_of(value, a, a.key_heads, image, key_head);
+          aclTensor k_head = head_of(key, a.layout, a.key_heads, image, key_head);
+          aclTensor v_head = head_of(value, a.layout, a.key_heads, image, key_head);
           std::vector<float> k = read<float>(&k_head), v = read<float>(&v_head);
           std::vector<float> k_grad(k.size()), v_grad(v.size()), weights, slopes;
           for (int64_t head = key_head * group; head < (key_head + 1) * group; ++head) {
-            aclTensor q_head = head_of(query, a, a.heads, image, head), y_head = head_of(y, a, a.heads, image, head);
-            aclTensor dy_head = head_of(dy, a, a.heads, image, head), dq_head = head_of(dq, a, a.heads, image, head);
+            aclTensor q_head = head_of(query, a.layout, a.heads, image, head), y_head = head_of(y, a.layout, a.heads, image, head);
+            aclTensor dy_head = head_of(dy, a.layout, a.heads, image, head), dq_head = head_of(dq, a.layout, a.heads, image, head);
             std::vector<float> q = read<float>(&q_head), grad = read<float>(&dy_head), result = read<float>(&y_head);
             std::vector<float> q_grad(q.size());
             auto statistics = [&](const aclTensor *from) {
@@ -73,8 +73,8 @@ KERNEL(aclnnFlashAttentionScoreGrad, const aclTensor *query, const aclTensor *ke
             }
             write(&dq_head, q_grad);
           }
-          aclTensor dk_head = head_of(dk, a, a.key_heads, image, key_head);
-          aclTensor dv_head = head_of(dv, a, a.key_heads, image, key_head);
+          aclTensor dk_head = head_of(dk, a.layout, a.key_heads, image, key_head);
+          aclTensor dv_head = head_of(dv, a.layout, a.key_heads, image, key_head);
           write(&dk_head, k_grad);
           write(&dv_head, v_grad);
         }

@@ -29,26 +29,27 @@ constexpr Dtypes CONDITIONS{BOOL, U8};
 
 }  // namespace
 
-#define COMPARISON(NAME, SIGN)                                                                      \
+#define OF_TENSORS(NAME, SIGN)                                                                      \
   KERNEL(aclnn##NAME##Tensor, const aclTensor *self, const aclTensor *other, aclTensor *out) {      \
     PLAN { return compare(self, other, out, [](auto x, auto y) { return x SIGN y; }); };            \
-  }                                                                                                 \
+  }
+#define OF_SCALAR(NAME, SIGN)                                                                       \
   KERNEL(aclnn##NAME##Scalar, const aclTensor *self, const aclScalar *other, aclTensor *out) {      \
     PLAN { return compare(self, other, out, [](auto x, auto y) { return x SIGN y; }); };            \
   }
-COMPARISON(Eq, ==)
-COMPARISON(Ne, !=)
-COMPARISON(Lt, <)
-COMPARISON(Le, <=)
-COMPARISON(Gt, >)
-COMPARISON(Ge, >=)
+OF_TENSORS(Eq, ==)
+OF_TENSORS(Ne, !=)
+OF_TENSORS(Lt, <)
+OF_TENSORS(Le, <=)
+OF_TENSORS(Gt, >)
+OF_TENSORS(Ge, >=)
+OF_SCALAR(Eq, ==)
+OF_SCALAR(Ne, !=)
+OF_SCALAR(Ge, >=)
 
 #define LOGIC(NAME, FORMULA)                                                                     \
   KERNEL(aclnn##NAME, const aclTensor *self, const aclTensor *other, aclTensor *out) {           \
     PLAN { return decide(self, other, out, [](auto x, auto y) { return FORMULA; }); };           \
-  }                                                                                              \
-  KERNEL(aclnnInplace##NAME, aclTensor *self, const aclTensor *other) {                          \
-    PLAN { return decide(self, other, self, [](auto x, auto y) { return FORMULA; }); };          \
   }
 LOGIC(LogicalAnd, x != 0 && y != 0)
 LOGIC(LogicalOr, x != 0 || y != 0)

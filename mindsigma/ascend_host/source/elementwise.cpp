@@ -58,11 +58,9 @@ FUNCTION(Erf, EXPONENTS, REALS, std::erf(x))
 
 SAME(Neg, NEGATED, -x)
 SAME(Sign, SIGNED, x > 0 ? decltype(x)(1) : x < 0 ? decltype(x)(-1) : x)  // NaN stays NaN
-SAME(Square, FLOATS, x * x)
 SAME(Floor, STEPPED, std::floor(x))
 SAME(Ceil, FLOATS, std::ceil(x))
 SAME(Trunc, FLOATS, std::trunc(x))
-SAME(Round, FLOATS, std::nearbyint(x))
 SAME(Relu, RECTIFIED, x < 0 ? decltype(x)(0) : x)
 
 KERNEL(aclnnAbs, const aclTensor *self, aclTensor *out) {

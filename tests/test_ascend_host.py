@@ -1,0 +1,110 @@
+"""tools/ascend_host.py and tools/plan.py: a picture, training and plans on MindSpore's Ascend backend, and refusals."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from mindsigma.ascend_host import environment
+from mindsigma.errors import MindSigmaError
+from mindsigma.inspect.launches import LEGACY, block_launches, plan
+from mindsigma.inspect.parts import Request
+
+SMALL = Request("sigma-mini", "step", 256, 256, depth=2, tokens=40, weights=False)
+
+
+def host(*arguments, cwd=None):
+    """A run of tools/ascend_host.py."""
+    command = [sys.executable, ROOT / "tools" / "ascend_host.py", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=580, env=with_root())
+
+
+def with_root():
+    """The environment with this tree's mindsigma."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+
+
+def test_a_picture(tmp_path):
+    """Two steps in fp16 through every network, against the same in fp32 on the CPU."""
+    tool, options = ROOT / "tools" / "generate.py", ["a red apple", "--steps", 2, "--seed", 3]
+    trace = tmp_path / "trace"
+    ran = host(
+        "--trace", trace, "--", sys.executable, tool, *options, "--device", "Ascend", "--out", tmp_path / "a.png"
+    )
+    assert ran.returncode == 0, ran.stderr
+    command = [sys.executable, tool, *options, "--device", "CPU", "--out", tmp_path / "b.png"]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True, env=with_root())
+    found, expected = (np.asarray(Image.open(tmp_path / name), np.float64) for name in ("a.png", "b.png"))
+    error = np.mean((found - expected) ** 2)
+    assert 10 * np.log10(255**2 / error) > 35
+    launched = [line.split(" ", 1)[1] for line in trace.read_text().splitlines()]
+    assert not [name for name in launched if name.startswith("legacy")]
+    assert launched.count("aclnnFlashAttentionScore") >= 2 * 2 * 8  # steps, attentions of a block, blocks
+
+
+def test_the_command_is_what_runs(tmp_path):
+    ran = host("--", sys.executable, "-c", "import sys; sys.exit(7)")
+    assert ran.returncode == 7
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ([], "give the command after --"),
+        (["--", "no-such-command-anywhere"], "no such command"),
+        (["--cards", "2", "--", "true"], "--cards goes with --dry"),
+        (["--dry", "--cards", "2", "--rank", "2", "--", "true"], "--rank 2 of --cards 2"),
+        (["--gib", "0", "--", "true"], "--gib 0"),
+    ],
+)
+def test_refusals(arguments, words):
+    ran = host(*arguments)
+    assert ran.returncode == 2 and ran.stderr.startswith("error: ") and words in ran.stderr
+    assert ran.stderr.count("\n") == 1
+
+
+def test_beside_a_real_cann_it_refuses(monkeypatch, tmp_path):
+    monkeypatch.setenv("ASCEND_HOME_PATH", str(tmp_path))
+    with pytest.raises(MindSigmaError, match="ASCEND_HOME_PATH=.*real CANN"):
+        environment.host_environment()
+    monkeypatch.delenv("ASCEND_HOME_PATH")
+    monkeypatch.setattr(environment, "PLACES", (str(tmp_path / "davinci[0-9]*"),))
+    assert environment.real_cann() is None
+    (tmp_path / "davinci0").touch()
+    with pytest.raises(MindSigmaError, match="davinci0"):
+        environment.host_environment()
+
+
+def test_a_plain_block_launches_no_legacy_kernel():
+    """The launches of a block of a guided step, by MindSpore's own selection."""
+    assert block_launches(SMALL) == {
+        "Dense": 6, "FlashAttentionScore": 2, "AddcmulExt": 2, "LayerNormExt": 1, "AddLayerNormV2": 1, "SplitTensor": 1,
+        "GeLU": 1,
+    }  # fmt: skip
+
+
+def test_a_training_step_on_cards(tmp_path):
+    """The tool's words and numbers for two cards with ZeRO; of legacy kernels only sums of gradients are left."""
+    file = tmp_path / "plan.json"
+    command = [sys.executable, ROOT / "tools" / "plan.py", "--part", "train", "--height", 64, "--width", 64,
+               "--tokens", 40, "--optimizer", "adamw", "--cards", 2, "--zero", 1, "--json", file]  # fmt: skip
+    ran = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=580, env=with_root())
+    assert ran.returncode == 0, ran.stderr
+    assert "not measured on an NPU" in ran.stdout and re.search(r"\d+ MiB at the peak", ran.stdout)
+    found = json.loads(file.read_text())
+    assert set(found["launches"][LEGACY]) <= {"AddN"}
+    assert sum(found["launches"]["fast"].values()) < 2500
+    weights = found["weight_mb"]
+    assert found["peak_mb"] > weights and 0.8 < found["state_mb"] / weights < 1.2  # two states, divided among two cards
+    assert 1.4 < found["sent_mb"] / weights < 1.6  # gradients, and half of the weights
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(MindSigmaError, match="the dry run failed"):
+        plan(SMALL, gib=0.02)

@@ -1,0 +1,95 @@
+"""Plan a run on Ascend without an NPU: memory, launches and bytes sent, from MindSpore's own Ascend backend.
+
+    python tools/plan.py --model sigma-mini --part train --height 256 --width 256 --batch 8 --cards 8 --zero 1
+
+The graph is compiled, its kernels are selected and its memory is planned by MindSpore's real allocator (a dry run on
+the Ascend host, which needs g++). Nothing is computed or measured.
+"""
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from mindsigma import command_line
+from mindsigma.errors import MindSigmaError
+
+KINDS = 6  # of launches that are listed
+
+
+def build_parser():
+    """The options of this tool."""
+    parser = command_line.parser(__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="sigma-mini", help="preset or released name (no weights needed), folder or weight file")
+    add("--part", default="step", help="step, caption, vae-decode, vae-encode, t5 or train")
+    add("--height", type=int, help="pixels; default the model's base resolution")
+    add("--width", type=int, help="pixels; default the model's base resolution")
+    add("--batch", type=int, default=1, help="images a card")
+    add("--tokens", type=int, help="length of the captions; default the model's longest")
+    add("--dtype", choices=("fp16", "bf16", "fp32"), help="of the activations; default fp16, and bf16 of train")
+    add("--depth", type=int, help="only so many blocks, of an architecture without weights")
+    add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="instead of the model's own; none for none")
+    add("--optimizer", default="came", choices=("came", "adamw", "lion"), help="of the training step")
+    add("--recompute", action="store_true", help="the training step computes the blocks' activations twice")
+    add("--cards", type=int, default=1, help="that train together")
+    add("--zero", type=int, default=0, choices=(0, 1), help="stage of ZeRO over the cards")
+    add("--gib", type=float, default=64.0, help="memory of a card")
+    add("--largest", action="store_true", help="find the largest batch that fits --gib")
+    add("--json", metavar="FILE", help="write the plan as JSON")
+    return parser
+
+
+def text_of(plan):
+    """The lines that tell a Plan."""
+    total, fragments = plan.total, plan.fragments_mb / max(plan.peak_mb, 1) - 1
+    rest = max(plan.peak_mb - plan.weight_mb - plan.state_mb, 0.0)
+    lines = [
+        f"memory     {plan.peak_mb} MiB at the peak, {plan.fragments_mb} MiB with fragments ({fragments:.0%} more)",
+        f"of it      weights {plan.weight_mb:.0f}, states {plan.state_mb:.0f}, all else {rest:.0f} MiB",
+        f"launches   {total['fast']} fast, {total['legacy']} legacy, {total['other']} others; "
+        f"{total['view']} views, which launch nothing",
+    ]
+    for name in ("fast", "legacy", "other"):
+        kinds = list(plan.launches[name].items())
+        listed = ", ".join(f"{kind} {count}" for kind, count in kinds[: KINDS if name == "fast" else None])
+        if listed:
+            lines.append(f"  {name:9}{listed}{', ...' if name == 'fast' and len(kinds) > KINDS else ''}")
+    first, second = plan.compile_seconds, plan.dispatch_seconds
+    lines.append(f"this host  {first:.1f} s for the first call (compilation), {second:.2f} s for the second (dispatch)")
+    if plan.sent_mb:
+        lines.append(f"sent       {plan.sent_mb:.0f} MiB a step by a card to collectives")
+    return "\n".join(lines)
+
+
+def main():
+    """Plan and print; returns the exit code."""
+    args = build_parser().parse_args()
+    if args.cards < 1 or not 0 < args.gib <= 1024:
+        raise MindSigmaError("--cards must be at least 1, --gib more than 0 and at most 1024")
+    if (args.cards > 1 or args.zero) and args.part != "train":
+        raise MindSigmaError("--cards and --zero are of --part train")
+    from mindsigma.inspect.launches import largest_batch, plan
+    from mindsigma.inspect.parts import Request
+
+    request = Request(
+        args.model, args.part, args.height, args.width, args.batch,
+        args.dtype or ("bf16" if args.part == "train" else "fp16"), args.tokens, depth=args.depth,
+        kv_compression=args.kv_compression, optimizer=args.optimizer, recompute=args.recompute,
+    )  # fmt: skip
+    print("Planned by MindSpore's Ascend backend in a dry run, not measured on an NPU.", flush=True)
+    if args.largest:
+        batch, found = largest_batch(request, args.gib, args.cards, args.zero)
+        if found is None:
+            raise MindSigmaError(f"not even a batch of 1 fits {args.gib:g} GiB")
+        print(f"largest    batch {batch} in {args.gib:g} GiB")
+    else:
+        batch, found = args.batch, plan(request, args.cards, args.zero, args.gib)
+    print(text_of(found))
+    if args.json:
+        Path(args.json).write_text(json.dumps({"batch": batch, **asdict(found)}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)
