@@ -197,9 +197,13 @@ class TrainingStep(nn.Cell):
         for k in self.mine:
             self.update_group(values, finite, self.group_parameters[k], gradients[k], self.group_states[k])
         if self.config.zero and not self.collectives.alone:
+            # The processes' graphs differ, and MindSpore orders what is independent as it likes: each waits for the
+            # one before, the first for the sums of gradients, so that all processes send in one order.
+            sent = finite
             for k in range(len(self.owners)):
-                weights = stack(self.group_parameters[k], 0)
-                assign_all(self.group_parameters[k], self.collectives.from_rank(self.owners[k], (weights,))[0])
+                weights = ops.depend(stack(self.group_parameters[k], 0), sent)
+                sent = self.collectives.from_rank(self.owners[k], (weights,))[0]
+                assign_all(self.group_parameters[k], sent)
 
     def update_group(self, values, finite, parameters, gradient, states):
         """The optimiser of the tensors of one group."""
