@@ -18,7 +18,7 @@ DIT_LIMITS = {"fp32": 2e-6, "fp16": 1.1e-3, "bf16": 8.5e-3}
 T5_LIMITS = {"fp32": 2e-6, "fp16": 1.6e-3, "bf16": 1.3e-2}
 MOMENTS_LIMITS = {"fp32": 1e-4, "fp16": 3.5e-4, "bf16": 3.5e-3}  # fp32: MindSpore asks for HF32 in convolutions
 LATENTS_LIMITS = {"fp32": 2e-5, "fp16": 1.2e-2, "bf16": 0.1}  # of 8 steps; 20 steps are no worse
-GRADIENT_LIMITS = {"fp32": (1e-6, 3e-6), "fp16": (1.5e-3, 5e-3), "bf16": (1.2e-2, 4e-2)}  # all weights together, the worst
+GRADIENT_LIMITS = {"fp32": (1e-6, 3e-6), "fp16": (1.5e-3, 5e-3), "bf16": (1.2e-2, 4e-2)}  # all, the worst
 PSNR_LIMITS = {"fp32": 75, "fp16": 45, "bf16": 27}  # dB
 
 
