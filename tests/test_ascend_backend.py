@@ -112,7 +112,8 @@ def test_gradients_of_graphs_are_the_cpus(tmp_path):
 @pytest.mark.slow
 def test_graphs_are_the_references_and_lose_what_the_cpu_loses(tmp_path):
     results, launched = on_the_host(tmp_path, *jobs_of([*CASES, "t5"], "graph"))
-    assert not [name for name in launched if name.startswith("legacy")]
+    # MindSpore's own copy of what it must not overwrite is the only one left that it launches by the older interface.
+    assert {name for name in launched if name.startswith("legacy")} <= {"legacy TensorMove"}
     errors = check_networks(results)
     for name in [*CASES, "t5"]:
         (on_cpu,) = ascend_networks.compute(name, "fp16").values()
