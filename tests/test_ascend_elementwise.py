@@ -144,8 +144,8 @@ def test_an_output_may_be_an_input(rng):
 
 
 @pytest.mark.parametrize("a,b,common", [
-    ("float16", BF16, "float32"), ("float16", "int64", "float16"), ("int8", "uint8", "int32"), ("int32", "int64", "int64"),
-    ("bool", "int8", "int8"), ("float32", "float16", "float32"), ("bool", "bool", "bool"),
+    ("float16", BF16, "float32"), ("float16", "int64", "float16"), ("int8", "uint8", "int32"),
+    ("int32", "int64", "int64"), ("bool", "int8", "int8"), ("float32", "float16", "float32"), ("bool", "bool", "bool"),
 ])  # fmt: skip
 def test_common_dtypes(a, b, common):
     x, y = Numbers([0, 1, 1], a), Numbers([1, 1, 0], b)

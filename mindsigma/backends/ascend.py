@@ -42,17 +42,20 @@ def _align(block, rows, columns):
     changes += [(tensor, rows, (caption.width, 2)) for tensor in _tensors(caption.kv_linear)]
     changes += [(tensor, rows, (caption.width,)) for tensor in _tensors(caption.q_linear)]
     for tensor, change, arguments in changes:
-        # The query's new column holds the 1 that meets the mask's.
-        options = {"first": 1.0} if change is wide_rows and tensor is caption.q_linear.bias else {}
-        array = change(tensor.asnumpy(), number, head_dim, *arguments, **options)
-        tensor.set_data(Tensor(np.ascontiguousarray(array)), slice_shape=True)
+        # As whole numbers: NumPy crashes where it joins MindSpore's bfloat16.
+        bits = tensor.asnumpy().view(np.uint16 if tensor.itemsize == 2 else np.uint32)
+        if change is wide_rows and tensor is caption.q_linear.bias:  # the new column holds the 1 that meets the mask's
+            one = Tensor([1.0], tensor.dtype).asnumpy().view(bits.dtype)[0]
+            arguments += (1, 1, one)
+        bits = np.ascontiguousarray(change(bits, number, head_dim, *arguments))
+        tensor.set_data(Tensor(bits.view(tensor.asnumpy().dtype)), slice_shape=True)
 
 
 def _tensors(linear):
     return linear.weight, linear.bias
 
 
-def wide_rows(array, number, head_dim, width, parts=1, widened=None, first=0.0):
+def wide_rows(array, number, head_dim, width, parts=1, widened=None, first=0):
     """ops/heads.py's `widen_rows` of an ndarray, on the host: an NPU would run some twenty kernels a block."""
     channels, widened = number * head_dim, parts if widened is None else widened
     if len(array) != parts * channels or width == head_dim or widened == 0:
@@ -61,14 +64,19 @@ def wide_rows(array, number, head_dim, width, parts=1, widened=None, first=0.0):
     wide = np.zeros((len(heads), width, heads.shape[2]), array.dtype)
     wide[:, :head_dim] = heads
     wide[:, head_dim] = first
-    return np.concatenate((wide.reshape(-1, *array.shape[1:]), array[widened * channels :]))
+    return _joined(wide.reshape(-1, *array.shape[1:]), array[widened * channels :])
 
 
 def narrow_rows(array, number, head_dim, width, parts=1, widened=None):
     """The reverse of `wide_rows`."""
     rows = number * width * (parts if widened is None else widened)
     narrow = array[:rows].reshape(-1, width, *array.shape[1:])[:, :head_dim].reshape(-1, *array.shape[1:])
-    return np.concatenate((narrow, array[rows:]))
+    return _joined(narrow, array[rows:])
+
+
+def _joined(array, rest):
+    # MindSpore's bfloat16 of NumPy kills the process when nothing is copied.
+    return np.concatenate((array, rest)) if len(rest) else array
 
 
 def wide_columns(array, number, head_dim, width):

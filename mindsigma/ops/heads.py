@@ -11,7 +11,7 @@ training, the same functions stand in the graph, on weights, which are small bes
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindsigma.ops.operators import HEAD_MULTIPLE, dense, extend, filled, narrow, split
+from mindsigma.ops.operators import HEAD_MULTIPLE, dense, extend, narrow, split
 
 # Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
 # range also after the division by the scale that the kernel multiplies back.
@@ -62,8 +62,8 @@ def mask_column(k, mask, heads, width):
     number, head_dim = heads
     # The kernel scales the whole product, so the penalty is divided by the scale beforehand.
     penalty = ((1.0 - mask.astype(k.dtype)) * (MASKED * head_dim**0.5)).reshape(mask.shape + (1, 1))
-    column = widen_tokens(filled((1, 1, number * head_dim), 0.0, k.dtype), number, head_dim, width, 1.0)
-    return k + (penalty * column.reshape(1, 1, number, width)).reshape(k.shape)
+    column = _mask_columns(number, head_dim, width, k.dtype)  # (1, 1, number, width)
+    return k + (penalty * column).reshape(k.shape)
 
 
 def head_width(head_dim, masked=False):
@@ -79,6 +79,13 @@ def _widen(x, outer, head_dim, width, first=0.0):
         return x
     x = extend(x, 1, missing)
     return x if first == 0.0 else x + _one_row(head_dim, width, first, x.dtype)
+
+
+@ops.constexpr
+def _mask_columns(number, head_dim, width, dtype):
+    """(1, 1, number, width) with 1 at `head_dim` of each head and zeros else, as a constant of the graph."""
+    column = (np.arange(width) == head_dim).astype(np.float32)
+    return Tensor(np.tile(column, (1, 1, number, 1)), dtype)
 
 
 @ops.constexpr

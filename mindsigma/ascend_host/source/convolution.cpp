@@ -170,6 +170,7 @@ KERNEL(aclnnConvolution, const aclTensor *x, const aclTensor *weight, const aclT
     for (const aclTensor *tensor : {x, weight}) require_dtype(tensor, "input or weight", DTYPES);
     require_cube_math(math);
     int dtype = cube_dtype(x, weight);
+    // float32 with KEEP_DTYPE is not supported by the page, but is by CANN's own checks and by everyone's practice.
     require(math != USE_FP16 || dtype != BF16, "cubeMathType 2 for bfloat16");
     require(stride && padding && dilation, "stride, padding or dilation is missing");
     Convolution c = convolution_of(x->shape, weight->shape, stride->values, padding->values, dilation->values, groups);

@@ -74,8 +74,8 @@ Shape common_shape(const Inputs &...inputs) {
   return shape;
 }
 
-// out = f(inputs...), element by element: tensors are broadcast, scalars stand for all; computed in the wide type of the
-// common dtype, to which inputs and result are rounded. f takes and gives that type: float, double or int64_t.
+// out = f(inputs...), element by element: tensors are broadcast, scalars stand for all; computed in the wide type of
+// the common dtype, to which inputs and result are rounded. f takes and gives that type: float, double or int64_t.
 template <class F, class... Inputs>
 Run combine(const aclTensor *out, int common, F f, Inputs... inputs) {
   Shape shape = common_shape(inputs...);
