@@ -1,6 +1,6 @@
 """One process of several under msrun: MindSpore's collectives on the Ascend host, in both modes, held to NumPy.
 
-"same" is printed for each mode in which everything was. With the argument `killed` process 1 is killed instead, before
+"same" is printed for each mode in which everything was. With the argument `killed` process 1 is killed at the end, before
 all others wait for it.
 """
 
@@ -89,16 +89,16 @@ def main():
     ms.set_device("Ascend")
     init()
     size, rank = get_group_size(), get_rank()
-    if sys.argv[1:] == ["killed"]:
-        if rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        ops.AllReduce()(Tensor(numbers(rank, (2, 2)))).asnumpy()
     if rank < 2:
         create_group("pair", [0, 1])
     for mode, name in ((ms.GRAPH_MODE, "graph"), (ms.PYNATIVE_MODE, "PyNative")):
         ms.set_context(mode=mode)
         collectives(size, rank)
         print(f"{name}: same", flush=True)
+    if sys.argv[1:] == ["killed"]:
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ops.AllReduce()(Tensor(numbers(rank, (2, 2)))).asnumpy()
 
 
 if __name__ == "__main__":
