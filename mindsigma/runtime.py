@@ -19,9 +19,8 @@ def set_device(name=None):
     On a CPU that is PyNative, operation by operation; on Ascend graph mode, one graph a network. The mode is
     MindSpore's global one.
 
-    On a CPU each operation has been computed when its call returns. MindSpore would hand it to threads of its own, which
-    wait by turning in loops and take the cores from those that compute: a training step of small tensors is several
-    times slower then (mindsigma/backends/README.md).
+    On a CPU each operation has been computed when its call returns. MindSpore would hand it to threads of its own,
+    which wait by turning in loops and take the cores from those that compute (mindsigma/backends/README.md).
     """
     found = device()
     name = found if name is None else name
