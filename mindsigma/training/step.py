@@ -160,9 +160,9 @@ class TrainingStep(nn.Cell):
             self.map(assign, self.sums, self.map(ops.zeros_like, self.sums))
         gradients = self.collectives.mean(gradients)
         values, norm, finite = self.scale_and_norm(self.square_sums(gradients), rate)
-        self.update(values, finite, gradients)
+        weights = self.update(values, finite, gradients)
         if self.config.ema_decay > 0:
-            self.update_averages(finite)
+            self.update_averages(finite, weights)
         return mse, bound, norm, finite
 
     def grouped(self, gradients):
@@ -193,22 +193,36 @@ class TrainingStep(nn.Cell):
         return values, norm, finite
 
     def update(self, values, finite, gradients):
-        """The optimiser, unless a gradient was not finite; then every process gets the others' weights."""
-        for k in self.mine:
-            self.update_group(values, finite, self.group_parameters[k], gradients[k], self.group_states[k])
-        if self.config.zero and not self.collectives.alone:
-            for k in range(len(self.owners)):
-                weights = stack(self.group_parameters[k], 0)
-                assign_all(self.group_parameters[k], self.collectives.from_rank(self.owners[k], (weights,))[0])
+        """The optimiser, unless a gradient was not finite; then every process gets the others' weights.
+
+        Returns the new weights, (K, *shape) of each group: a graph that read the Parameters again could get the old.
+        """
+        weights = ()
+        for k in range(len(self.group_parameters)):
+            if k in self.mine:
+                new = self.update_group(values, finite, self.group_parameters[k], gradients[k], self.group_states[k])
+            else:
+                new = stack(self.group_parameters[k], 0)
+            weights += (new,)
+        if not self.config.zero or self.collectives.alone:
+            return weights
+        # The processes' graphs differ, and MindSpore orders what is independent as it likes: each waits for the one
+        # before, the first for the sums of gradients, so that all processes send in one order.
+        sent, received = finite, ()
+        for k in range(len(self.owners)):
+            sent = self.collectives.from_rank(self.owners[k], (ops.depend(weights[k], sent),))[0]
+            assign_all(self.group_parameters[k], sent)
+            received += (sent,)
+        return received
 
     def update_group(self, values, finite, parameters, gradient, states):
-        """The optimiser of the tensors of one group."""
-        update_tensors(self.constants, split(values, NUMBERS, 0), finite, parameters, gradient, states)
+        """The optimiser of the tensors of one group. Returns their new weights."""
+        return update_tensors(self.constants, split(values, NUMBERS, 0), finite, parameters, gradient, states)
 
-    def update_averages(self, finite):
+    def update_averages(self, finite, weights):
         """Moving averages of the weights, unless a gradient was not finite."""
-        for k in range(len(self.group_parameters)):
-            update_average(finite, self.ema_decay, self.ema[k], self.group_parameters[k])
+        for k in range(len(weights)):
+            update_average(finite, self.ema_decay, self.ema[k], weights[k])
 
     def run(self, micro_batches, rate):
         """A whole step from Python.

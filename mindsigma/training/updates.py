@@ -78,24 +78,27 @@ def update_tensors(constants, values, finite, parameters, gradient, states):
         parameters: tuple of K.
         gradient: (K, *shape).
         states: tuple of (K, ...).
+
+    Returns:
+        new values of the Parameters, (K, *shape).
     """
     name, betas, eps, weight_decay, clip_threshold = constants
     old = stack(parameters, 0)
     news = update(old, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states)
-    assign_all(parameters, if_finite(finite, news[0], old))
+    weights = assign_all(parameters, if_finite(finite, news[0], old))
     for j in range(len(states)):
         assign(states[j], if_finite(finite, news[1 + j], states[j]))
-    return finite
+    return weights
 
 
 def assign_all(variables, values):
-    """Give K Parameters of one shape the values (K, *shape)."""
+    """Give K Parameters of one shape the values (K, *shape), which are returned."""
     pieces = split(values, len(variables), 0)  # not a view, for which MindSpore would copy every Parameter first
     for i in range(len(variables)):
         assign(variables[i], pieces[i].reshape(variables[i].shape))
     return values
 
 
-def update_average(finite, decay, average, parameters):
-    """Moving average (K, *shape) of K Parameters in place, where `finite` is 1; decay: a pair (beta, 1 - beta)."""
-    return assign(average, if_finite(finite, averaged(average, stack(parameters, 0), decay), average))
+def update_average(finite, decay, average, weights):
+    """Moving average of weights, both (K, *shape), in place, where `finite` is 1; decay: a pair (beta, 1 - beta)."""
+    return assign(average, if_finite(finite, averaged(average, weights, decay), average))

@@ -36,18 +36,20 @@ class FastStep(TrainingStep):
     def update(self, values, finite, gradients):
         """See TrainingStep."""
         if finite.asnumpy()[0] > 0.5:
-            super().update(values, finite, gradients)
+            return super().update(values, finite, gradients)
+        return ()
 
     def update_group(self, values, finite, parameters, gradient, states):
         """See TrainingStep; a group is one tensor."""
         parameter = parameters[0]
         if self.optimizer.name == "adamw":
-            return self._update_adamw(values, parameter, _whole(gradient), *states)
+            self._update_adamw(values, parameter, _whole(gradient), *states)
+            return parameter.expand_dims(0)
         weight, *news = update(parameter.expand_dims(0), gradient, values, *self.constants, *states)
         parameter.set_data(weight.reshape(parameter.shape))
         for state, new in zip(states, news):
             state.set_data(new)
-        return None
+        return weight
 
     def _update_adamw(self, values, parameter, gradient, m, v):
         numbers = values.asnumpy().astype(np.float64)
@@ -57,7 +59,7 @@ class FastStep(TrainingStep):
         pointers = (tensor.data_ptr() for tensor in (parameter, gradient, m, v))
         _functions().update_adamw(*pointers, parameter.size, *constants, *first, *second, eps * root)
 
-    def update_averages(self, finite):
+    def update_averages(self, finite, weights):
         """See TrainingStep."""
         if finite.asnumpy()[0] > 0.5:
             for average, parameter in zip(self.ema, self.parameters):
