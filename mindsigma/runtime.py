@@ -18,6 +18,9 @@ def set_device(name=None):
 
     On a CPU that is PyNative, operation by operation; on Ascend graph mode, one graph a network. The mode is
     MindSpore's global one.
+
+    On a CPU each operation has been computed when its call returns. MindSpore would hand it to threads of its own,
+    which wait by turning in loops and take the cores from those that compute (mindsigma/backends/README.md).
     """
     found = device()
     name = found if name is None else name
@@ -32,6 +35,8 @@ def set_device(name=None):
                 "on an NPU box check the driver and CANN (README, On an Ascend box)"
             ) from None
     ms.set_context(mode=ms.GRAPH_MODE if name == "Ascend" else ms.PYNATIVE_MODE)
+    if name == "CPU":
+        ms.runtime.launch_blocking()
     return name
 
 

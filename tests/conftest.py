@@ -26,6 +26,10 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from mindsigma.runtime import set_device
+
+set_device("CPU")  # as every tool does before it computes
+
 ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 

@@ -198,7 +198,7 @@ def main():
             "eps": optimizer.eps[0],
             "max_norm": 1.0,
             "columns": COLUMNS,
-            "threads": os.cpu_count(),
+            "threads": len(os.sched_getaffinity(0)),
         }
         write_json(folder / "run.json", run)
         results = {"here": train("here", sys.executable, folder, args.processes)}

@@ -64,19 +64,14 @@ def wide_rows(array, number, head_dim, width, parts=1, widened=None, first=0):
     wide = np.zeros((len(heads), width, heads.shape[2]), array.dtype)
     wide[:, :head_dim] = heads
     wide[:, head_dim] = first
-    return _joined(wide.reshape(-1, *array.shape[1:]), array[widened * channels :])
+    return np.concatenate((wide.reshape(-1, *array.shape[1:]), array[widened * channels :]))
 
 
 def narrow_rows(array, number, head_dim, width, parts=1, widened=None):
     """The reverse of `wide_rows`."""
     rows = number * width * (parts if widened is None else widened)
     narrow = array[:rows].reshape(-1, width, *array.shape[1:])[:, :head_dim].reshape(-1, *array.shape[1:])
-    return _joined(narrow, array[rows:])
-
-
-def _joined(array, rest):
-    # MindSpore's bfloat16 of NumPy kills the process when nothing is copied.
-    return np.concatenate((array, rest)) if len(rest) else array
+    return np.concatenate((narrow, array[rows:]))
 
 
 def wide_columns(array, number, head_dim, width):

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from measure import problems
-from measure.turns import run_command
+from measure.turns import run_command, with_tools
 from mindsigma.errors import MindSigmaError
 
 TOOLS = Path(__file__).resolve().parents[1]
@@ -42,7 +42,7 @@ def mini_cold_cached(folder, peer_python):
 def diffusers_cold(folder, peer_python):
     """One image from process start to file by diffusers; folder holds `mini`."""
     command = [peer_python, str(PEERS / "diffusers_image.py"), str(folder / "mini"), str(folder / "peer.png")]
-    return run_command(command, "diffusers", peer_environment())
+    return run_command(command, "diffusers", with_tools(peer_environment()))
 
 
 def peer_environment():

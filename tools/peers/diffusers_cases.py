@@ -192,5 +192,5 @@ CASES = {
 }
 
 if __name__ == "__main__":
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     serve(CASES)

@@ -12,7 +12,7 @@ from diffusers_cases import draw, pipeline_of, problems
 
 def main(folder, out):
     """FOLDER as in diffusers_cases.py."""
-    torch.set_num_threads(os.cpu_count())
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     draw(pipeline_of(folder), folder, 1, problems.start_noise(1))[0].save(out)
 
 

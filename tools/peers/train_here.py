@@ -45,9 +45,10 @@ def main():
     lines = []
     for step in range(run["steps"]):
         data = np.load(folder / f"step_{step}.npz")
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         mse, bound, norm, _ = training.run([tuple(Tensor(data[name][rows]) for name in NAMES)], run["rate"])
-        lines.append({"loss": mse + bound, "grad_norm": norm, "seconds": time.perf_counter() - start})
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        lines.append({"loss": mse + bound, "grad_norm": norm, "seconds": seconds, "cpu_seconds": cpu})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     result = {"lines": lines, "peak_gb": peak, "version": __version__}
     (folder / f"here_{ranks.rank}.json").write_text(json.dumps(result))

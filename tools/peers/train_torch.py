@@ -68,7 +68,7 @@ def main(folder):
     lines = []
     for step in range(run["steps"]):
         data = {name: torch.from_numpy(array[rows]) for name, array in np.load(folder / f"step_{step}.npz").items()}
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         number = {name: data["numbers"][:, i].reshape(-1, 1, 1, 1) for i, name in enumerate(run["columns"])}
         noisy = number["signal"] * data["clean"] + number["noise"] * data["noise"]
         output = model(
@@ -83,8 +83,9 @@ def main(folder):
         (mse + bound).backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), run["max_norm"])
         optimizer.step()
-        seconds = time.perf_counter() - start
-        lines.append({"loss": float(mse + bound), "grad_norm": float(norm), "seconds": seconds})
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        losses = {"loss": float(mse + bound), "grad_norm": float(norm)}
+        lines.append({**losses, "seconds": seconds, "cpu_seconds": cpu})
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     result = {"lines": lines, "peak_gb": peak, "version": torch.__version__}
     (folder / f"torch_{rank}.json").write_text(json.dumps(result))

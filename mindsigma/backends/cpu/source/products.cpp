@@ -13,7 +13,7 @@ using Sgemm = int (*)(char, char, long, long, long, float, const float*, long, c
 Sgemm sgemm = nullptr;
 
 constexpr long ROWS = 8, COLUMNS = 48;  // multiples of which oneDNN's kernels compute
-constexpr long LARGEST = 192 * 1024;    // floats of a tile: it stays in the second cache
+constexpr long LARGEST = 384 * 1024;    // floats of a tile; half of it made XL/2 at 512 px 4 % slower
 constexpr long FAR = 256 * 1024;  // floats of weights that the second cache does not hold from one call to the next
 constexpr long COST_OF_COPY = 8;  // of an element of a or b, in multiplications
 
