@@ -1,6 +1,6 @@
 """One process of several under msrun: MindSpore's collectives on the Ascend host, in both modes, held to NumPy.
 
-"same" is printed for each mode in which everything was. With the argument `killed` process 1 is killed at the end, before
+"same" is printed for each mode in which everything was. With the argument `killed` process 1 is killed at the end, when
 all others wait for it.
 """
 
