@@ -1,0 +1,36 @@
+"""Training through MindSpore's Ascend backend on the Ascend host, beside the same on the CPU."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, relative_error
+
+
+@pytest.mark.parametrize("optimizer", ["came", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_steps_are_those_of_the_cpu(optimizer, tmp_path):
+    """Steps of two micro-batches with clip, averages and loss scale, one of which overflows and leaves only counts."""
+    found = {}
+    for device, host in (("CPU", []), ("Ascend", [sys.executable, ROOT / "tools" / "ascend_host.py", "--"])):
+        out = tmp_path / f"{device}.npz"
+        command = [*host, sys.executable, ROOT / "tests" / "ascend_training.py", device, out, optimizer]
+        paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        done = subprocess.run(
+            list(map(str, command)),
+            env={**os.environ, "PYTHONPATH": paths},
+            capture_output=True,
+            text=True,
+            timeout=580,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found[device] = dict(np.load(out))
+    cpu, ascend = found["CPU"], found["Ascend"]
+    np.testing.assert_array_equal(cpu["controls"], ascend["controls"])
+    np.testing.assert_allclose(ascend["results"], cpu["results"], rtol=2e-6)
+    assert np.isnan(cpu["results"][2, 0]) and cpu["results"][2, 3] == 0
+    errors = {name: relative_error(ascend[name], value) for name, value in cpu.items() if value.any()}
+    errors.pop("results")  # one of them is not a number
+    assert max(errors.values()) < 4e-6, max(errors, key=errors.get)
+    assert any(name.endswith(":ema") for name in errors) and len(errors) > 100
