@@ -9,13 +9,17 @@ import pytest
 from conftest import ROOT, relative_error
 
 
-@pytest.mark.parametrize("optimizer", ["came", pytest.param("adamw", marks=pytest.mark.slow)])
-def test_steps_are_those_of_the_cpu(optimizer, tmp_path):
-    """Steps of two micro-batches with clip, averages and loss scale, one of which overflows and leaves only counts."""
+@pytest.mark.parametrize("optimizer, settings", [("came", "full"), ("adamw", "plain")])
+def test_steps_are_those_of_the_cpu(optimizer, settings, tmp_path):
+    """Five steps, one of which overflows and leaves only counts; full: of two micro-batches, with averages and scale.
+
+    A write that nothing waits for is left out by MindSpore's Ascend backend: without averages nothing reads the new
+    weights in the graph, and still they must be there.
+    """
     found = {}
     for device, host in (("CPU", []), ("Ascend", [sys.executable, ROOT / "tools" / "ascend_host.py", "--"])):
         out = tmp_path / f"{device}.npz"
-        command = [*host, sys.executable, ROOT / "tests" / "ascend_training.py", device, out, optimizer]
+        command = [*host, sys.executable, ROOT / "tests" / "ascend_training.py", device, out, optimizer, settings]
         paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         done = subprocess.run(
             list(map(str, command)),
@@ -33,4 +37,4 @@ def test_steps_are_those_of_the_cpu(optimizer, tmp_path):
     errors = {name: relative_error(ascend[name], value) for name, value in cpu.items() if value.any()}
     errors.pop("results")  # one of them is not a number
     assert max(errors.values()) < 4e-6, max(errors, key=errors.get)
-    assert any(name.endswith(":ema") for name in errors) and len(errors) > 100
+    assert any(name.endswith(":ema") for name in errors) == (settings == "full") and len(errors) > 100

@@ -20,6 +20,7 @@ from mindsigma.training.updates import (
     CONTROLS,
     SCALE,
     assign_all,
+    empty,
     square_sum,
     unscale_and_clip,
     update_average,
@@ -155,15 +156,16 @@ class TrainingStep(nn.Cell):
         if self.config.accumulation > 1:
             gradients = self.map(ops.add, self.sums, gradients)
             if not last:
-                self.map(assign, self.sums, gradients)
-                return mse, bound, ops.zeros((1,), ms.float32), ops.ones((1,), ms.float32)
-            self.map(assign, self.sums, self.map(ops.zeros_like, self.sums))
+                written = self.map(assign, self.sums, gradients)
+                return mse, bound, ops.zeros((1,), ms.float32), ops.depend(ops.ones((1,), ms.float32), written)
+            gradients = ops.depend(gradients, self.map(empty, self.sums, gradients))
         gradients = self.collectives.mean(gradients)
         values, norm, finite = self.scale_and_norm(self.square_sums(gradients), rate)
         weights = self.update(values, finite, gradients)
         if self.config.ema_decay > 0:
-            self.update_averages(finite, weights)
-        return mse, bound, norm, finite
+            weights = (weights, self.update_averages(finite, weights))
+        # In a graph for Ascend a write that nothing waits for is left out.
+        return mse, bound, norm, ops.depend(finite, weights)
 
     def grouped(self, gradients):
         """Gradients of the tensors as gradients of the groups, (K, *shape) each."""
@@ -189,8 +191,7 @@ class TrainingStep(nn.Cell):
             config.accumulation,
             self.betas,
         )
-        assign(self.controls, controls)
-        return values, norm, finite
+        return ops.depend(values, assign(self.controls, controls)), norm, finite
 
     def update(self, values, finite, gradients):
         """The optimiser, unless a gradient was not finite; then every process gets the others' weights.
@@ -211,8 +212,7 @@ class TrainingStep(nn.Cell):
         sent, received = finite, ()
         for k in range(len(self.owners)):
             sent = self.collectives.from_rank(self.owners[k], (ops.depend(weights[k], sent),))[0]
-            assign_all(self.group_parameters[k], sent)
-            received += (sent,)
+            received += (assign_all(self.group_parameters[k], sent),)
         return received
 
     def update_group(self, values, finite, parameters, gradient, states):
@@ -220,9 +220,11 @@ class TrainingStep(nn.Cell):
         return update_tensors(self.constants, split(values, NUMBERS, 0), finite, parameters, gradient, states)
 
     def update_averages(self, finite, weights):
-        """Moving averages of the weights, unless a gradient was not finite."""
+        """Moving averages of the weights, unless a gradient was not finite. Returns them."""
+        averages = ()
         for k in range(len(weights)):
-            update_average(finite, self.ema_decay, self.ema[k], weights[k])
+            averages += (update_average(finite, self.ema_decay, self.ema[k], weights[k]),)
+        return averages
 
     def run(self, micro_batches, rate):
         """A whole step from Python.

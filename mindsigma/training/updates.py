@@ -85,18 +85,27 @@ def update_tensors(constants, values, finite, parameters, gradient, states):
     name, betas, eps, weight_decay, clip_threshold = constants
     old = stack(parameters, 0)
     news = update(old, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states)
-    weights = assign_all(parameters, if_finite(finite, news[0], old))
+    written = ()
     for j in range(len(states)):
-        assign(states[j], if_finite(finite, news[1 + j], states[j]))
-    return weights
+        written += (assign(states[j], if_finite(finite, news[1 + j], states[j])),)
+    return ops.depend(assign_all(parameters, if_finite(finite, news[0], old)), written)
 
 
 def assign_all(variables, values):
-    """Give K Parameters of one shape the values (K, *shape), which are returned."""
+    """Give K Parameters of one shape the values (K, *shape), which are returned once that is done.
+
+    In a graph for Ascend a write that nothing waits for is left out.
+    """
     pieces = split(values, len(variables), 0)  # not a view, for which MindSpore would copy every Parameter first
+    written = ()
     for i in range(len(variables)):
-        assign(variables[i], pieces[i].reshape(variables[i].shape))
-    return values
+        written += (assign(variables[i], pieces[i].reshape(variables[i].shape)),)
+    return ops.depend(values, written)
+
+
+def empty(variable, read):
+    """Give a Parameter zeros, after `read`, what was computed from it, is there."""
+    return assign(variable, ops.depend(ops.zeros_like(variable), read))
 
 
 def update_average(finite, decay, average, weights):

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "arrays.h"
+#include "trace.h"
 
 namespace {
 
@@ -166,7 +167,10 @@ int aclrtMallocHost(void **address, size_t bytes) {
   return *address ? OK : fail(OUT_OF_MEMORY, "aclrtMallocHost: the host has no memory");
 }
 int aclrtFreeHost(void *address) { std::free(address); return OK; }
-int aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, int) {
+int aclrtMemcpy(void *to, size_t room, const void *from, size_t bytes, int kind) {
+  // aclrtMemcpyKind; a line of the trace each, so that copies in a loop show.
+  static const char *const names[] = {"host to host", "host to device", "device to host", "device to device"};
+  trace_launch(text("copy %s %zu", kind >= 0 && kind < 4 ? names[kind] : "otherwise", bytes).c_str());
   if (bytes > room) return fail(INVALID, text("aclrtMemcpy: %zu bytes into %zu", bytes, room));
   std::memmove(to, from, bytes);
   return OK;

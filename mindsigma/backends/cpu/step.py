@@ -64,6 +64,7 @@ class FastStep(TrainingStep):
         if finite.asnumpy()[0] > 0.5:
             for average, parameter in zip(self.ema, self.parameters):
                 _functions().update_average(average.data_ptr(), parameter.data_ptr(), average.size, *self.ema_decay)
+        return ()
 
 
 def _whole(tensor):
