@@ -28,11 +28,14 @@ from mindspore import Tensor
 
 from mindsigma.runtime import set_device
 
-set_device("CPU")  # as every tool does before it computes
-
 ROOT = Path(__file__).parents[1]
 ON_THE_HOST = "test_ascend_"  # files whose tests build the Ascend host, all but the one of exported graphs
 GOLDEN = ROOT / "tests" / "golden"
+
+
+def pytest_configure():
+    """Choose the device, as every tool does before it computes; not in programs of tests, which choose their own."""
+    set_device("CPU")
 
 
 def pytest_collection_modifyitems(items):
