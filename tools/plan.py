@@ -3,7 +3,7 @@
     python tools/plan.py --model sigma-mini --part train --height 256 --width 256 --batch 8 --cards 8 --zero 1
 
 The graph is compiled, its kernels are selected and its memory is planned by MindSpore's real allocator (a dry run on
-the Ascend host, which needs g++). Nothing is computed or measured.
+the Ascend host, which needs g++). Nothing is computed or measured. Exit code 1 if it does not fit the card.
 """
 
 import argparse
@@ -84,11 +84,13 @@ def main():
             raise MindSigmaError(f"not even a batch of 1 fits {args.gib:g} GiB")
         print(f"largest    batch {batch} in {args.gib:g} GiB")
     else:
-        batch, found = args.batch, plan(request, args.cards, args.zero, args.gib)
+        batch, found = args.batch, plan(request, args.cards, args.zero)
     print(text_of(found))
+    fits = found.fragments_mb <= args.gib * 1024
+    print(f"fits       {'' if fits else 'not '}into {args.gib:g} GiB")
     if args.json:
         Path(args.json).write_text(json.dumps({"batch": batch, **asdict(found)}, indent=1) + "\n", encoding="utf-8")
-    return 0
+    return 0 if fits else 1
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ TYPES = {"opapi_kernel": FAST, "acl_kernel": LEGACY, "rt_kernel": VIEW}
 SELECTED = re.compile(r"kernel opname:(\w+), kernel type:(\w+)")
 PEAK = re.compile(r"Used peak memory usage \(without fragments\): (\d+)M")
 WITH_FRAGMENTS = re.compile(r"Actual peak memory usage \(with fragments\): (\d+)M")
+LARGEST_CARD = 1024  # GiB: whatever is asked for is planned, and then compared with a card's memory
 SECONDS = 3600  # of one dry run at most
 
 
@@ -54,20 +55,19 @@ class Plan:
         return {name: sum(kinds.values()) for name, kinds in self.launches.items()}
 
 
-def plan(request, cards=1, zero=0, gib=None):
+def plan(request, cards=1, zero=0):
     """Plan of a Request (inspect/parts.py) on a card.
 
     Args:
         request: Request.
         cards: processes that train together, of which this is the first.
         zero: stage of ZeRO of a training step.
-        gib: memory of the card; what does not fit is refused by MindSpore. None: 64.
 
     Raises:
         MindSigmaError: if the dry run failed, with the line that says why.
     """
     with tempfile.TemporaryDirectory() as folder:
-        changes = host_environment(dry=True, gib=gib, cards=cards)
+        changes = host_environment(dry=True, gib=LARGEST_CARD, cards=cards)
         changes["GLOG_v"] = "3"
         changes["MS_SUBMODULE_LOG_v"] = "{DEVICE:1}"
         given = json.dumps({"request": asdict(request), "cards": cards, "zero": zero, "out": f"{folder}/plan.json"})
@@ -124,12 +124,12 @@ def largest_batch(request, gib, cards=1, zero=0, share=0.97):
     The peak grows evenly with the batch from some size on: it is extended from two plans, then planned and corrected.
     """
     room = gib * 1024 * share
-    first = plan(replace(request, batch=2), cards, zero, gib=1024)
-    second = plan(replace(request, batch=4), cards, zero, gib=1024)
+    first = plan(replace(request, batch=2), cards, zero)
+    second = plan(replace(request, batch=4), cards, zero)
     each = max((second.fragments_mb - first.fragments_mb) / 2, 1.0)
     batch = int((room - first.fragments_mb) / each) + 2
     while batch > 0:
-        found = plan(replace(request, batch=batch), cards, zero, gib=1024)
+        found = plan(replace(request, batch=batch), cards, zero)
         if found.fragments_mb <= room:
             return batch, found
         batch -= max(1, int((found.fragments_mb - room) / each))

@@ -129,7 +129,8 @@ def _step(gradient, numbers, name, betas, eps, clip_threshold, *states):
 def _adamw(gradient, numbers, betas, eps, m, v):
     m, v = averaged(m, gradient, betas[0]), averaged(v, gradient * gradient, betas[1])
     root = ops.sqrt(v * (1.0 / numbers[CORRECTION_2])) + eps[0]
-    return _divide(m * (1.0 / numbers[CORRECTION_1]), root), (m, v)
+    corrected = m * (1.0 / numbers[CORRECTION_1])
+    return corrected / root if fused() else _divide(corrected, root), (m, v)
 
 
 def _lion(gradient, betas, m):
