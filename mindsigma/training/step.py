@@ -15,15 +15,15 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.ops.operators import assign, fused, mean, split, stack
 from mindsigma.training.distributed import owners
 from mindsigma.training.loss import diffusion_loss, noisy_latents
-from mindsigma.training.optimizers import NUMBERS, OptimizerConfig, decays, state_shapes, static_arguments
+from mindsigma.training.optimizers import NUMBERS, OptimizerConfig, averaged, decays, state_shapes, static_arguments
 from mindsigma.training.updates import (
     CONTROLS,
     SCALE,
     assign_all,
     empty,
+    if_finite,
     square_sum,
     unscale_and_clip,
-    update_average,
     update_tensors,
 )
 
@@ -161,11 +161,9 @@ class TrainingStep(nn.Cell):
             gradients = ops.depend(gradients, self.map(empty, self.sums, gradients))
         gradients = self.collectives.mean(gradients)
         values, norm, finite = self.scale_and_norm(self.square_sums(gradients), rate)
-        weights = self.update(values, finite, gradients)
-        if self.config.ema_decay > 0:
-            weights = (weights, self.update_averages(finite, weights))
+        written = self.update(values, finite, gradients)
         # In a graph for Ascend a write that nothing waits for is left out.
-        return mse, bound, norm, ops.depend(finite, weights)
+        return mse, bound, norm, ops.depend(finite, written)
 
     def grouped(self, gradients):
         """Gradients of the tensors as gradients of the groups, (K, *shape) each."""
@@ -194,37 +192,38 @@ class TrainingStep(nn.Cell):
         return ops.depend(values, assign(self.controls, controls)), norm, finite
 
     def update(self, values, finite, gradients):
-        """The optimiser, unless a gradient was not finite; then every process gets the others' weights.
+        """Optimiser and averages, unless a gradient was not finite; every process gets the others' weights.
 
-        Returns the new weights, (K, *shape) of each group: a graph that read the Parameters again could get the old.
+        Group by group, so that the new weights of one (K, *shape) are gone before the next. They are handed on, as a
+        graph that read the Parameters again could get the old. Returns what was written.
         """
-        weights = ()
+        shared, written = self.config.zero > 0 and not self.collectives.alone, ()
+        sent = finite
         for k in range(len(self.group_parameters)):
+            parameters = self.group_parameters[k]
             if k in self.mine:
-                new = self.update_group(values, finite, self.group_parameters[k], gradients[k], self.group_states[k])
+                weights, done = self.update_group(values, finite, parameters, gradients[k], self.group_states[k])
+                written += (done,)
             else:
-                new = stack(self.group_parameters[k], 0)
-            weights += (new,)
-        if not self.config.zero or self.collectives.alone:
-            return weights
-        # The processes' graphs differ, and MindSpore orders what is independent as it likes: each waits for the one
-        # before, the first for the sums of gradients, so that all processes send in one order.
-        sent, received = finite, ()
-        for k in range(len(self.owners)):
-            sent = self.collectives.from_rank(self.owners[k], (ops.depend(weights[k], sent),))[0]
-            received += (assign_all(self.group_parameters[k], sent),)
-        return received
+                weights = stack(parameters, 0)
+            if shared:
+                # The processes' graphs differ, and MindSpore orders what is independent as it likes: each waits for
+                # the one before, the first for the sums of gradients, so that all processes send in one order.
+                weights = self.collectives.from_rank(self.owners[k], (ops.depend(weights, sent),))[0]
+                sent = weights
+                written += (assign_all(parameters, weights),)
+            if self.config.ema_decay > 0:
+                written += (self.update_average(finite, k, weights),)
+        return written
 
     def update_group(self, values, finite, parameters, gradient, states):
-        """The optimiser of the tensors of one group. Returns their new weights."""
+        """The optimiser of the tensors of one group. Returns their new weights, and what was written."""
         return update_tensors(self.constants, split(values, NUMBERS, 0), finite, parameters, gradient, states)
 
-    def update_averages(self, finite, weights):
-        """Moving averages of the weights, unless a gradient was not finite. Returns them."""
-        averages = ()
-        for k in range(len(weights)):
-            averages += (update_average(finite, self.ema_decay, self.ema[k], weights[k]),)
-        return averages
+    def update_average(self, finite, k, weights):
+        """Moving average of the weights of group k. Returns it."""
+        average = self.ema[k]
+        return assign(average, if_finite(finite, averaged(average, weights, self.ema_decay), average))
 
     def run(self, micro_batches, rate):
         """A whole step from Python.

@@ -6,7 +6,7 @@ import mindspore as ms
 from mindspore import ops
 
 from mindsigma.ops.operators import assign, filled, split, stack
-from mindsigma.training.optimizers import averaged, update
+from mindsigma.training.optimizers import update
 
 # Elements of the control tensor, which the step itself carries on: it must not depend on the host to know of overflows.
 CORRECTION_1, CORRECTION_2, SCALE, GOOD_STEPS, SKIPPED, SKIPPED_IN_A_ROW, UPDATES = range(7)
@@ -80,34 +80,27 @@ def update_tensors(constants, values, finite, parameters, gradient, states):
         states: tuple of (K, ...).
 
     Returns:
-        new values of the Parameters, (K, *shape).
+        new values of the Parameters, (K, *shape), and what was written.
     """
     name, betas, eps, weight_decay, clip_threshold = constants
     old = stack(parameters, 0)
     news = update(old, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states)
-    written = ()
+    weights = if_finite(finite, news[0], old)
+    written = assign_all(parameters, weights)
     for j in range(len(states)):
         written += (assign(states[j], if_finite(finite, news[1 + j], states[j])),)
-    return ops.depend(assign_all(parameters, if_finite(finite, news[0], old)), written)
+    return weights, written
 
 
 def assign_all(variables, values):
-    """Give K Parameters of one shape the values (K, *shape), which are returned once that is done.
-
-    In a graph for Ascend a write that nothing waits for is left out.
-    """
+    """Give K Parameters of one shape the values (K, *shape). Returns what was written."""
     pieces = split(values, len(variables), 0)  # not a view, for which MindSpore would copy every Parameter first
     written = ()
     for i in range(len(variables)):
         written += (assign(variables[i], pieces[i].reshape(variables[i].shape)),)
-    return ops.depend(values, written)
+    return written
 
 
 def empty(variable, read):
     """Give a Parameter zeros, after `read`, what was computed from it, is there."""
     return assign(variable, ops.depend(ops.zeros_like(variable), read))
-
-
-def update_average(finite, decay, average, weights):
-    """Moving average of weights, both (K, *shape), in place, where `finite` is 1; decay: a pair (beta, 1 - beta)."""
-    return assign(average, if_finite(finite, averaged(average, weights, decay), average))

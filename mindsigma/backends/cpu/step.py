@@ -44,12 +44,12 @@ class FastStep(TrainingStep):
         parameter = parameters[0]
         if self.optimizer.name == "adamw":
             self._update_adamw(values, parameter, _whole(gradient), *states)
-            return parameter.expand_dims(0)
+            return parameter.expand_dims(0), ()
         weight, *news = update(parameter.expand_dims(0), gradient, values, *self.constants, *states)
         parameter.set_data(weight.reshape(parameter.shape))
         for state, new in zip(states, news):
             state.set_data(new)
-        return weight
+        return weight, ()
 
     def _update_adamw(self, values, parameter, gradient, m, v):
         numbers = values.asnumpy().astype(np.float64)
@@ -59,12 +59,11 @@ class FastStep(TrainingStep):
         pointers = (tensor.data_ptr() for tensor in (parameter, gradient, m, v))
         _functions().update_adamw(*pointers, parameter.size, *constants, *first, *second, eps * root)
 
-    def update_averages(self, finite, weights):
-        """See TrainingStep."""
-        if finite.asnumpy()[0] > 0.5:
-            for average, parameter in zip(self.ema, self.parameters):
-                _functions().update_average(average.data_ptr(), parameter.data_ptr(), average.size, *self.ema_decay)
-        return ()
+    def update_average(self, finite, k, weights):
+        """See TrainingStep; called where the step is finite."""
+        average, parameter = self.ema[k], self.group_parameters[k][0]
+        _functions().update_average(average.data_ptr(), parameter.data_ptr(), average.size, *self.ema_decay)
+        return average
 
 
 def _whole(tensor):
