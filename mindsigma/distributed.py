@@ -67,10 +67,11 @@ class Collectives:
         """Tuple of the tensors' means over the processes; float tensors of any shape."""
         if self.alone:
             return tensors
-        share = 1.0 / self.ranks.count
-        result = ()
+        share, result = 1.0 / self.ranks.count, ()
         for tensor in tensors:
-            result += (self._sum(tensor) * share,)
+            # Each waits for the one before: graphs of processes may differ, and MindSpore orders what is independent
+            # as it likes, but all processes must send in one order.
+            result += (self._sum(ops.depend(tensor, result[-1]) if len(result) > 0 else tensor) * share,)
         return result
 
     def total(self, values):
