@@ -202,7 +202,8 @@ class TrainingStep(nn.Cell):
         for k in range(len(self.group_parameters)):
             parameters = self.group_parameters[k]
             if k in self.mine:
-                weights, done = self.update_group(values, finite, parameters, gradients[k], self.group_states[k])
+                gradient = gradients[k] if len(written) == 0 else ops.depend(gradients[k], written)  # not all at once
+                weights, done = self.update_group(values, finite, parameters, gradient, self.group_states[k])
                 written += (done,)
             else:
                 weights = stack(parameters, 0)
