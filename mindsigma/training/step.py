@@ -202,7 +202,8 @@ class TrainingStep(nn.Cell):
         for k in range(len(self.group_parameters)):
             parameters = self.group_parameters[k]
             if k in self.mine:
-                gradient = gradients[k] if len(written) == 0 else ops.depend(gradients[k], written)  # not all at once
+                # One after the other, not all at once.
+                gradient = gradients[k] if len(written) == 0 else ops.depend(gradients[k], written[-1])
                 weights, done = self.update_group(values, finite, parameters, gradient, self.group_states[k])
                 written += (done,)
             else:
