@@ -250,14 +250,15 @@ class PixArtSigmaPipeline:
         sequences = [np.random.SeedSequence(seed, spawn_key=(draw,)) for seed in seeds]
         return np.stack([np.random.default_rng(one).standard_normal(shape[1:], np.float32) for one in sequences])
 
-    def denoise(self, latents, caption, negative=None, options=None, fresh_noise=None):
+    def denoise(self, latents, caption, negative=None, options=None, fresh_noise=None, begin=None):
         """Generator over the denoising of latents (N, c, h, w): first the caption's keys and values, then a Step each.
 
         Args:
+            latents: standard normal noise, or, if `begin` is given, as that row of the sampler's table has them.
             caption: Caption of N images.
             negative: Caption of 1 or N images; needed if guidance_scale > 1.
             options: SamplingOptions.
-            fresh_noise: of a sampler that draws, see denoising_steps.
+            fresh_noise, begin: see denoising_steps.
         """
         options = options or SamplingOptions()
         if options.guided and negative is None:
@@ -289,6 +290,8 @@ class PixArtSigmaPipeline:
             options.guidance_halves,
             options.shortcuts,
             fresh_noise,
+            options.guidance_rescale,
+            begin,
         )
 
     def _conditions(self, h, w):
@@ -333,6 +336,7 @@ class PixArtSigmaPipeline:
         callback_on_step_end=None,
         progress=True,
         clock=None,
+        step_noise=None,
         **sampling,
     ):
         """Draw images.
@@ -347,6 +351,8 @@ class PixArtSigmaPipeline:
                 replaces the latents.
             progress: show a progress bar.
             clock: PhaseClock that is told about the phases text, denoise and decode.
+            step_noise: function (k, shape) of the k-th draw (N, c, h, w) of a sampler that draws, instead of each
+                image's own from its seed; k counts from the sampler's first_draw.
             sampling: the fields of SamplingOptions, such as height, width, num_inference_steps and guidance_scale.
 
         Returns:
@@ -363,6 +369,10 @@ class PixArtSigmaPipeline:
             raise MindSigmaError(
                 f"callback_on_step_end must be a function, not a {type(callback_on_step_end).__name__}"
             )
+        draws = options.solver(self.convention).draws
+        if step_noise is not None and not (draws and callable(step_noise)):
+            what = f"a {type(step_noise).__name__}" if draws else f"for {options.sampler} with these options"
+            raise MindSigmaError(f"step_noise must be a function, for a sampler that draws noise, not {what}")
         if seed is not None and not isinstance(seed, (list, tuple, np.ndarray)):
             whole("seed", seed, 0)
         if self.parallel is not None and options.shortcuts != NO_SHORTCUTS:
@@ -388,8 +398,8 @@ class PixArtSigmaPipeline:
             if negative is not None and negative.states.shape[0] > 1:
                 negative = each(negative, num_images_per_prompt)
         count = caption.states.shape[0]
-        draws = options.solver(self.convention).draws
-        if self.parallel is not None and seed is None and (latents is None or draws):
+        drawn = latents is None or (draws and step_noise is None)
+        if self.parallel is not None and seed is None and drawn:
             raise MindSigmaError("give a seed: processes that draw one image together must begin with the same noise")
         seeds = seeds_for(seed, count)
         if latents is None:
@@ -399,7 +409,7 @@ class PixArtSigmaPipeline:
 
         progress = progress and (self.parallel is None or self.parallel.first)
         with phase("denoise"):
-            fresh_noise = partial(self.fresh_noise, seeds)
+            fresh_noise = partial(self.fresh_noise, seeds) if step_noise is None else partial(given_noise, step_noise)
             trajectory = self.denoise(noise, caption, negative, options, fresh_noise)
             latents = self._run(trajectory, options.num_inference_steps, callback_on_step_end, progress)
         if output_type == "latent":
@@ -456,6 +466,14 @@ class PixArtSigmaPipeline:
     def save_pretrained(self, folder, dtype="fp16"):
         """Write the model in this project's format: a folder each for dit, vae, text_encoder and tokenizer."""
         save_pipeline(self, Path(path_like("folder", folder)), dtype)
+
+
+def given_noise(step_noise, draw, shape):
+    """A draw of the caller's own function, if it is of this shape (N, c, h, w)."""
+    noise = array(f"step_noise: draw {draw}", step_noise(draw, shape))
+    if noise.shape != tuple(shape):
+        raise MindSigmaError(f"step_noise: draw {draw} of shape {noise.shape}, expected {tuple(shape)}")
+    return require_finite(f"step_noise: draw {draw}", noise, "return standard normal noise")
 
 
 def _like(value, latents):

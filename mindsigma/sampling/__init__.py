@@ -10,6 +10,10 @@ SAMPLERS = {
 }
 
 
+# Options that only some samplers take, each a field of SamplingOptions.
+SAMPLER_OPTIONS = ("solver_order", "eta", "spacing", "karras", "timesteps", "sigmas", "guided_channels")
+
+
 def sampler_class(name):
     """The Sampler of a name. Raises MindSigmaError."""
     if name not in SAMPLERS:

@@ -175,13 +175,14 @@ class PartStep(nn.Cell):
         guided: whether there is guidance; the captions hold both halves, or the part's.
         part: Part.
         gather: function of a tensor to those of all processes, on a new first axis (Collectives.gather).
+        rescale: of the guided noise.
     """
 
     halves = False
 
-    def __init__(self, dit, sampler, guided, part, gather):
+    def __init__(self, dit, sampler, guided, part, gather, rescale=0.0):
         super().__init__(auto_prefix=False)
-        self.dit, self.sampler, self.guided = dit, sampler, guided
+        self.dit, self.sampler, self.guided, self.rescale = dit, sampler, guided, rescale
         config, p = dit.config, dit.config.patch_size
         self.channels = config.in_channels
         self.band = (part.first_row, part.bands[part.band])
@@ -204,7 +205,7 @@ class PartStep(nn.Cell):
         band = latents[:, :, self.top : self.bottom]
         inputs = ops.concat((band, band), 0) if self.both else band
         prediction = self.dit.denoise(inputs, modulation, text_kv, position, self.exchange_keys)
-        noise = guide(self.exchange_noise(prediction), guidance_scale, self.guided, self.channels)
+        noise = guide(self.exchange_noise(prediction), guidance_scale, self.guided, self.channels, self.rescale)
         return self.sampler(latents, history, numbers, noise, None, fresh)
 
 
@@ -220,7 +221,7 @@ class ParallelGraphs(DenoisingGraphs):
         half = self.parallel.half
         return super().halves(unconditional, conditional) if half is None else (unconditional, conditional)[half]
 
-    def step(self, sampler, guided, shape, halves=False, kind=PLAIN):
+    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0):
         """PartStep for latents of this shape; only of the plain kind."""
         if kind != PLAIN:
             raise MindSigmaError("text_reuse and block_reuse (--text-reuse, --block-reuse) are for one process")
@@ -230,9 +231,10 @@ class ParallelGraphs(DenoisingGraphs):
             raise MindSigmaError("a sampler that takes the learned variance is for one process, not for several")
         config = self.dit.config
         part = self.parallel.part(config, guided, shape[2] // config.patch_size, shape[3] // config.patch_size)
-        key = type(sampler), guided, part
+        key = sampler.graph, guided, part, rescale
         if key not in self._steps:
-            self._steps[key] = PartStep(self.dit, sampler, guided, part, self.parallel.collectives.gather)
+            gather = self.parallel.collectives.gather
+            self._steps[key] = PartStep(self.dit, sampler, guided, part, gather, rescale)
         return self._steps[key]
 
 

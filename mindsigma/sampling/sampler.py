@@ -6,26 +6,51 @@ from typing import Tuple
 import mindspore as ms
 from mindspore import nn, ops
 
+from mindsigma.errors import MindSigmaError
+from mindsigma.sampling import SAMPLER_OPTIONS, SAMPLERS, sampler_class
+
 
 @dataclass(frozen=True)
 class Row:
-    """One step of a table: what the model is told, in training steps (fractions are kept), and the step's numbers."""
+    """One step of a table.
+
+    Attributes:
+        timestep: what the model is told, in training steps; fractions are kept.
+        numbers: of the step.
+        alpha, sigma: scales of signal and noise of the latents that the model sees: alpha * clean + sigma * noise, with
+            alpha² + sigma² = 1 in every sampler.
+    """
 
     timestep: float
     numbers: Tuple[float, ...]
+    alpha: float
+    sigma: float
 
 
 class Sampler(nn.Cell):
     """One step of a sampler, a part of the graph of a denoising step.
 
+    Its constructor takes `convention` and, by keyword, what `takes` names; None is the sampler's own default.
+
     Attributes:
+        takes: names of the SamplingOptions that are this sampler's own.
+        steps: number of steps unless another is asked for.
+        guidance: guidance scale unless another is asked for.
+        guided_channels: how many of the latents' channels are guided, the first ones; the others keep the conditional
+            prediction. None is all.
         kept: latents that a step keeps for later ones, zero at the start.
         draws: whether a step takes fresh standard normal noise.
+        first_draw: number of the first step's draw.
         learned_variance: whether a step takes what the network predicts besides the noise.
     """
 
+    takes = ()
+    steps = 20
+    guidance = 4.5
+    guided_channels = None
     kept = 0
     draws = False
+    first_draw = 0
     learned_variance = False
 
     def __init__(self):
@@ -34,11 +59,29 @@ class Sampler(nn.Cell):
     @classmethod
     def of_options(cls, options, convention):
         """From SamplingOptions, in a pipeline's convention. Raises MindSigmaError for options that it does not take."""
+        given = {name: getattr(options, name) for name in SAMPLER_OPTIONS if getattr(options, name) is not None}
+        for name in given:
+            if name not in cls.takes:
+                own = f"it takes {', '.join(cls.takes)}" if cls.takes else "it has no options of its own"
+                others = ", ".join(other for other in SAMPLERS if name in sampler_class(other).takes)
+                raise MindSigmaError(f"{name} is for sampler {others}, not for {options.sampler}: {own}")
+        return cls(convention=convention, **given)
+
+    @property
+    def graph(self):
+        """What the graph of a step depends on: samplers for which it is equal share what is compiled."""
+        return type(self), self.draws
+
+    def table(self, num_steps, begin=0):
+        """Rows, computed in float64, of the steps from `begin` on of `num_steps` steps.
+
+        A multistep method has no history at `begin`. Raises MindSigmaError for steps that it cannot make.
+        """
         raise NotImplementedError
 
-    def table(self, num_steps):
-        """List of `num_steps` Row, computed in float64. Raises MindSigmaError for steps that it cannot make."""
-        raise NotImplementedError
+    def start_scale(self, rows):
+        """Factor of standard normal noise at the start of a whole trajectory, of which these are the rows."""
+        return 1.0
 
     def construct(self, latents, history, numbers, noise, variance, fresh=None):
         """Advance the latents by one step.
@@ -63,6 +106,17 @@ class LinearMultistep(Sampler):
     x0 = (latents - sigma * noise) / alpha, then latents = keep * latents + sum(weights * x0 history) + std * fresh.
     The numbers are alpha, sigma, keep, the weights (one more than `kept`, the newest first) and, if it `draws`, std.
     """
+
+    @property
+    def graph(self):
+        """See Sampler."""
+        return LinearMultistep, self.kept, self.draws
+
+    def row(self, timestep, alpha, sigma, keep, weights, std=0.0):
+        """Row of a step; weights that are missing are 0."""
+        weights = tuple(weights) + (0.0,) * (1 + self.kept - len(weights))
+        numbers = (alpha, sigma, keep, *weights) + ((std,) if self.draws else ())
+        return Row(float(timestep), tuple(map(float, numbers)), float(alpha), float(sigma))
 
     def construct(self, latents, history, numbers, noise, variance, fresh=None):
         """One step, arguments and results of Sampler.construct; history: earlier predictions of the clean latents."""
