@@ -20,15 +20,15 @@ from mindsigma.pipeline.pictures import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.text_cleaning import clean_caption as clean_text
 from mindsigma.pipeline.text_cleaning import plain_caption
 from mindsigma.runtime import set_device
+from mindsigma.sampling import CONVENTIONS
 from mindsigma.sampling.captions import caption_pair, each, given_caption, pad, repeat_rows
 from mindsigma.sampling.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
-from mindsigma.sampling.dpm_solver import CONVENTIONS
 from mindsigma.sampling.finite_latents import FiniteLatents, require_finite
 from mindsigma.sampling.options import SamplingOptions
 from mindsigma.sampling.parallel import ParallelGraphs, ParallelSampling, bytes_sent
 from mindsigma.weights.loading import kinds_in_file, open_dit, open_t5, open_vae
 from mindsigma.weights.locate import locate
-from mindsigma.weights.released import release_named
+from mindsigma.weights.released import default_sampler, release_named
 from mindsigma.weights.saving import save_pipeline
 from mindsigma.weights.tokenizer import Tokenizer
 
@@ -62,9 +62,10 @@ class PixArtSigmaPipeline:
         convention: "diffusers" or "official": time grid and end of the solver, and which mask the unconditional half
             uses (models/README.md, "Sampling").
         parallel: ParallelSampling, if several processes draw together, all calling the same with the same arguments.
+        sampler: that of calls that name none; a distilled model's own.
     """
 
-    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers", parallel=None):
+    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers", parallel=None, sampler="dpm"):
         for what, name, value, other, width in (
             ("T5", "d_model", t5.config.d_model, "caption_channels", dit.config.caption_channels),
             ("VAE", "latent_channels", vae.config.latent_channels, "in_channels", dit.config.in_channels),
@@ -77,7 +78,7 @@ class PixArtSigmaPipeline:
         self.components = Components(dit, vae, t5, tokenizer)
         self._steps = None
         self.convention = one_of("convention", convention, CONVENTIONS)
-        self.parallel = parallel
+        self.parallel, self.sampler = parallel, sampler
         self.vae_tiling = None  # None: above TILE_ABOVE; True or False: always or never
 
     @classmethod
@@ -139,6 +140,7 @@ class PixArtSigmaPipeline:
             Tokenizer(rest / "tokenizer"),
             convention,
             parallel,
+            default_sampler(name_or_path if release is not None else path),
         )
 
     @property
@@ -260,7 +262,7 @@ class PixArtSigmaPipeline:
             options: SamplingOptions.
             fresh_noise, begin: see denoising_steps.
         """
-        options = options or SamplingOptions()
+        options = options or SamplingOptions(self.sampler)
         if options.guided and negative is None:
             raise MindSigmaError("guidance needs a negative caption, as from encode_prompts(['']), or guidance_scale=1")
         batch, _, h, w = latents.shape
@@ -364,7 +366,7 @@ class PixArtSigmaPipeline:
         one_of("output_type", output_type, OUTPUT_TYPES)
         num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt)
         progress = flag("progress", progress)
-        options = SamplingOptions.of_call(sampling)
+        options = SamplingOptions.of_call({"sampler": self.sampler, **sampling})
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise MindSigmaError(
                 f"callback_on_step_end must be a function, not a {type(callback_on_step_end).__name__}"

@@ -7,8 +7,18 @@ from mindsigma.errors import MindSigmaError
 # Name: module of this package and its Sampler, imported when asked for, as options are judged before MindSpore loads.
 SAMPLERS = {
     "dpm": ("dpm_solver", "DPMSolver"),
+    "ddim": ("ddim", "DDIM"),
+    "iddpm": ("iddpm", "IDDPM"),
+    "sa": ("sa_solver", "SASolver"),
+    "euler": ("euler", "Euler"),
+    "euler-ancestral": ("euler_ancestral", "EulerAncestral"),
+    "lcm": ("lcm", "LCM"),
+    "one-step": ("one_step", "OneStep"),
 }
 
+
+# Whose sampler to reproduce, where it is another in diffusers and in the official code.
+CONVENTIONS = ("diffusers", "official")
 
 # Options that only some samplers take, each a field of SamplingOptions.
 SAMPLER_OPTIONS = ("solver_order", "eta", "spacing", "karras", "timesteps", "sigmas", "guided_channels")

@@ -208,12 +208,10 @@ def denoising_steps(
     scale = scale_of_channels(guidance_scale, sampler.guided_channels, latents.shape[1])
     history = no_history(sampler, latents.shape)
     kept, kept_guided = None, guided
-    # Drawn ahead: no step waits for the host.
-    draws = [sampler.first_draw + i for i in range(len(table))] if sampler.draws else []
-    drawn = [Tensor(np.asarray(fresh_noise(k, latents.shape), np.float32)) for k in draws]
+    drawn = draws_ahead(sampler, table, fresh_noise, latents.shape)
     for i, (row, how) in enumerate(zip(table, plan)):
         numbers = Tensor(np.array(row.numbers, np.float32)) if in_graph else row.numbers
-        fresh = drawn[i] if sampler.draws else None
+        fresh = drawn[i]
         step = graphs.step(sampler, how.guided, latents.shape, halves, how.kind, rescale)
         of_caption = text_kv if how.guided == guided else conditional
         inputs = latents, mutable(history), numbers, scale, of_caption, modulations[i], position
@@ -229,6 +227,17 @@ def denoising_steps(
             kept_guided = how.guided
         replacement = yield Step(i, len(table), row.timestep, latents)
         latents = latents if replacement is None else replacement
+
+
+def draws_ahead(sampler, table, fresh_noise, shape):
+    """Fresh noise (N, c, h, w) fp32 of every step, drawn before the first one, or None: no step waits for the host."""
+    if not sampler.draws:
+        return [None] * len(table)
+    none = ops.zeros(shape, ms.float32)  # where a step adds nothing of it
+    return [
+        Tensor(np.asarray(fresh_noise(sampler.first_draw + i, shape), np.float32)) if row.draws else none
+        for i, row in enumerate(table)
+    ]
 
 
 def scale_of_channels(scale, guided, channels):

@@ -8,11 +8,18 @@ of the official code (models/README.md, "Sampling").
 import numpy as np
 
 from mindsigma.arguments import whole
-from mindsigma.errors import MindSigmaError
+from mindsigma.sampling.grids import (
+    at_levels,
+    at_timesteps,
+    checked_levels,
+    checked_timesteps,
+    continuous,
+    karras_levels,
+    solver_timesteps,
+)
 from mindsigma.sampling.sampler import LinearMultistep
-from mindsigma.sampling.schedule import NUM_TRAIN_STEPS, alphas_cumprod, log_alpha
+from mindsigma.sampling.schedule import NUM_TRAIN_STEPS
 
-CONVENTIONS = ("diffusers", "official")
 MAX_ORDER = 3
 
 
@@ -20,47 +27,44 @@ class DPMSolver(LinearMultistep):
     """DPM-Solver++.
 
     Args:
-        solver_order: 1, 2 or 3.
+        solver_order: 1, 2 (default) or 3.
+        karras: space the noise levels as Karras et al. do; in convention diffusers, as the next two.
+        timesteps: falling whole timesteps instead.
+        sigmas: falling noise levels instead, and that of the end.
         convention: "diffusers": integer timesteps, the last step goes to a clean image at first order; "official":
             times uniform in [1/1000, 1], the last step ends at 1/1000, the order falls towards the end.
     """
 
-    takes = ("solver_order",)
+    takes = ("solver_order", "karras", "timesteps", "sigmas")
     kept = MAX_ORDER - 1  # whatever the order, so that all orders share what is compiled
 
-    def __init__(self, solver_order=None, convention="diffusers"):
-        super().__init__()
-        solver_order = 2 if solver_order is None else whole("solver_order", solver_order, 1, MAX_ORDER)
-        if convention not in CONVENTIONS:
-            raise MindSigmaError(f"convention must be one of {', '.join(CONVENTIONS)}, not {convention!r}")
-        self.order, self.convention = solver_order, convention
+    def __init__(self, solver_order=None, convention="diffusers", karras=None, timesteps=None, sigmas=None):
+        timesteps, sigmas = checked_timesteps(timesteps), checked_levels(sigmas)
+        super().__init__(convention, karras=karras, timesteps=timesteps, sigmas=sigmas)
+        self.only_of_diffusers(karras=karras or None, timesteps=timesteps, sigmas=sigmas)
+        self.order = 2 if solver_order is None else whole("solver_order", solver_order, 1, MAX_ORDER)
+
+    def grid(self, num_steps):
+        """Grid of so many steps."""
+        if self.convention == "official":
+            return continuous(num_steps)
+        if self.karras or self.sigmas is not None:
+            return at_levels(karras_levels(num_steps) if self.karras else self.sigmas, whole=True)
+        return at_timesteps(solver_timesteps(num_steps) if self.timesteps is None else self.timesteps)
 
     def table(self, num_steps, begin=0):
         """See Sampler; the order starts at 1."""
-        num_steps = whole("num_inference_steps", num_steps, 1, NUM_TRAIN_STEPS - 1)
-        grid = _diffusers_grid if self.convention == "diffusers" else _official_grid
-        timesteps, alphas, sigmas = grid(num_steps)
+        num_steps = self.checked_steps(num_steps, NUM_TRAIN_STEPS - 1)
+        grid = self.grid(num_steps)
+        alphas, sigmas = grid.alphas, grid.sigmas
         with np.errstate(divide="ignore"):
             lambdas = np.log(alphas) - np.log(sigmas)  # half log-SNR; infinite at a clean image
         rows = []
         for i in range(begin, num_steps):
             order = min(i - begin + 1, _step_order(num_steps - i, num_steps, self.order, self.convention))
             weights = _step_weights(alphas[i + 1], lambdas, i, order)
-            rows.append(self.row(timesteps[i], alphas[i], sigmas[i], sigmas[i + 1] / sigmas[i], weights))
+            rows.append(self.row(grid.timesteps[i], alphas[i], sigmas[i], sigmas[i + 1] / sigmas[i], weights))
         return rows
-
-
-def _diffusers_grid(num_steps):
-    timesteps = np.round(np.linspace(0, NUM_TRAIN_STEPS - 1, num_steps + 1))[::-1][:-1].astype(np.int64)
-    products = np.append(alphas_cumprod()[timesteps], 1.0)
-    return timesteps, np.sqrt(products), np.sqrt(1.0 - products)
-
-
-def _official_grid(num_steps):
-    times = np.linspace(1.0, 1.0 / NUM_TRAIN_STEPS, num_steps + 1)
-    alphas = np.exp(log_alpha(times))
-    timesteps = (times[:-1] - 1.0 / NUM_TRAIN_STEPS) * NUM_TRAIN_STEPS
-    return timesteps, alphas, np.sqrt(1.0 - alphas**2)
 
 
 def _step_order(remaining, num_steps, order, convention):

@@ -117,6 +117,7 @@ class SamplingOptions:
         """From the namespace of a parser with `add_arguments`; `changes` win."""
         values = {field.name: getattr(args, OPTION_NAMES.get(field.name, field.name)) for field in fields(cls)}
         values["guidance_interval"] = tuple(values["guidance_interval"])
+        values = {name: value for name, value in values.items() if value is not None}
         return cls(**{**values, **changes})
 
     def as_arguments(self):
@@ -152,7 +153,7 @@ def add_arguments(parser):
         default=default.use_resolution_binning,
         help="draw at the nearest size that the model was trained at, then resize",
     )
-    add("--sampler", choices=tuple(SAMPLERS), default=default.sampler, help="how to go from noise to the image")
+    add("--sampler", choices=tuple(SAMPLERS), help="how to go from noise to the image; default dpm, or the model's own")
     add(
         "--steps",
         type=int,

@@ -6,8 +6,12 @@ from typing import Tuple
 import mindspore as ms
 from mindspore import nn, ops
 
+from mindsigma.arguments import one_of, whole
 from mindsigma.errors import MindSigmaError
-from mindsigma.sampling import SAMPLER_OPTIONS, SAMPLERS, sampler_class
+from mindsigma.sampling import CONVENTIONS, SAMPLER_OPTIONS, SAMPLERS, sampler_class
+from mindsigma.sampling.schedule import NUM_TRAIN_STEPS
+
+OFFICIALLY_GUIDED = 3  # channels of latents that the official forward_with_cfg guides
 
 
 @dataclass(frozen=True)
@@ -19,18 +23,20 @@ class Row:
         numbers: of the step.
         alpha, sigma: scales of signal and noise of the latents that the model sees: alpha * clean + sigma * noise, with
             alpha² + sigma² = 1 in every sampler.
+        draws: whether the step takes fresh noise, if the sampler `draws`.
     """
 
     timestep: float
     numbers: Tuple[float, ...]
     alpha: float
     sigma: float
+    draws: bool = True
 
 
 class Sampler(nn.Cell):
     """One step of a sampler, a part of the graph of a denoising step.
 
-    Its constructor takes `convention` and, by keyword, what `takes` names; None is the sampler's own default.
+    The constructor of a sampler takes `convention` and, by keyword, what `takes` names; None is its own default.
 
     Attributes:
         takes: names of the SamplingOptions that are this sampler's own.
@@ -53,8 +59,19 @@ class Sampler(nn.Cell):
     first_draw = 0
     learned_variance = False
 
-    def __init__(self):
+    spacing = karras = timesteps = sigmas = None
+
+    def __init__(self, convention="diffusers", **grid):
+        """`grid`: what the caller chose of spacing, karras, timesteps and sigmas, of which one excludes the others."""
         super().__init__(auto_prefix=False)
+        self.convention = one_of("convention", convention, CONVENTIONS)
+        chosen = [name for name, value in grid.items() if value is not None and value is not False]
+        if len(chosen) > 1:
+            raise MindSigmaError(f"{chosen[0]} and {chosen[1]} exclude each other; give one of them")
+        for name, value in grid.items():
+            setattr(self, name, value)
+        if self.timesteps is not None or self.sigmas is not None:
+            self.steps = len(self.timesteps) if self.sigmas is None else len(self.sigmas) - 1
 
     @classmethod
     def of_options(cls, options, convention):
@@ -71,6 +88,25 @@ class Sampler(nn.Cell):
     def graph(self):
         """What the graph of a step depends on: samplers for which it is equal share what is compiled."""
         return type(self), self.draws
+
+    def only_of_diffusers(self, **options):
+        """Raise MindSigmaError for an option that is given, if the convention is the official one."""
+        for name, value in options.items():
+            if value is not None and self.convention == "official":
+                raise MindSigmaError(f"{name} is for convention diffusers; the official sampler has a grid of its own")
+
+    def guide_channels(self, count):
+        """Choose `guided_channels`; None is all, or those that the official ancestral sampler guides."""
+        official = OFFICIALLY_GUIDED if self.convention == "official" else None
+        self.guided_channels = official if count is None else whole("guided_channels", count)
+
+    def checked_steps(self, num_steps, most=NUM_TRAIN_STEPS):
+        """`num_steps`, if it is 1 ... `most` and that of timesteps or sigmas, if they are given."""
+        num_steps = whole("num_inference_steps", num_steps, 1, most)
+        if (self.timesteps is not None or self.sigmas is not None) and num_steps != self.steps:
+            name = "timesteps" if self.sigmas is None else "sigmas"
+            raise MindSigmaError(f"num_inference_steps {num_steps}: the {name} make {self.steps} steps; leave it out")
+        return num_steps
 
     def table(self, num_steps, begin=0):
         """Rows, computed in float64, of the steps from `begin` on of `num_steps` steps.
@@ -116,7 +152,7 @@ class LinearMultistep(Sampler):
         """Row of a step; weights that are missing are 0."""
         weights = tuple(weights) + (0.0,) * (1 + self.kept - len(weights))
         numbers = (alpha, sigma, keep, *weights) + ((std,) if self.draws else ())
-        return Row(float(timestep), tuple(map(float, numbers)), float(alpha), float(sigma))
+        return Row(float(timestep), tuple(map(float, numbers)), float(alpha), float(sigma), std != 0)
 
     def construct(self, latents, history, numbers, noise, variance, fresh=None):
         """One step, arguments and results of Sampler.construct; history: earlier predictions of the clean latents."""
