@@ -87,7 +87,7 @@ def main():
     sizes = {pair: drawn_size(pair, pipeline, args, tell) for pair in kinds}
     if args.parallel:
         for size in dict.fromkeys(sizes.values()):
-            sent = traffic(pipeline, size, prompts, args, sampling.guided)
+            sent = traffic(pipeline, size, prompts, args, sampling)
             if args.verbose:
                 tell(sent)
     out = Path(args.out)
@@ -215,10 +215,11 @@ def encode_all(pipeline, prompts, args, guided):
     return Captions(states[:count], masks[:count], (states[count:], masks[count:]) if guided else None)
 
 
-def traffic(pipeline, size, prompts, args, guided):
+def traffic(pipeline, size, prompts, args, sampling):
     """What the processes send each other, in a line."""
     images = min(args.batch_size, args.num_images * len(prompts))
-    sent = pipeline.bytes_sent(*size, images, guided)
+    sampler = sampling.solver(args.convention)
+    sent = pipeline.bytes_sent(*size, images, sampling.guided, sampler.learned_variance)
     return (
         f"parallel {args.parallel}: {pipeline.parallel.ranks.count} processes, each sends "
         f"{sum(sent.values()) / 1e6:.2f} MB a step ({sent['keys'] / 1e6:.2f} keys and values, "

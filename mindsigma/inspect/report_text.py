@@ -71,10 +71,8 @@ def text_of(report, short=False):
 def _sampler(sampler):
     if sampler is None:
         return []
-    kept, numbers = sampler["kept"], sampler["numbers"]
-    return [
-        f"sampler       {sampler['name']}: {numbers} numbers a step, {kept} latents kept; noise: {sampler['noise']}"
-    ]
+    takes = f"{sampler['numbers']} numbers a step, {sampler['kept']} latents kept; noise: {sampler['noise']}"
+    return [f"sampler       {sampler['name']}: {takes}"]
 
 
 def _kinds(counts):

@@ -230,7 +230,7 @@ class PixArtSigmaPipeline:
     def _bins(self):
         return inference_bins(bin_base(self._config("dit").input_size))
 
-    def bytes_sent(self, height, width, images=1, guided=True):
+    def bytes_sent(self, height, width, images=1, guided=True, learned_variance=False):
         """Bytes that each of several processes sends a step (parallel.bytes_sent), for images of height x width pixels.
 
         Raises:
@@ -239,7 +239,8 @@ class PixArtSigmaPipeline:
         config = self._config("dit")
         unit = self._config("vae").downsampling * config.patch_size
         part = self.parallel.part(config, guided, height // unit, width // unit)
-        return bytes_sent(config, part, images, 4 if self.components.opened("dit").dtype == ms.float32 else 2)
+        itemsize = 4 if self.components.opened("dit").dtype == ms.float32 else 2
+        return bytes_sent(config, part, images, itemsize, learned_variance)
 
     def start_noise(self, seeds, height, width):
         """Standard normal latents (N, c, h, w) fp32 for images of height x width pixels; each from its own seed."""

@@ -70,6 +70,8 @@ class SamplingOptions:
         for name in ("timesteps", "sigmas"):
             if getattr(self, name) is not None:
                 keep(name, numbers(name, getattr(self, name)))
+        if self.karras is not None:
+            keep("karras", flag("karras", self.karras))
         sampler = self.solver("diffusers")
         if self.guidance_scale is None:
             keep("guidance_scale", sampler.guidance)
