@@ -51,7 +51,7 @@ def spread(sampler, rows, network=prediction, kind=np.asarray):
     for i, row in enumerate(rows):
         fresh = kind(np.eye(len(rows) + 1)[i + 1])
         if sampler.learned_variance:
-            variance = 0 * latents  # half way between the bounds of the variance
+            variance = 0 * latents + 1  # the upper bound of the variance
         latents, history = sampler.construct(latents, history, row.numbers, network(latents, row), variance, fresh)
         stds.append(np.linalg.norm(latents.asnumpy() if isinstance(latents, Tensor) else latents))
     return stds
@@ -71,7 +71,7 @@ ORDERS = [
     (lambda: SASolver(eta=0, convention="official"), 3.7, np.asarray),
     (lambda: SASolver(eta=1, convention="official"), 3.7, np.asarray),
     (lambda: SASolver(eta=0.5), 3.4, np.asarray),
-    (lambda: IDDPM(), 1.8, tensor),
+    (lambda: IDDPM(), 1.9, tensor),
 ]
 
 
@@ -83,7 +83,6 @@ def test_order_of_convergence(make, rate, kind):
         sampler = make()
         rows, at = sampler.table(steps), 3 * steps // 4
         errors.append(abs(spread(sampler, rows[:at], kind=kind)[-1] / std_at(rows[at]) - 1))
-    print(make().__class__.__name__, errors)
     assert all(before / after > rate for before, after in zip(errors, errors[1:]))
 
 
