@@ -147,8 +147,8 @@ def test_step_in_a_graph(name, graph_mode):
         expected = keep * latents + weight * x0 + noisy * std * fresh
     elif name == "sa":
         _, _, a, b, c, d, decay, spread, new, old = row.numbers
-        start = a * latents + b * history[1] + c * x0 + d * history[0]
-        expected = decay * start + spread * fresh + new * x0 + old * history[0]
+        start = a * latents + b * history[0] + c * x0 + d * history[1]
+        expected = decay * start + spread * fresh + new * x0 + old * history[1]
     else:
         keep, *weights = row.numbers[2:]
         parts = [x0, *history, fresh]

@@ -8,15 +8,7 @@ of the official code (models/README.md, "Sampling").
 import numpy as np
 
 from mindsigma.arguments import whole
-from mindsigma.sampling.grids import (
-    at_levels,
-    at_timesteps,
-    checked_levels,
-    checked_timesteps,
-    continuous,
-    karras_levels,
-    solver_timesteps,
-)
+from mindsigma.sampling.grids import checked_levels, checked_timesteps, continuous, solver_grid
 from mindsigma.sampling.sampler import LinearMultistep
 from mindsigma.sampling.schedule import NUM_TRAIN_STEPS
 
@@ -48,9 +40,7 @@ class DPMSolver(LinearMultistep):
         """Grid of so many steps."""
         if self.convention == "official":
             return continuous(num_steps)
-        if self.karras or self.sigmas is not None:
-            return at_levels(karras_levels(num_steps) if self.karras else self.sigmas, whole=True)
-        return at_timesteps(solver_timesteps(num_steps) if self.timesteps is None else self.timesteps)
+        return solver_grid(num_steps, self.karras, self.timesteps, self.sigmas)
 
     def table(self, num_steps, begin=0):
         """See Sampler; the order starts at 1."""

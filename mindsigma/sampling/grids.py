@@ -104,6 +104,13 @@ def solver_timesteps(num_steps):
     return np.round(linspace(num_steps + 1)).astype(np.int64)[:-1]
 
 
+def solver_grid(num_steps, karras=None, timesteps=None, sigmas=None):
+    """Grid of diffusers' multistep solvers, of whole timesteps: their own, or what was chosen instead."""
+    if karras or sigmas is not None:
+        return at_levels(karras_levels(num_steps) if karras else sigmas, whole=True)
+    return at_timesteps(solver_timesteps(num_steps) if timesteps is None else timesteps)
+
+
 def continuous(num_steps):
     """Grid of the official solvers: times uniform from 1 to 1/1000, which is the end; fractions of timesteps."""
     times = np.linspace(1.0, 1.0 / NUM_TRAIN_STEPS, num_steps + 1)

@@ -1,9 +1,7 @@
 """SA-Solver (arXiv 2309.05019): a stochastic Adams predictor and corrector, one call of the network a step.
 
-A step first corrects where the interval before ended, now that the network was asked there; then it predicts the end of
-its own interval. Both use the noise that was drawn for the interval, so the part of an interval that does not depend on
-predictions is computed once and kept. All integrals are of e^(k (l - end)) l^n over the log-SNR l up to the interval's
-end, in float64.
+Predictor and corrector of an interval use the same noise. Their weights are integrals over the log-SNR l, counted from
+the interval's end, of e^(k l) times the polynomial that is 1 at one prediction and 0 at the others; k = 1 + eta².
 """
 
 import numpy as np
@@ -11,18 +9,15 @@ import numpy as np
 from mindsigma.arguments import is_number, shown
 from mindsigma.errors import MindSigmaError
 from mindsigma.sampling.grids import at_timesteps, checked_timesteps, continuous, solver_timesteps
-from mindsigma.sampling.sampler import Row, Sampler
+from mindsigma.sampling.sampler import PredictorCorrector
 from mindsigma.sampling.schedule import NUM_TRAIN_STEPS
 
 LARGEST_ETA = 2.0
 NOISY_TIMES = (0.2, 0.8)  # noise is added in this part of the time alone
 
 
-class SASolver(Sampler):
+class SASolver(PredictorCorrector):
     """SA-Solver with predictor and corrector of order 2 and prediction of the clean latents.
-
-    The numbers are alpha and sigma; weights of latents, kept part, new and old prediction in the corrected start; those
-    of the start and of fresh noise in the part to keep; those of new and old prediction in the predicted end.
 
     Args:
         eta: of the noise; 0 solves the probability flow; default 1.
@@ -56,27 +51,15 @@ class SASolver(Sampler):
             times = grid.timesteps / NUM_TRAIN_STEPS
         noisy = (NOISY_TIMES[0] <= times) & (times <= NOISY_TIMES[1])
         lambdas = np.log(grid.alphas / grid.sigmas)
-        rows, corrector = [], (1.0, 0.0, 0.0, 0.0)
+        rows, corrector = [], None
         for i in range(begin, num_steps):
-            eta = self.eta if noisy[i] else 0.0
-            alpha, sigma = grid.alphas[i], grid.sigmas[i]
-            interval = Interval(lambdas[i], lambdas[i + 1], grid.alphas[i + 1], eta)
+            interval = Interval(lambdas[i], lambdas[i + 1], grid.alphas[i + 1], self.eta if noisy[i] else 0.0)
             first = i == begin or i + 1 == num_steps
             predictor = interval.predictor(None if first else lambdas[i - 1])
-            start = interval.decay * grid.sigmas[i + 1] / sigma, interval.spread * grid.sigmas[i + 1]
-            numbers = tuple(map(float, (alpha, sigma, *corrector, *start, *predictor)))
-            rows.append(Row(float(grid.timesteps[i]), numbers, float(alpha), float(sigma), eta > 0))
-            corrector = (0.0, 1.0, *interval.corrector())
+            part = interval.decay * grid.sigmas[i + 1] / grid.sigmas[i], interval.spread * grid.sigmas[i + 1]
+            rows.append(self.row(grid.timesteps[i], grid.alphas[i], grid.sigmas[i], corrector, part, predictor))
+            corrector = interval.corrector()
         return rows
-
-    def construct(self, latents, history, numbers, noise, variance, fresh=None):
-        """One step, arguments and results of Sampler.construct; history: last prediction, kept part of the interval."""
-        x0 = (latents - numbers[1] * noise) / numbers[0]
-        start = numbers[2] * latents + numbers[3] * history[1] + numbers[4] * x0 + numbers[5] * history[0]
-        part = numbers[6] * start
-        if self.draws:
-            part = part + numbers[7] * fresh
-        return part + numbers[8] * x0 + numbers[9] * history[0], (x0, part)
 
 
 class Interval:
@@ -91,7 +74,7 @@ class Interval:
     def predictor(self, before=None):
         """Weights of the predictions at the begin and at the log-SNR `before` it; None: there is none."""
         if before is None:
-            return self.alpha * -np.expm1(-self.k * self.h), 0.0
+            return (self.alpha * -np.expm1(-self.k * self.h),)
         step = self.begin - before
         return self._weights(-self.h, -self.h - step, (self.h**2 / 2 - self._second()) / step)
 

@@ -165,6 +165,49 @@ class LinearMultistep(Sampler):
         return latents, ((x0,) + history)[: self.kept]
 
 
+class PredictorCorrector(Sampler):
+    """Samplers that predict the end of an interval and correct it once the network was asked there: one call a step.
+
+    A step corrects where the interval before it ended, then predicts the end of its own. What an interval owes to its
+    start and its noise, and not to predictions, is the same in both and is kept as `part`:
+
+    start = a * latents + b * part + sum(weights * x0 history), then part = keep * start + std * fresh, then
+    latents = part + sum(weights * x0 history).
+
+    History is the part and earlier predictions, the newest first. The numbers are alpha, sigma, a, b, the corrector's
+    weights, one for each prediction from x0 on, keep, std and the predictor's weights.
+    """
+
+    def row(self, timestep, alpha, sigma, corrector, part, predictor):
+        """Row of a step.
+
+        Args:
+            corrector: weights of x0 and of earlier ones; None: latents are the start.
+            part: keep and std.
+            predictor: weights of x0 and of earlier ones; in both those that are missing are 0.
+        """
+        start = (1.0, 0.0) if corrector is None else (0.0, 1.0)
+        weights = [list(one or ()) + [0.0] * (self.kept - len(one or ())) for one in (corrector, predictor)]
+        numbers = alpha, sigma, *start, *weights[0], *part, *weights[1]
+        return Row(float(timestep), tuple(map(float, numbers)), float(alpha), float(sigma), part[1] != 0)
+
+    def construct(self, latents, history, numbers, noise, variance, fresh=None):
+        """One step, arguments and results of Sampler.construct."""
+        kept = self.kept
+        x0 = (latents - numbers[1] * noise) / numbers[0]
+        predictions = (x0,) + history[1:]
+        start = numbers[2] * latents + numbers[3] * history[0]
+        for i in range(kept):
+            start = start + numbers[4 + i] * predictions[i]
+        part = numbers[4 + kept] * start
+        if self.draws:
+            part = part + numbers[5 + kept] * fresh
+        latents = part
+        for i in range(kept):
+            latents = latents + numbers[6 + kept + i] * predictions[i]
+        return latents, ((part,) + predictions)[:kept]
+
+
 def no_history(sampler, shape):
     """History before the first step, for latents of a shape."""
     return tuple(ops.zeros(shape, ms.float32) for _ in range(sampler.kept))
