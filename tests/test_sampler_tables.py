@@ -61,29 +61,32 @@ def tensor(array):
     return Tensor(np.asarray(array, np.float32))
 
 
+WHOLE, FRACTIONS = (100, 200), (100, 200, 400)  # steps whose timesteps are even: whole ones only if they divide 1000
+
 ORDERS = [
-    (lambda: DDIM(), 1.9, np.asarray),
-    (lambda: DDIM(eta=0.5), 1.9, np.asarray),
-    (lambda: DDIM(eta=1.0), 1.9, np.asarray),
-    (lambda: Euler(spacing="trailing"), 1.9, np.asarray),
-    (lambda: EulerAncestral(spacing="trailing"), 1.9, np.asarray),
-    (lambda: DPMSolver(2, "official"), 3.7, np.asarray),
-    (lambda: SASolver(eta=0, convention="official"), 3.7, np.asarray),
-    (lambda: SASolver(eta=1, convention="official"), 3.7, np.asarray),
-    (lambda: SASolver(eta=0.5), 3.4, np.asarray),
-    (lambda: IDDPM(), 1.9, tensor),
+    (lambda: DDIM(), 1.9, WHOLE),
+    (lambda: DDIM(eta=0.5), 1.9, WHOLE),
+    (lambda: DDIM(eta=1.0), 1.9, WHOLE),
+    (lambda: Euler(spacing="trailing"), 1.9, WHOLE),
+    (lambda: EulerAncestral(spacing="trailing"), 1.9, WHOLE),
+    (lambda: DPMSolver(2, "official"), 3.7, FRACTIONS),
+    (lambda: SASolver(eta=0, convention="official"), 3.7, FRACTIONS),
+    (lambda: SASolver(eta=1, convention="official"), 3.7, FRACTIONS),
+    (lambda: SASolver(eta=0.5), 3.4, WHOLE),
+    (lambda: IDDPM(), 1.9, WHOLE),
 ]
 
 
-@pytest.mark.parametrize(("make", "rate", "kind"), ORDERS)
-def test_order_of_convergence(make, rate, kind):
+@pytest.mark.parametrize(("make", "rate", "numbers"), ORDERS)
+def test_order_of_convergence(make, rate, numbers):
     """Twice the steps divide the error of the standard deviation, three quarters on the way, by 2 or by 4."""
     errors = []
-    for steps in (100, 200) if kind is tensor else (50, 100, 200):
+    for steps in numbers:
         sampler = make()
         rows, at = sampler.table(steps), 3 * steps // 4
+        kind = tensor if sampler.learned_variance else np.asarray  # it computes by MindSpore's operators
         errors.append(abs(spread(sampler, rows[:at], kind=kind)[-1] / std_at(rows[at]) - 1))
-    assert all(before / after > rate for before, after in zip(errors, errors[1:]))
+    assert all(before / after > rate for before, after in zip(errors, errors[1:])), errors
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 7])
