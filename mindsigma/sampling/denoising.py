@@ -207,6 +207,7 @@ def denoising_steps(
     conditional = None if all(how.guided == guided for how in plan) else mutable(conditional_text_kv(text_kv, halves))
     scale = scale_of_channels(guidance_scale, sampler.guided_channels, latents.shape[1])
     history = no_history(sampler, latents.shape)
+    varying = mutable if history else tuple  # no tuple without elements is an input of a graph
     kept, kept_guided = None, guided
     drawn = draws_ahead(sampler, table, fresh_noise, latents.shape)
     for i, (row, how) in enumerate(zip(table, plan)):
@@ -214,7 +215,7 @@ def denoising_steps(
         fresh = drawn[i]
         step = graphs.step(sampler, how.guided, latents.shape, halves, how.kind, rescale)
         of_caption = text_kv if how.guided == guided else conditional
-        inputs = latents, mutable(history), numbers, scale, of_caption, modulations[i], position
+        inputs = latents, varying(history), numbers, scale, of_caption, modulations[i], position
         inputs += () if fresh is None and how.kind == PLAIN else (fresh,)
         if how.kind == PLAIN:
             latents, history = step(*inputs)
