@@ -72,7 +72,7 @@ def test_trajectory_is_the_peers(mini, monkeypatch, case):
         call["step_noise"] = lambda draw, shape: noise(tag, draw)[: shape[0]]
     latents = mini(PROMPTS[:prompts], latents=noise("z", 0)[:prompts], **call).images
     for i in range(prompts):
-        # The first picture of this one is a branching: from step 14 on every step doubles what was rounded before; start
+        # The first picture of this one is a branching: from step 14 on a step doubles what was rounded before; start
         # noise that differs by 1e-6 ends 1.4e-4 away.
         limit = 4e-4 if (file, array, i) == ("sa_official", "latents", 0) else 1e-4
         assert relative_error(latents[i], arrays[array][i]) < limit
