@@ -20,6 +20,7 @@ from mindsigma.sampling import SAMPLERS, sampler_class
 from mindsigma.sampling.denoising import DenoisingGraphs, guide, scalars, scale_of_channels
 from mindsigma.sampling.dpm_solver import DPMSolver
 from mindsigma.sampling.options import SamplingOptions
+from mindsigma.sampling.sampler import PredictorCorrector
 
 SIDE, STEPS = 64, 4
 DRAW = {
@@ -145,10 +146,12 @@ def test_step_in_a_graph(name, graph_mode):
         _, _, keep, weight, low, high, noisy = row.numbers
         std = np.exp(0.5 * (low + (0.5 + 0.5 * variance) * (high - low)))
         expected = keep * latents + weight * x0 + noisy * std * fresh
-    elif name == "sa":
-        _, _, a, b, c, d, decay, spread, new, old = row.numbers
-        start = a * latents + b * history[0] + c * x0 + d * history[1]
-        expected = decay * start + spread * fresh + new * x0 + old * history[1]
+    elif isinstance(sampler, PredictorCorrector):
+        predictions, count = [x0, *history[1:]], sampler.kept
+        a, b, *numbers = row.numbers[2:]
+        start = a * latents + b * history[0] + sum(w * x for w, x in zip(numbers, predictions))
+        keep, std, *numbers = numbers[count:]
+        expected = keep * start + sampler.draws * std * fresh + sum(w * x for w, x in zip(numbers, predictions))
     else:
         keep, *weights = row.numbers[2:]
         parts = [x0, *history, fresh]
@@ -165,7 +168,7 @@ def test_samplers_of_one_step_share_its_graph(mini):
         if name != "walk"
     }
     assert steps["ddim"] is steps["euler"] is steps["one-step"] and steps["lcm"] is steps["euler-ancestral"]
-    assert len({id(step) for step in steps.values()}) == 5  # those two, dpm, iddpm and sa
+    assert len({id(steps[name]) for name in ("ddim", "lcm", "dpm", "iddpm", "sa")}) == 5
     sampler = SamplingOptions(sampler="ddim").solver("diffusers")
     assert graphs.step(sampler, True, shape, rescale=0.5) is not steps["ddim"]
 

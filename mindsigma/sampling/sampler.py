@@ -178,6 +178,11 @@ class PredictorCorrector(Sampler):
     weights, one for each prediction from x0 on, keep, std and the predictor's weights.
     """
 
+    @property
+    def graph(self):
+        """See Sampler."""
+        return PredictorCorrector, self.kept, self.draws
+
     def row(self, timestep, alpha, sigma, corrector, part, predictor):
         """Row of a step.
 
