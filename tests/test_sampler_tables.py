@@ -89,7 +89,7 @@ def test_order_of_convergence(make, rate, numbers):
     assert all(before / after > rate for before, after in zip(errors, errors[1:])), errors
 
 
-# What diffusers 0.42.1 computes in float64, its tables in fp32, for data that a sine bends: latents in the middle, after
+# What diffusers 0.42.1 computes in float64, its tables in fp32, for data bent by a sine: latents in the middle, after
 # the last but one and after the last step, from unit noise of 1 and with the draws of `test_trajectory_is_diffusers`.
 PEERS = [
     (EulerAncestral(), 4, (-0.013161, -0.013161, -0.013118)),
