@@ -23,6 +23,7 @@ from mindsigma.sampling.lcm import LCM
 from mindsigma.sampling.one_step import OneStep
 from mindsigma.sampling.options import SamplingOptions
 from mindsigma.sampling.sa_solver import SASolver
+from mindsigma.sampling.unipc import UniPC
 
 DATA_STD = 0.6
 
@@ -74,6 +75,7 @@ ORDERS = [
     (lambda: SASolver(eta=1, convention="official"), 3.7, FRACTIONS),
     (lambda: SASolver(eta=0.5), 3.4, WHOLE),
     (lambda: IDDPM(), 1.9, WHOLE),
+    (lambda: UniPC(), 6.0, WHOLE),  # the corrector adds an order
 ]
 
 
@@ -103,6 +105,8 @@ PEERS = [
     (SASolver(), 12, (1.384151, 0.377908, 0.298157)),
     (DPMSolver(karras=True), 16, (0.839989, 0.470929, 0.469834)),
     (DPMSolver(timesteps=(999, 600, 300, 5, 0)), 5, (0.656867, 0.716927, 0.715927)),
+    (UniPC(), 6, (0.744158, 0.533235, 0.258897)),
+    (UniPC(), 20, (0.846602, 0.453678, 0.406937)),
 ]
 
 
@@ -132,7 +136,7 @@ def test_one_step_is_the_clean_latents_of_its_timestep():
 ALL = [
     DPMSolver(), DPMSolver(3, "official"), DPMSolver(karras=True), DDIM(), DDIM(spacing="leading", eta=1.0),
     DDIM(convention="official"), IDDPM(), SASolver(), SASolver(convention="official"), Euler(), Euler(karras=True),
-    Euler(spacing="leading"), EulerAncestral(), LCM(), LCM(convention="official"),
+    Euler(spacing="leading"), EulerAncestral(), LCM(), LCM(convention="official"), UniPC(),
 ]  # fmt: skip
 
 

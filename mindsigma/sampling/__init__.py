@@ -14,6 +14,7 @@ SAMPLERS = {
     "euler-ancestral": ("euler_ancestral", "EulerAncestral"),
     "lcm": ("lcm", "LCM"),
     "one-step": ("one_step", "OneStep"),
+    "unipc": ("unipc", "UniPC"),
 }
 
 
