@@ -62,15 +62,24 @@ TRAJECTORIES = [
 ]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def embeddings(mini):
+    """Arguments of the call for so many prompts, encoded once; both conventions take these prompts alike."""
+    caption = mini.encode_prompts([*PROMPTS, ""])
+    states, mask = caption.states.asnumpy(), caption.mask.asnumpy()
+    negative = {"negative_prompt_embeds": states[2:], "negative_prompt_mask": mask[2:]}
+    return lambda count: {"prompt_embeds": states[:count], "prompt_mask": mask[:count], **negative}
+
+
 @pytest.mark.parametrize("case", TRAJECTORIES, ids=lambda case: f"{case[0]}-{case[1]}")
-def test_trajectory_is_the_peers(mini, monkeypatch, case):
+def test_trajectory_is_the_peers(mini, embeddings, monkeypatch, case):
     file, array, prompts, tag, options = case
     arrays, _ = golden(file)
     monkeypatch.setattr(mini, "convention", "official" if file in OFFICIAL else "diffusers")
     call = {"use_resolution_binning": False, "output_type": "latent", "progress": False, **options}
     if tag is not None:
         call["step_noise"] = lambda draw, shape: noise(tag, draw)[: shape[0]]
-    latents = mini(PROMPTS[:prompts], latents=noise("z", 0)[:prompts], **call).images
+    latents = mini(**embeddings(prompts), latents=noise("z", 0)[:prompts], **call).images
     for i in range(prompts):
         # The first picture of this one is a branching: from step 14 on a step doubles what was rounded before; start
         # noise that differs by 1e-6 ends 1.4e-4 away.
@@ -106,8 +115,7 @@ def test_step_of_dmd():
     assert relative_error(made, arrays["x0"]) < 1e-6 and row.timestep == config["t"]
 
 
-def test_first_steps_of_iddpm(mini, monkeypatch):
-    """The new latents and, by the noise that was predicted, the clean ones after the first step."""
+def test_first_step_of_iddpm(mini, embeddings, monkeypatch):
     arrays, config = golden("iddpm")
     monkeypatch.setattr(mini, "convention", "official")
     seen = []
@@ -121,7 +129,7 @@ def test_first_steps_of_iddpm(mini, monkeypatch):
 
     with pytest.raises(Enough):
         mini(
-            PROMPTS, latents=noise("z", 0), sampler="iddpm", num_inference_steps=25, use_resolution_binning=False,
-            step_noise=lambda draw, shape: noise("iddpm", draw), callback_on_step_end=stop, progress=False,
+            **embeddings(2), latents=noise("z", 0), sampler="iddpm", num_inference_steps=25, callback_on_step_end=stop,
+            step_noise=lambda draw, shape: noise("iddpm", draw), use_resolution_binning=False, progress=False,
         )  # fmt: skip
     assert seen[0][0] == 999 and relative_error(seen[0][1], arrays["step_0"]) < 1e-5

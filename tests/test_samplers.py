@@ -173,9 +173,7 @@ def test_samplers_of_one_step_share_its_graph(mini):
     assert graphs.step(sampler, True, shape, rescale=0.5) is not steps["ddim"]
 
 
-@pytest.mark.parametrize(
-    ("name", "noise"), [("sa", "drawn ahead by the host"), ("iddpm", "drawn ahead"), ("euler", "none")]
-)
+@pytest.mark.parametrize(("name", "noise"), [("iddpm", "drawn ahead by the host"), ("euler", "none")])
 def test_report_of_an_exported_step(name, noise):
     request = Request("sigma-mini", "step", SIDE, SIDE, tokens=16, depth=1, weights=False, sampler=name)
     report = report_of(*export_part(request))
