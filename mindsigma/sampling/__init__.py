@@ -27,7 +27,7 @@ SAMPLER_OPTIONS = ("solver_order", "eta", "spacing", "karras", "timesteps", "sig
 
 def sampler_class(name):
     """The Sampler of a name. Raises MindSigmaError."""
-    if name not in SAMPLERS:
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise MindSigmaError(f"sampler must be one of {', '.join(SAMPLERS)}, not {name!r}")
     module, cls = SAMPLERS[name]
     return getattr(import_module(f"{__name__}.{module}"), cls)

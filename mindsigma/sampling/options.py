@@ -7,13 +7,15 @@ from typing import Optional, Tuple
 from mindsigma.errors import MindSigmaError
 from mindsigma.sampling import SAMPLER_OPTIONS, SAMPLERS, sampler_class
 
+OWN = "the sampler's own"
+
 # Options of the command line that have another name than the field.
 OPTION_NAMES = {"num_inference_steps": "steps", "use_resolution_binning": "resolution_binning"}
 
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """The choices. Where the default is None it is the sampler's own; sampling/README.md tells which takes what.
+    """The choices. Where the default is OWN or None it is the sampler's; sampling/README.md tells which takes what.
 
     Attributes:
         sampler: a name of sampling.SAMPLERS.
@@ -41,8 +43,8 @@ class SamplingOptions:
     """
 
     sampler: str = "dpm"
-    num_inference_steps: Optional[int] = None
-    guidance_scale: Optional[float] = None
+    num_inference_steps: int = OWN
+    guidance_scale: float = OWN
     guidance_rescale: float = 0.0
     solver_order: Optional[int] = None
     eta: Optional[float] = None
@@ -73,9 +75,9 @@ class SamplingOptions:
         if self.karras is not None:
             keep("karras", flag("karras", self.karras))
         sampler = self.solver("diffusers")
-        if self.guidance_scale is None:
+        if self.guidance_scale is OWN:
             keep("guidance_scale", sampler.guidance)
-        if self.num_inference_steps is None:
+        if self.num_inference_steps is OWN:
             keep("num_inference_steps", sampler.steps)
         keep("guidance_scale", number("guidance_scale", self.guidance_scale))
         keep("guidance_rescale", fraction("guidance_rescale", self.guidance_rescale))
@@ -159,13 +161,11 @@ def add_arguments(parser):
     add(
         "--steps",
         type=int,
-        default=default.num_inference_steps,
         help="denoising steps; default the sampler's own",
     )
     add(
         "--guidance-scale",
         type=float,
-        default=default.guidance_scale,
         help="weight of the prompt; 1 draws without guidance; default the sampler's own",
     )
     add(
