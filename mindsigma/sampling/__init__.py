@@ -28,6 +28,8 @@ SAMPLER_OPTIONS = ("solver_order", "eta", "spacing", "karras", "timesteps", "sig
 def sampler_class(name):
     """The Sampler of a name. Raises MindSigmaError."""
     if not isinstance(name, str) or name not in SAMPLERS:
-        raise MindSigmaError(f"sampler must be one of {', '.join(SAMPLERS)}, not {name!r}")
+        from mindsigma.arguments import shown  # not above: a parser needs no NumPy
+
+        raise MindSigmaError(f"sampler must be one of {', '.join(SAMPLERS)}, not {shown(name)}")
     module, cls = SAMPLERS[name]
     return getattr(import_module(f"{__name__}.{module}"), cls)
