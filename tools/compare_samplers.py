@@ -16,6 +16,7 @@ SOLUTION = {"sampler": "dpm", "num_inference_steps": 200}
 ROWS = (
     {"sampler": "dpm"},
     {"sampler": "dpm", "karras": True},
+    {"sampler": "unipc"},
     {"sampler": "ddim"},
     {"sampler": "euler"},
     {"sampler": "sa", "eta": 0.0},
