@@ -13,6 +13,7 @@ from mindsigma.data import images
 from mindsigma.data.records import LARGEST_IMAGE
 from mindsigma.errors import MindSigmaError
 from mindsigma.foreign import read_bytes
+from mindsigma.pipeline.pictures import to_pil
 
 WHITE = 128  # grey from there on is drawn anew; of a mask in [0, 1] from 0.5 on
 
@@ -48,10 +49,10 @@ def _of_array(name, value):
         raise MindSigmaError(f"{name} must be an array (height, width, 3), not one of shape {pixels.shape}")
     if pixels.dtype.kind in "fb":
         pixels = pixels.astype(np.float32)
-        if not (0 <= pixels.min() and pixels.max() <= 1):  # also NaN
+        if not (pixels.min() >= 0 and pixels.max() <= 1):  # also NaN
             raise MindSigmaError(f"{name}: an array of floats must lie in [0, 1]; one of bytes in 0 ... 255")
         pixels = np.round(pixels * 255)
-    elif not (0 <= pixels.min() and pixels.max() <= 255):
+    elif not (pixels.min() >= 0 and pixels.max() <= 255):
         raise MindSigmaError(f"{name}: an array of whole numbers must lie in 0 ... 255")
     return Image.fromarray(pixels.astype(np.uint8))
 
@@ -185,17 +186,68 @@ class GivenImage:
             )
         return result
 
-    def finish(self, placement, canvas, paste):
-        """What becomes of a drawn canvas, a PIL image: the part of it that the image filled.
-
-        With a mask and `paste` instead the image itself, in its own size, where the mask is white replaced by what was
-        drawn.
-        """
-        if self.mask is None or not paste:
-            return placement.drawn(canvas)
+    def pasted(self, placement, canvas):
+        """The image itself, in its own size, where the mask is white replaced by what a drawn canvas has there."""
         whole = placement.put_back(canvas, self.picture)
         whole.paste(self.picture, mask=self.mask.point(lambda value: 255 - value))
         return whole
+
+
+class GivenImages:
+    """Pictures to draw from that are laid on canvases of one size.
+
+    Args:
+        images: list of GivenImage.
+        canvas: (height, width) that is drawn.
+        fit: of Placement.
+        size: (height, width) that was asked for, which the images have by now, or None.
+    """
+
+    def __init__(self, images, canvas, fit, size=None):
+        self.images, self.canvas, self.size = images, canvas, size
+        self.placements = [Placement.of(one.size, canvas, fit) for one in images]
+
+    def __len__(self):
+        return len(self.images)
+
+    def told(self):
+        """What happens to the images: a list of lines, each once."""
+        return list(dict.fromkeys(filter(None, (placement.told() for placement in self.placements))))
+
+    def pixels(self):
+        """float32 (N, 3, h, w) in [-1, 1] of the canvases."""
+        return np.stack([one.pixels(placement) for one, placement in zip(self.images, self.placements)])
+
+    def latent_masks(self, downsampling):
+        """float32 (N, 1, h, w) of the latents, see GivenImage; None without masks."""
+        if self.images[0].mask is None:
+            return None
+        pairs = zip(self.images, self.placements)
+        return np.stack([one.latent_mask(placement, downsampling) for one, placement in pairs])
+
+    def finished(self, drawn, paste, output_type):
+        """What the caller gets of drawn canvases (M, h, w, 3) in [0, 1], M a multiple of N: PIL images or an array.
+
+        With masks and `paste` an image is as it was given, but where its mask is white; else it is the part of the
+        canvas that it filled, or that in the size that was asked for.
+        """
+        pasted = paste and self.images[0].mask is not None
+        alone = all(placement.image == placement.canvas for placement in self.placements)
+        if alone and not pasted and output_type == "np":
+            return drawn
+        results = []
+        for i, canvas in enumerate(to_pil(drawn)):
+            one, placement = self.images[i % len(self)], self.placements[i % len(self)]
+            if pasted:
+                results.append(one.pasted(placement, canvas))
+                continue
+            result = placement.drawn(canvas)
+            results.append(result if self.size is None else images.cover_and_crop(result, *self.size, "lanczos"))
+        if output_type == "pil":
+            return results
+        if len({result.size for result in results}) > 1:
+            raise MindSigmaError("the pictures have several sizes, which one array cannot hold; take output_type pil")
+        return np.stack([np.asarray(result, np.float32) / 255 for result in results])
 
 
 def given_images(image, mask):

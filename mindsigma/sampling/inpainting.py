@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindsigma.sampling.sampler import Sampler, no_history
+from mindsigma.sampling.sampler import Sampler
 
 
 class Inpainting(Sampler):
@@ -28,8 +28,18 @@ class Inpainting(Sampler):
     def __init__(self, sampler, clean, noise, mask):
         super().__init__()
         self.sampler = sampler
-        self.kept, self.draws, self.learned_variance = sampler.kept + 3, sampler.draws, sampler.learned_variance
+        self.kept, self.draws, self.first_draw = sampler.kept + 3, sampler.draws, sampler.first_draw
+        self.learned_variance, self.guided_channels = sampler.learned_variance, sampler.guided_channels
         self._given = tuple(np.broadcast_to(array, noise.shape).astype(np.float32) for array in (clean, noise, mask))
+
+    @property
+    def graph(self):
+        """See Sampler."""
+        return Inpainting, self.sampler.graph
+
+    def start_scale(self, rows):
+        """See Sampler."""
+        return self.sampler.start_scale(rows)
 
     def table(self, num_steps, begin=0):
         """Rows of the sampler; after the numbers of each the scales of image and noise in the latents after it."""
@@ -37,9 +47,9 @@ class Inpainting(Sampler):
         after = [(row.alpha, row.sigma) for row in rows[1:]] + [(1.0, 0.0)]
         return [replace(row, numbers=(*row.numbers, *scales)) for row, scales in zip(rows, after)]
 
-    def history(self, shape):
-        """History before the first step."""
-        return no_history(self.sampler, shape) + tuple(Tensor(array, ms.float32) for array in self._given)
+    def start_history(self, shape):
+        """See Sampler."""
+        return self.sampler.start_history(shape) + tuple(Tensor(array, ms.float32) for array in self._given)
 
     def construct(self, latents, history, numbers, noise, variance, fresh=None):
         """One step, arguments and results of Sampler.construct."""

@@ -227,8 +227,10 @@ class ParallelGraphs(DenoisingGraphs):
         half = self.parallel.half
         return super().halves(unconditional, conditional) if half is None else (unconditional, conditional)[half]
 
-    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0):
+    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0, perturbed=()):
         """PartStep for latents of this shape; only of the plain kind."""
+        if perturbed:
+            raise MindSigmaError("pag_scale (--pag-scale) is for one process, not for several")
         if kind != PLAIN:
             raise MindSigmaError("text_reuse and block_reuse (--text-reuse, --block-reuse) are for one process")
         if halves:

@@ -5,7 +5,7 @@ images', prompt included. Guidance adds scale * (conditional - perturbed) to the
 half. Until the first chosen block the perturbed images are the conditional ones, so they exist from there on only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Tuple
 
 from mindspore import nn, ops
@@ -31,8 +31,14 @@ class PerturbedAttention:
     adaptive_scale: float = 0.0
 
     def scale_at(self, timestep):
-        """The scale of a step; at 0 the perturbed images are left out."""
+        """The scale of a step."""
         return max(0.0, self.scale - self.adaptive_scale * (NUM_TRAIN_STEPS - timestep))
+
+    def limit(self, plan, rows):
+        """List of StepPlan for the Rows of a trajectory: no images are perturbed where the scale is 0."""
+        return [
+            replace(how, perturbed=how.perturbed and self.scale_at(row.timestep) > 0) for how, row in zip(plan, rows)
+        ]
 
 
 def chosen_layers(layers, depth):

@@ -40,6 +40,8 @@ class FastBlock(DiTBlock):
     def construct(self, x, modulation, text_k, text_v, height, width, gather=None, text_change=None, perturbed=0):
         """See DiTBlock; modulation may be Rows. In training there is no second result."""
         if self.training:
+            if perturbed:
+                raise NotImplementedError("perturbed attention is for sampling: set_train(False) first")
             return self.learn(x, modulation, text_k, text_v, height, width), None
         out, change = kernels.empty(*x.shape), kernels.empty(*x.shape) if text_change is None else None
         self.transform(
