@@ -1,6 +1,7 @@
 """Perturbed-attention guidance: diffusers' latents, the identity map in closed form, only the work that it needs."""
 
 import json
+import zlib
 
 import mindspore as ms
 import numpy as np
@@ -29,8 +30,6 @@ def drawn(seed, *shape):
 
 def noise_of(seed, tag, shape):
     """The draw of a reference case."""
-    import zlib
-
     return np.random.default_rng([seed, zlib.crc32(tag.encode()), 0]).standard_normal(shape).astype(np.float32)
 
 
@@ -187,7 +186,7 @@ def test_aligned_heads_without_compression(kind):
 
 
 def test_blocks_run_are_those_that_it_needs(monkeypatch):
-    """Images pass a block one by one: two of guidance, and a third from the first layer on while the scale is above 0."""
+    """For each image two of guidance, and a third one from the first layer on while the scale is above 0."""
     construct, count = DiTBlock.construct, []
     monkeypatch.setattr(DiTBlock, "construct", lambda self, x, *rest: count.append(len(x)) or construct(self, x, *rest))
     dit = small_dit("plain")

@@ -253,7 +253,9 @@ class GivenImages:
 def given_images(image, mask):
     """List of GivenImage of one picture or a list of them, and of one mask, or one for each, or None."""
     pictures, masks = _each(image), _each(mask, grey=True)
-    if not pictures or len(masks) not in (1, len(pictures)):
+    if not pictures:
+        raise MindSigmaError("image: give at least one")
+    if len(masks) not in (1, len(pictures)):
         raise MindSigmaError(f"{len(masks)} masks for {len(pictures)} images; give one mask, or one for each image")
     return [GivenImage.open(picture, masks[i % len(masks)]) for i, picture in enumerate(pictures)]
 
