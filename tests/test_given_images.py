@@ -335,6 +335,15 @@ def test_command_line(mini, tmp_path, monkeypatch, capsys):
             tool.main()
 
 
+def test_white_that_is_not_drawn_is_told():
+    picture, mask = disc(300, 410), np.zeros((300, 410), np.uint8)
+    mask[:, :24] = 255  # of which 12 columns are cropped
+    told = GivenImages([GivenImage.open(picture, mask)], (224, 288), "crop").told()
+    assert told[1].startswith("mask: 50.0% of its white lies in what is cropped and stays as it is") and len(told) == 2
+    assert len(GivenImages([GivenImage.open(picture, mask)], (224, 288), "pad").told()) == 1
+    assert GivenImages([GivenImage.open(picture, mask)], (300, 410), "crop").told() == []
+
+
 def test_finished_pictures_of_several_sizes():
     pictures = [GivenImage.open(disc(64, 80), middle(64, 80)), GivenImage.open(disc(32, 40), middle(32, 40))]
     given, drawn = GivenImages(pictures, (64, 64), "pad"), np.zeros((2, 64, 64, 3), np.float32)

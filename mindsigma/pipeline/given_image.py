@@ -186,6 +186,13 @@ class GivenImage:
             )
         return result
 
+    def masked_outside(self, placement):
+        """Which part of the mask's white lies outside of what is drawn, 0 ... 1."""
+        if self.mask is None:
+            return 0.0
+        inside, whole = (np.count_nonzero(mask) for mask in (self.mask.crop(placement.of_image), self.mask))
+        return 1 - inside / whole
+
     def pasted(self, placement, canvas):
         """The image itself, in its own size, where the mask is white replaced by what a drawn canvas has there."""
         whole = placement.put_back(canvas, self.picture)
@@ -212,7 +219,15 @@ class GivenImages:
 
     def told(self):
         """What happens to the images: a list of lines, each once."""
-        return list(dict.fromkeys(filter(None, (placement.told() for placement in self.placements))))
+        lines = [placement.told() for placement in self.placements]
+        for one, placement in zip(self.images, self.placements):
+            lost = one.masked_outside(placement)
+            if lost > 0:
+                lines.append(
+                    f"mask: {lost:.1%} of its white lies in what is cropped and stays as it is; image_fit pad "
+                    "(--image-fit pad) draws all of it"
+                )
+        return list(dict.fromkeys(filter(None, lines)))
 
     def pixels(self):
         """float32 (N, 3, h, w) in [-1, 1] of the canvases."""
