@@ -258,8 +258,9 @@ def encode_all(pipeline, prompts, args, guided):
 def traffic(pipeline, size, prompts, args, sampling):
     """What the processes send each other, in a line."""
     images = min(args.batch_size, args.num_images * len(prompts))
-    sampler = sampling.solver(args.convention)
-    sent = pipeline.bytes_sent(*size, images, sampling.guided, sampler.learned_variance)
+    sampler, pag = sampling.solver(args.convention), sampling.pag(pipeline.components.opened("dit").config.depth)
+    perturbed = pag.layers if pag else ()
+    sent = pipeline.bytes_sent(*size, images, sampling.guided, sampler.learned_variance, perturbed)
     return (
         f"parallel {args.parallel}: {pipeline.parallel.ranks.count} processes, each sends "
         f"{sum(sent.values()) / 1e6:.2f} MB a step ({sent['keys'] / 1e6:.2f} keys and values, "

@@ -28,7 +28,7 @@ from mindsigma.sampling.denoising import NO_SHORTCUTS, DenoisingGraphs, denoisin
 from mindsigma.sampling.finite_latents import FiniteLatents, require_finite
 from mindsigma.sampling.inpainting import Inpainting
 from mindsigma.sampling.options import SamplingOptions
-from mindsigma.sampling.parallel import ParallelGraphs, ParallelSampling, bytes_sent
+from mindsigma.sampling.parallel import NOT_HALVED, ParallelGraphs, ParallelSampling, bytes_sent
 from mindsigma.weights.loading import kinds_in_file, open_dit, open_t5, open_vae
 from mindsigma.weights.locate import locate
 from mindsigma.weights.released import default_sampler, release_named
@@ -236,17 +236,17 @@ class PixArtSigmaPipeline:
     def _bins(self):
         return inference_bins(bin_base(self._config("dit").input_size))
 
-    def bytes_sent(self, height, width, images=1, guided=True, learned_variance=False):
+    def bytes_sent(self, height, width, images=1, guided=True, learned_variance=False, perturbed=()):
         """Bytes that each of several processes sends a step (parallel.bytes_sent), for images of height x width pixels.
 
-        Raises:
+        `perturbed`: layers of perturbed attention. Raises:
             MindSigmaError: the processes cannot share such images.
         """
         config = self._config("dit")
         unit = self._config("vae").downsampling * config.patch_size
         part = self.parallel.part(config, guided, height // unit, width // unit)
         itemsize = 4 if self.components.opened("dit").dtype == ms.float32 else 2
-        return bytes_sent(config, part, images, itemsize, learned_variance)
+        return bytes_sent(config, part, images, itemsize, learned_variance, perturbed)
 
     def start_noise(self, seeds, height, width):
         """Standard normal latents (N, c, h, w) fp32 for images of height x width pixels; each from its own seed."""
@@ -449,8 +449,8 @@ class PixArtSigmaPipeline:
             whole("seed", seed, 0)
         if self.parallel is not None and options.shortcuts != NO_SHORTCUTS:
             raise MindSigmaError("guidance_interval, text_reuse and block_reuse are for one process, not for several")
-        if self.parallel is not None and options.perturbed:
-            raise MindSigmaError("pag_scale (--pag-scale) is for one process, not for several")
+        if self.parallel is not None and self.parallel.half is not None and options.perturbed:
+            raise MindSigmaError(NOT_HALVED)
         options.pag(self._config("dit").depth)
         begin = options.first_step(options.solver(self.convention), image is not None, mask is not None)
         source = self.open_images(image, mask, options)

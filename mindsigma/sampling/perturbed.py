@@ -63,11 +63,12 @@ class PerturbedDiT(nn.Cell):
         super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
         self.dit, self.layers, self.guided = dit, layers, guided
 
-    def construct(self, latents, modulation, text_kv, position, kept=None):
+    def construct(self, latents, modulation, text_kv, position, kept=None, gather=None):
         """Predict noise and variance as `DiT.denoise` does.
 
         Args:
             text_kv: of `perturbed_text_kv`.
+            kept: of no meaning here.
 
         Returns:
             the predictions (M, out_channels, h, w) for latents (M, c, h, w), and those of the perturbed images (N, ...)
@@ -83,7 +84,7 @@ class PerturbedDiT(nn.Cell):
             if i == self.layers[0]:
                 x = with_last_again(x, count)
             perturbed = count if i in self.layers else 0
-            x, _ = block(x, rows[i], text_kv[i][0], text_kv[i][1], height, width, None, None, perturbed)
+            x, _ = block(x, rows[i], text_kv[i][0], text_kv[i][1], height, width, gather, None, perturbed)
         prediction = dit.final_layer(x, rows[dit.config.depth], height, width)
         return narrow(prediction, 0, 0, images), narrow(prediction, 0, images, count)
 
