@@ -94,9 +94,8 @@ def decode(file):
 def of_pil(image):
     """`decode` of a PIL image that somebody opened or made; it stays as it is."""
     with _explained():
-        orientation = _orientation(_checked(image))
-        image.load()
-        upright = _to_rgb(image)
+        _checked(image).load()
+        upright, orientation = _to_rgb(image), _orientation(image)
     return upright.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else upright
 
 

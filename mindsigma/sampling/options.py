@@ -164,7 +164,7 @@ class SamplingOptions:
             image, mask: whether something is drawn from an image, and under a mask.
 
         Raises:
-            MindSigmaError: a strength without an image, or one that leaves no step.
+            MindSigmaError: a strength without an image, or one that leaves no step, or none that is to be guided.
         """
         if not image:
             if self.strength is not None:
@@ -178,6 +178,7 @@ class SamplingOptions:
                 f"strength {strength:g} of {steps} steps makes no step; take more steps, or a strength of at least "
                 f"{1 / steps:.3g}"
             )
+        self.shortcuts.plan(run, self.guided, steps - run, self.perturbed)
         return None if mask and run == steps else steps - run
 
     def strength_of(self, mask):
@@ -273,6 +274,7 @@ def add_arguments(parser):
     add("--pag-scale", type=float, default=default.pag_scale, help="weight of perturbed-attention guidance; 0 is none")
     add(
         "--pag-layers",
+        type=str,  # said aloud, so that a number in a config file is one, too
         metavar="LAYERS",
         help="blocks whose self-attention it perturbs, from 0, as in 14 or 3,13-15; default the middle one",
     )
