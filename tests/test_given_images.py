@@ -10,11 +10,14 @@ import pytest
 from conftest import GOLDEN, load_tool, psnr, relative_error
 from mindspore import Tensor
 from PIL import Image
+from test_perturbed import small_dit, trajectory
 
 from mindsigma import MindSigmaError
 from mindsigma.pipeline.given_image import GivenImage, GivenImages, Placement, given_images, open_mask, open_picture
+from mindsigma.pipeline.phases import compiled_graphs
 from mindsigma.sampling.denoising import DenoisingGraphs
 from mindsigma.sampling.dpm_solver import DPMSolver
+from mindsigma.sampling.iddpm import IDDPM
 from mindsigma.sampling.inpainting import Inpainting
 from mindsigma.sampling.options import SamplingOptions
 
@@ -99,23 +102,21 @@ def test_pixels_outside_of_the_mask_stay(mini, fit):
     assert np.abs(first[inside].astype(int) - second[inside]).mean() > 5
     assert np.abs(first[inside].astype(int) - picture[inside]).mean() > 5
     whole = mini("a cat", image=picture, paste=False, **options).images[0]
-    assert whole.size == ((288, 224) if fit == "crop" else (288, 211))
+    assert whole.size == ((288, 208) if fit == "crop" else (284, 208))
 
 
 def test_sizes_of_what_is_drawn(mini):
     picture = disc(300, 410)
     options = {"image": picture, "strength": 0.5, **QUICK}
-    assert mini("a cat", **options).images[0].size == (288, 224)
+    assert mini("a cat", **options).images[0].size == (288, 208)
     assert mini("a cat", height=256, width=256, **options).images[0].size == (256, 256)
     assert mini("a cat", width=205, **options).images[0].size == (205, 150)
-    assert mini("a cat", use_resolution_binning=False, output_type="latent", **options).images.shape[2:] == (26, 38)
+    assert mini("a cat", use_resolution_binning=False, output_type="latent", **options).images.shape[2:] == (28, 38)
     # The smaller the strength, the nearer to the image.
-    small = np.asarray(Image.fromarray(picture).resize((288, 224), Image.Resampling.LANCZOS, (12, 0, 398, 300)))
-    near, far = (
-        mini("a cat", image=picture, strength=strength, output_type="np", **{**QUICK, "num_inference_steps": 10}).images
-        for strength in (0.2, 0.9)
-    )
-    assert psnr(near[0] * 255, small, 255) > 20 > psnr(far[0] * 255, small, 255) + 3
+    options.update(num_inference_steps=10, output_type="latent")
+    near, far = (mini("a cat", **{**options, "strength": strength}).images for strength in (0.2, 0.9))
+    clean = mini.encode_given(mini.open_images(picture, None, SamplingOptions()), [3], SamplingOptions())
+    assert relative_error(near, clean) < 0.5 * relative_error(far, clean)
 
 
 @pytest.mark.parametrize("size", [(300, 410), (224, 288), (512, 100), (57, 1000)])
@@ -180,7 +181,7 @@ def test_posterior_is_sampled_from_each_image_s_own_seed(mini):
     mode = mini.encode_given(given, [1, 2], SamplingOptions())
     both, alone = mini.encode_given(given, [1, 2], options), mini.encode_given(given, [2], options)
     assert both.shape == (2, 4, 32, 32) and mode.shape == (1, 4, 32, 32)
-    assert relative_error(both[1:], alone) < 1e-6 and (both[0] != both[1]).all()
+    assert relative_error(both[1:], alone) < 1e-6 and (both[0] != both[1]).mean() > 0.99
     assert 1e-4 < relative_error(alone, mode) < 0.3
     moments = mini.vae.encode(Tensor(given.pixels())).asnumpy()
     deviation = np.exp(0.5 * np.clip(moments[:, 4:], -30, 20)) * mini.vae.config.scaling_factor
@@ -219,23 +220,32 @@ def test_the_callback_and_every_step_see_the_image(mini):
         assert relative_error(latents[kept], (alpha * clean + sigma * noise)[kept]) < 1e-6
 
 
-def test_a_step_under_a_mask_is_one_graph(plain_mini, mini, monkeypatch, graph_mode):
-    """Any sampler, here one that draws noise; image, noise and mask are inputs of the graph."""
-    monkeypatch.setattr(plain_mini, "_steps", None)
-    picture, mask = disc(64, 64), middle(64, 64)
-    call = {
-        "image": picture, "mask": mask, "num_inference_steps": 2, "height": 64, "width": 64, "seed": 1,
-        "use_resolution_binning": False, "progress": False, "output_type": "latent",
-    }  # fmt: skip
-    found = plain_mini("a cat", **call).images
-    (step,) = plain_mini._steps._steps.values()
-    assert isinstance(step.sampler, Inpainting)
-    other = plain_mini("a cat", **{**call, "image": disc(64, 64, (0, 250, 0)), "mask": 255 - mask}).images
-    assert list(plain_mini._steps._steps.values()) == [step]
-    ms.set_context(mode=ms.PYNATIVE_MODE)
-    assert relative_error(found, mini("a cat", **call).images) < 2e-5
-    again = mini("a cat", **{**call, "image": disc(64, 64, (0, 250, 0)), "mask": 255 - mask}).images
-    assert relative_error(other, again) < 2e-5
+def test_a_step_under_a_mask_is_one_graph():
+    """Of a sampler that draws noise and takes the variance; image, noise and mask are inputs."""
+    dit = small_dit("plain")
+    masks = np.zeros((1, 1, 8, 8), np.float32), np.zeros((2, 1, 8, 8), np.float32)
+    masks[0][..., :3], masks[1][0] = 1, 1
+
+    def draw(graphs, number):
+        clean, noise = (np.random.default_rng([number, i]).standard_normal((2, 4, 8, 8), np.float32) for i in range(2))
+        sampler = Inpainting(IDDPM(), clean, noise, masks[number])
+        latents = trajectory(
+            graphs, None, sampler=sampler, steps=2, fresh_noise=lambda k, shape: np.full(shape, k - 0.5)
+        )
+        kept = np.broadcast_to(masks[number] == 0, latents.shape)
+        assert (latents[kept] == clean[kept]).all() and relative_error(latents[~kept], clean[~kept]) > 0.1
+        return latents
+
+    eager = [draw(DenoisingGraphs(dit), number) for number in range(2)]
+    ms.set_context(mode=ms.GRAPH_MODE)
+    try:
+        graphs = DenoisingGraphs(dit)
+        assert relative_error(draw(graphs, 0), eager[0]) < 1e-5
+        before = compiled_graphs()
+        assert relative_error(draw(graphs, 1), eager[1]) < 1e-5
+        assert compiled_graphs() == before >= 3
+    finally:
+        ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 def test_graphs_are_shared_by_samplers_of_one_graph(mini):
@@ -309,11 +319,11 @@ def test_command_line(mini, tmp_path, monkeypatch, capsys):
         str(out),
         "--verbose",
     ]
-    options += ["--warm-up", "224x288:1:16"]
+    options += ["--warm-up", "208x288:1:16"]
     monkeypatch.setattr(sys, "argv", ["generate.py", "a cat", *options])
     assert tool.main() == 0
     printed = capsys.readouterr().out.splitlines()
-    told = "image: 300 x 410 (height x width), drawn at 224 x 288: cropped to 300 x 386, then resized"
+    told = "image: 300 x 410 (height x width), drawn at 208 x 288: cropped to 296 x 410, then resized"
     assert printed.count(told) == 1
     assert "strength 0.5: the last 2 of 4 steps" in printed
     assert "perturbed attention in block 3, 4 of 8: 1.31 times as many block evaluations" in printed
@@ -322,7 +332,7 @@ def test_command_line(mini, tmp_path, monkeypatch, capsys):
     assert np.array_equal(pixels[middle(300, 410) == 0], disc(300, 410)[middle(300, 410) == 0])
     expected = {"strength": "0.5", "image_fit": "crop", "image_latents": "mode", "paste": "True", "pag_layers": "3 4"}
     expected.update(pag_scale="2.0", image=str(tmp_path / "photo.png"), mask=str(tmp_path / "mask.png"))
-    expected.update(size="410x300", drawn_size="288x224")
+    expected.update(size="410x300", drawn_size="288x208")
     assert {name: text.get(name) for name in expected} == expected
     for wrong, fault in (
         (["--mask", "x.png"], "--mask needs --image"),

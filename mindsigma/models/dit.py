@@ -75,9 +75,9 @@ class SelfAttention(nn.Cell):
         `gather`: None, or a function (k, v) from the keys and values (N, K, C) of a band of rows to those of the image.
         `perturbed`: so many images at the end, whose tokens each attend to itself alone (arXiv 2403.17377).
         """
+        every, count = x, x.shape[0] - perturbed
         if perturbed > 0:
-            own = self.values(narrow(x, 0, x.shape[0] - perturbed, perturbed))
-            x = narrow(x, 0, 0, x.shape[0] - perturbed)
+            x = narrow(every, 0, 0, count)
         q, k, v = project_heads(x, self.qkv, self.heads, self.width, 3, self.widened)
         if self.qk_norm:
             q = widen_tokens(self.q_norm(q), self.heads[0], self.heads[1], self.width)
@@ -93,7 +93,7 @@ class SelfAttention(nn.Cell):
             q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
         out = attention(q, k, v, self.number, self.scale).astype(x.dtype)  # (N, T, heads * width)
         if perturbed > 0:
-            out = ops.concat((out, own), 0)
+            out = ops.concat((out, self.values(narrow(every, 0, count, perturbed))), 0)
         return join_heads(out, self.proj, self.heads, self.width)
 
     def values(self, x):

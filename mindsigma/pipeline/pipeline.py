@@ -285,8 +285,8 @@ class PixArtSigmaPipeline:
                     f"for {length} tokens, not {negative.states.shape[1]} (encode_prompts(..., min_length={length}))"
                 )
             caption, negative = pad(caption, length), pad(negative, length)
-            mask = caption.mask if self.convention == "official" else repeat_rows(negative.mask, batch)
-            unconditional = (repeat_rows(negative.states, batch), mask)
+            tokens = caption.mask if self.convention == "official" else repeat_rows(negative.mask, batch)
+            unconditional = (repeat_rows(negative.states, batch), tokens)
         sampler = options.solver(self.convention)
         begin, noise = options.first_step(sampler, clean is not None, mask is not None), latents
         if begin is not None:

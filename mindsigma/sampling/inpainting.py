@@ -54,7 +54,7 @@ class Inpainting(Sampler):
     def construct(self, latents, history, numbers, noise, variance, fresh=None):
         """One step, arguments and results of Sampler.construct."""
         given = history[-3:]
-        latents, history = self.sampler(latents, history[:-3], numbers, noise, variance, fresh)
+        latents, history = self.sampler(latents, history[:-3], numbers[:-2], noise, variance, fresh)
         clean, start, mask = given
         known = numbers[-2] * clean + numbers[-1] * start
         return (1.0 - mask) * known + mask * latents, history + given
