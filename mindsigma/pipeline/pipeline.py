@@ -287,6 +287,8 @@ class PixArtSigmaPipeline:
             caption, negative = pad(caption, length), pad(negative, length)
             tokens = caption.mask if self.convention == "official" else repeat_rows(negative.mask, batch)
             unconditional = (repeat_rows(negative.states, batch), tokens)
+        if mask is not None and clean is None:
+            raise MindSigmaError("a mask needs the clean latents of the image that it belongs to")
         sampler = options.solver(self.convention)
         begin, noise = options.first_step(sampler, clean is not None, mask is not None), latents
         if begin is not None:
