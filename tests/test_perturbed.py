@@ -234,6 +234,7 @@ def test_guidance_in_closed_form():
         ({"pag_scale": 3, "pag_layers": "8"}, "8: the model has the blocks 0 ... 7"),
         ({"pag_scale": 3, "pag_layers": "blocks.1"}, "pag_layers must be numbers of blocks"),
         ({"pag_scale": 3, "pag_layers": [1.5]}, "pag_layers must be numbers of blocks"),
+        ({"pag_scale": 3, "pag_layers": True}, "pag_layers must be numbers of blocks"),
         ({"pag_scale": 3, "pag_layers": ()}, "pag_layers must be numbers of blocks"),
         ({"pag_scale": 3, "pag_layers": "3-99999999999"}, "pag_layers must be numbers of blocks"),
         ({"pag_scale": 3, "pag_layers": -1}, "pag_layers must be numbers of blocks"),

@@ -126,12 +126,12 @@ class SamplingOptions:
                 raise MindSigmaError(f"{name} must be at least 0, not {shown(getattr(self, name))}")
         layers = self.pag_layers
         if layers is not None:
+            given = layers if isinstance(layers, (list, tuple, range)) else [layers]
             try:
-                given = layers if isinstance(layers, (list, tuple, range)) else [layers]
                 layers = layer_numbers(layers) if isinstance(layers, str) else tuple(map(index, given))
             except (TypeError, ValueError):
                 layers = ()
-            if not layers or min(layers) < 0 or any(isinstance(layer, bool) for layer in layers):
+            if not layers or min(layers) < 0 or any(isinstance(layer, bool) for layer in given):
                 raise MindSigmaError(
                     f"pag_layers must be numbers of blocks, as in 14 or 3,13-15, not {shown(self.pag_layers)}"
                 )
@@ -158,7 +158,7 @@ class SamplingOptions:
         return PerturbedAttention(chosen_layers(self.pag_layers, depth), self.pag_scale, self.pag_adaptive_scale)
 
     def first_step(self, sampler, image, mask):
-        """Index of the first step that is run of a Sampler's table, and the strength; None for a whole trajectory.
+        """Index of the first step that is run of a Sampler's table; None for a whole trajectory, from noise alone.
 
         Args:
             image, mask: whether something is drawn from an image, and under a mask.
