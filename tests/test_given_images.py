@@ -92,7 +92,7 @@ def middle(height, width):
 def test_pixels_outside_of_the_mask_stay(mini, fit):
     """In the image's own size, whatever is drawn; in a batch, from each one's own seed."""
     picture, mask = disc(300, 410), middle(300, 410)
-    options = {"mask": mask, "image_fit": fit, **QUICK}
+    options = {"mask": mask, "image_fit": fit, **QUICK, "num_inference_steps": 2}
     first, second = (np.asarray(image) for image in mini(["a cat"] * 2, image=picture, **options).images)
     for image in (first, second):
         assert np.array_equal(image[mask == 0], picture[mask == 0])
@@ -107,13 +107,13 @@ def test_pixels_outside_of_the_mask_stay(mini, fit):
 
 def test_sizes_of_what_is_drawn(mini):
     picture = disc(300, 410)
-    options = {"image": picture, "strength": 0.5, **QUICK}
+    options = {"image": picture, "strength": 0.5, **QUICK, "num_inference_steps": 2}
     assert mini("a cat", **options).images[0].size == (288, 208)
     assert mini("a cat", height=256, width=256, **options).images[0].size == (256, 256)
     assert mini("a cat", width=205, **options).images[0].size == (205, 150)
     assert mini("a cat", use_resolution_binning=False, output_type="latent", **options).images.shape[2:] == (28, 38)
     # The smaller the strength, the nearer to the image.
-    options.update(num_inference_steps=10, output_type="latent")
+    options.update(num_inference_steps=5, output_type="latent")
     near, far = (mini("a cat", **{**options, "strength": strength}).images for strength in (0.2, 0.9))
     clean = mini.encode_given(mini.open_images(picture, None, SamplingOptions()), [3], SamplingOptions())
     assert relative_error(near, clean) < 0.5 * relative_error(far, clean)
@@ -168,7 +168,8 @@ def test_several_images(mini):
     """One for each that is drawn, each with its own mask."""
     pictures = [disc(256, 256), disc(256, 256, (20, 200, 20))]
     masks = [middle(256, 256), 255 - middle(256, 256)]
-    images = mini("a cat", num_images_per_prompt=2, image=pictures, mask=masks, output_type="np", **QUICK).images
+    options = {**QUICK, "num_inference_steps": 2, "output_type": "np"}
+    images = mini("a cat", num_images_per_prompt=2, image=pictures, mask=masks, **options).images
     for image, picture, mask in zip(images, pictures, masks):
         assert np.array_equal(np.round(image * 255)[mask == 0], picture[mask == 0])
     with pytest.raises(MindSigmaError, match="2 images to draw 3 from"):
