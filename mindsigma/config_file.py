@@ -4,6 +4,7 @@ import argparse
 from contextlib import contextmanager
 from pathlib import Path
 
+from mindsigma.command_line import did_you_mean
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import RAISED, read_text
 
@@ -13,21 +14,48 @@ LONGEST_NUMBER = 40  # characters; YAML's own reading of longer ones takes its t
 LONGEST_QUOTE = 100  # characters of a value in a message
 
 
-def parse_with_config(parser, argv=None):
+def parse_with_config(parser, argv=None, weaker=lambda first: {}):
     """Parse arguments; where --config names a YAML file, its keys (option names, - or _) become the defaults.
 
     A required option may come from the file. An unknown or doubled key, a value of the wrong kind or an unreadable
     file raises MindSigmaError.
+
+    Args:
+        weaker: function of the namespace of the flags alone that returns values, by destination, which the file and the
+            flags override.
     """
     # The parser itself finds --config, so that abbreviations and texts after `--` are understood the same way twice.
     with _nothing_required(parser):
         first, _ = parser.parse_known_args(argv)
+    values = weaker(first)
     if first.config:
-        values = _read(Path(first.config), parser)
-        parser.set_defaults(**values)
-        for action in parser._actions:
-            action.required = action.required and action.dest not in values
+        values.update(_read(Path(first.config), parser))
+    parser.set_defaults(**values)
+    for action in parser._actions:
+        action.required = action.required and action.dest not in values
     return parser.parse_args(argv)
+
+
+class Unnamed(str):
+    """A default of --model: the bundled model, as nobody named one."""
+
+
+def require_model(args):
+    """Raise MindSigmaError if there is a config and nobody named a model: the default would be none that it is for."""
+    if args.config and isinstance(args.model, Unnamed):
+        raise MindSigmaError(
+            f"{args.config}: names no model; add a line such as `model: sigma-mini`, the bundled one, or give --model"
+        )
+
+
+def convert_value(where, value, action):
+    """What an argparse action makes of a value from a file, as strict as for a config. Raises MindSigmaError.
+
+    Args:
+        where: what names the value in messages: file, line, key.
+        value: text, number, bool, None or a list of them.
+    """
+    return _convert_at(where, value, action)
 
 
 @contextmanager
@@ -51,7 +79,8 @@ def _read(file, parser):
         action = actions.get(str(key).replace("-", "_"))
         if action is None:
             known = ", ".join(sorted(name.replace("_", "-") for name in actions))
-            raise MindSigmaError(f"{file}: unknown key {_quoted(key)}; known: {known}")
+            meant = did_you_mean(str(key).replace("_", "-"), known.split(", "))
+            raise MindSigmaError(f"{file}: unknown key {_quoted(key)}; known: {known}{meant}")
         if action.dest in result:
             raise MindSigmaError(f"{file}: key {_quoted(key)} is given twice")
         result[action.dest] = _convert(file, key, value, action)
@@ -147,7 +176,10 @@ def _quoted(value):
 
 
 def _convert(file, key, value, action):
-    where = f"{file}: {one_line(key, LONGEST_QUOTE)}"
+    return _convert_at(f"{file}: {one_line(key, LONGEST_QUOTE)}", value, action)
+
+
+def _convert_at(where, value, action):
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise MindSigmaError(f"{where} must be true or false, not {_quoted(value)}")

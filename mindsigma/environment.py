@@ -12,17 +12,31 @@ OLDEST = (2, 7)
 SLOW_ON_CPU = (2, 9)  # from here on, MindSpore's CPU backend convolves about 250 times slower
 
 
+def wrong_python(python=None):
+    """What is wrong with a version of Python (a tuple, by default the one that runs) in one line, or ""."""
+    python = tuple(python or sys.version_info)[:2]
+    if PYTHON[0] <= python <= PYTHON[1]:
+        return ""
+    return f"Python {python[0]}.{python[1]} has no MindSpore {TESTED}; use Python 3.{PYTHON[0][1]} to 3.{PYTHON[1][1]}"
+
+
+def end_on_wrong_python():
+    """End the program with one line and exit code 2 if this Python cannot run it."""
+    fault = wrong_python()
+    if fault:
+        sys.stderr.write(f"error: {fault}\n")
+        sys.exit(2)
+
+
 def check_environment(python=None, mindspore=None):
     """Raise MindSigmaError for a Python or MindSpore that cannot run the project, warn about a slow or unknown one.
 
     Args:
         python, mindspore: versions as a tuple and a text, by default those that run.
     """
-    python = tuple(python or sys.version_info)[:2]
-    if not PYTHON[0] <= python <= PYTHON[1]:
-        raise MindSigmaError(
-            f"Python {python[0]}.{python[1]} has no MindSpore {TESTED}; use Python 3.{PYTHON[0][1]} to 3.{PYTHON[1][1]}"
-        )
+    fault = wrong_python(python)
+    if fault:
+        raise MindSigmaError(fault)
     if mindspore is None:
         from importlib import metadata  # not above: Python 3.7, which is refused, has none
 

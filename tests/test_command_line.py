@@ -2,7 +2,10 @@
 
 import argparse
 import ast
+import importlib
 import os
+import re
+import resource
 import subprocess
 import sys
 import warnings
@@ -15,7 +18,7 @@ from mindsigma.errors import LONGEST_MESSAGE, MindSigmaError, bounded, say
 
 ROOT = Path(__file__).parents[1]
 NASTY = "a\nerror: b\r\x1b[31m\x07\u202e\ud800\udcff\x85\u2028"
-TOOLS = ("convert", "extract_features", "generate", "prepare_data", "train")
+TOOLS = ("convert", "extract_features", "generate", "prepare_data", "train", "web")
 
 
 @pytest.fixture
@@ -83,6 +86,89 @@ def test_what_argparse_quotes(ends, flags, monkeypatch):
     parser.add_argument("--kind", choices=("a", "b"))
     monkeypatch.setattr(sys, "argv", ["tool", *flags])
     assert "--help lists the options" in one_line(*ends(parser.parse_args))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--stpes", "3"], "unrecognized arguments: --stpes; did you mean --steps?"),
+        (["x", "--guidance-scal3=4"], "did you mean --guidance-scale?"),
+        (["--sampler", "eular"], "; did you mean euler?"),
+        (["--zzz"], "unrecognized arguments: --zzz; --help"),
+        (["--seed", "many"], "argument --seed: invalid int value: 'many'; --help"),
+    ],
+)
+def test_what_was_meant(ends, flags, words, monkeypatch):
+    parser = command_line.parser("Draw.")
+    parser.add_argument("prompt", nargs="*")
+    parser.add_argument("--steps", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--guidance-scale", type=float)
+    parser.add_argument("--sampler", choices=("dpm", "euler"))
+    monkeypatch.setattr(sys, "argv", ["tool", *flags])
+    assert words in one_line(*ends(parser.parse_args))
+
+
+MISTAKES = {
+    "ascend_host": (["--cards", "0", "--", "ls"], "--rank 0 of --cards 0"),
+    "benchmark": (["--cases", "mini-wrm"], "did you mean mini-warm?"),
+    "benchmark_training": (["--processes", "x"], "invalid int value"),
+    "compare_runs": (["a", "--titel", "b"], "did you mean --title?"),
+    "compare_guidance": (["--figrue", "x"], "did you mean --figure?"),
+    "compare_samplers": (["--sied", "9"], "did you mean --side?"),
+    "compare_shortcuts": (["--steps", "x"], "invalid int value"),
+    "compare_training": (["--stpes", "3"], "did you mean --steps?"),
+    "convert": (["a", "b", "--to", "mindspoor"], "did you mean mindspore?"),
+    "export": (["--sampler", "dmp"], "did you mean dpm?"),
+    "extract_features": (["a", "b", "--model", "sigma-mini", "--rank", "3", "--ranks", "2"], "--rank 3 of --ranks 2"),
+    "generate": (["a cat", "--steps", "0"], "--steps must be at least 1, not 0"),
+    "make_scenes": (["x", "--held-outt", "1"], "did you mean --held-out?"),
+    "plan": (["--cards", "0"], "--cards must be at least 1"),
+    "prepare_data": (["x", "--threads", "0"], "--threads must be at least 1"),
+    "profile_npu": (["--dtype", "fp61"], "did you mean fp16?"),
+    "roofline": (["--knids", "3"], "did you mean --kinds?"),
+    "scaling": (["--agian"], "did you mean --again?"),
+    "train": (["--data", "x", "--output", "y", "--lora-alpha", "3"], "--lora-alpha belongs to an adapter"),
+    "web": (["--port", "99999"], "--port must be 0 ... 65535"),
+}
+
+
+def test_every_tool_is_tried_below():
+    assert set(MISTAKES) == {path.stem for path in (ROOT / "tools").glob("*.py")}
+
+
+@pytest.mark.parametrize("tool", MISTAKES)
+def test_a_mistake_is_answered_at_once(tool):
+    """In one line, within half a second of processor time, and so before MindSpore is imported."""
+    flags, words = MISTAKES[tool]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-X", "importtime", str(ROOT / "tools" / f"{tool}.py"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
+    assert done.returncode == 2 and len(lines) == 1 and words in lines[0], done.stderr[-2000:]
+    assert not re.search(r"\| +(mindspore|gradio)\b", done.stderr)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+@pytest.mark.parametrize("tool", ["generate", "train", "convert", "prepare_data", "extract_features", "web"])
+def test_help_has_groups_defaults_and_an_example(tool, capsys, monkeypatch):
+    """And the version, and a script of completion that knows the options."""
+    module = importlib.import_module(f"mindsigma.{'training.run_options' if tool == 'train' else f'commands.{tool}'}")
+    if tool == "generate":
+        module = importlib.import_module("mindsigma.commands.generate_options")
+    parser = module.build_parser()
+    text = parser.format_help()
+    assert f"example:\n  python tools/{tool}.py " in text
+    assert "(default: " in text and "(default: None)" not in text and "(default: False)" not in text
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--version"])
+    assert caught.value.code == 0 and "mindsigma 0.2.0 (Python 3." in capsys.readouterr().out
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args(["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    option = max((option for action in parser._actions for option in action.option_strings), key=len)
+    assert caught.value.code == 0 and option in script and "compgen" in script
 
 
 def test_what_warnings_quote(ends):

@@ -109,12 +109,28 @@ def test_nothing_but_python_is_imported_before_the_check():
 @pytest.mark.parametrize(
     "file",
     [
-        "tools/generate.py",
+        *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "tools").glob("*.py")),
+        *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "mindsigma" / "commands").glob("*.py")),
         *(f"mindsigma/{n}.py" for n in ["__init__", "command_line", "config_file", "environment", "errors", "foreign"]),
     ],
 )
 def test_older_python_can_parse_what_refuses_it(file):
-    ast.parse((ROOT / file).read_text(), feature_version=(3, 7))
+    """Tools, and the commands that they import, before the check of the version, which is the first thing they do."""
+    ast.parse((ROOT / file).read_text(), feature_version=(3, 6))
+
+
+@pytest.mark.parametrize("version", [(3, 6), (3, 8), (3, 12)])
+def test_a_tool_of_another_python_ends_in_one_line(version):
+    """As if this Python were of that version: `sys.version_info` is changed before the tool is run."""
+    code = (
+        f"import sys, runpy; sys.version_info = {version} + (0, 'final', 0); sys.argv = ['generate.py', 'x']; "
+        f"runpy.run_path({str(ROOT / 'tools' / 'generate.py')!r}, run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 2
+    assert done.stderr == f"error: Python {version[0]}.{version[1]} has no MindSpore 2.7.1; use Python 3.9 to 3.11\n"
 
 
 @pytest.mark.parametrize("version", ["3.7", "3.8", "3.12", "3.13"])

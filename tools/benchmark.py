@@ -38,7 +38,10 @@ def build_parser():
     """The options of this tool."""
     parser = command_line.parser(
         __doc__.splitlines()[0],
-        epilog="Without --cases: " + " ".join(DEFAULT_CASES) + "; with a peer: " + " ".join(DEFAULT_PEER_CASES),
+        "python tools/benchmark.py --cases mini-warm\n\nwithout --cases: "
+        + " ".join(DEFAULT_CASES)
+        + "; with a peer: "
+        + " ".join(DEFAULT_PEER_CASES),
     )
     add = parser.add_argument
     add("--cases", nargs="+", choices=CASES, metavar="CASE", help="what to measure: " + " ".join(CASES))

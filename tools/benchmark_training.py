@@ -23,7 +23,9 @@ CASES = {  # 256 px, captions of full length
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser(__doc__.splitlines()[0])
+    parser = command_line.parser(
+        __doc__.splitlines()[0], "python tools/benchmark_training.py --cases sigma-mini --processes 1"
+    )
     add = parser.add_argument
     add("--cases", nargs="+", choices=tuple(CASES), default=list(CASES))
     add("--processes", nargs="+", type=int, default=[1, 2], metavar="N", help="that share a step")

@@ -31,7 +31,10 @@ CHOICES = {
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser("Cost of perturbed-attention guidance, and a picture of what it and given images do.")
+    parser = command_line.parser(
+        "Cost of perturbed-attention guidance, and a picture of what it and given images do.",
+        "python tools/compare_guidance.py --figure guidance.png --repeats 5",
+    )
     add = parser.add_argument
     add("--model", default="sigma-mini", help="as of tools/generate.py")
     add("--components", help="as of tools/generate.py")

@@ -11,7 +11,10 @@ from mindsigma.errors import MindSigmaError
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser("Compare runs of tools/train.py by their held-out loss.")
+    parser = command_line.parser(
+        "Compare runs of tools/train.py by their held-out loss.",
+        "python tools/compare_runs.py runs/plain runs/kv-conv-deep --output curves.png",
+    )
     add = parser.add_argument
     add("runs", nargs="+", help="folders of runs; the folder's name is the curve's")
     add("--output", metavar="FILE", help="PNG of the curves")

@@ -32,7 +32,9 @@ LABEL = 104  # pixels beside and, a fifth of it, above the pictures
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser(__doc__.splitlines()[0])
+    parser = command_line.parser(
+        __doc__.splitlines()[0], "python tools/compare_samplers.py --output outputs/samplers.png"
+    )
     add = parser.add_argument
     add("--model", default="sigma-mini", help="as of tools/generate.py")
     add("--components", help="as of tools/generate.py")

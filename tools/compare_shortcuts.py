@@ -36,7 +36,10 @@ CHOICES = (
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser("Error and gain of the approximate speed-ups against the exact image.")
+    parser = command_line.parser(
+        "Error and gain of the approximate speed-ups against the exact image.",
+        "python tools/compare_shortcuts.py --model sigma-mini --output outputs/shortcuts.json",
+    )
     add = parser.add_argument
     add("--model", default="sigma-mini", help="as of tools/generate.py")
     add("--components", help="as of tools/generate.py")

@@ -25,7 +25,8 @@ def build_parser():
     """The options of this tool."""
     parser = command_line.parser(
         "Train the same network on the same inputs here and with PyTorch and diffusers; print both. "
-        "Each trains in processes of its own, one after the other."
+        "Each trains in processes of its own, one after the other.",
+        "python tools/compare_training.py --data features --peer-python PEER/bin/python --steps 50",
     )
     add = parser.add_argument
     add("--data", metavar="FEATURES", help="folder of tools/extract_features.py; default random numbers of that shape")

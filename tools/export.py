@@ -21,7 +21,9 @@ GOLDEN = ROOT / "tests" / "golden" / "graphs"
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser(__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = command_line.parser(
+        __doc__.splitlines()[0], "python tools/export.py --model PixArt-Sigma-XL-2-1024-MS --part step --report -"
+    )
     add = parser.add_argument
     add("--model", default="sigma-mini", help="preset or released name (no weights needed), folder or weight file")
     add("--part", default="step", help="step, caption, vae-decode, vae-encode, t5 or train")

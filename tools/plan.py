@@ -6,7 +6,6 @@ The graph is compiled, its kernels are selected and its memory is planned by Min
 the Ascend host, which needs g++). Nothing is computed or measured. Exit code 1 if it does not fit the card.
 """
 
-import argparse
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,10 @@ KINDS = 6  # of launches that are listed
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser(__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = command_line.parser(
+        __doc__.splitlines()[0],
+        "python tools/plan.py --model sigma-mini --part train --batch 8",
+    )
     add = parser.add_argument
     add("--model", default="sigma-mini", help="preset or released name (no weights needed), folder or weight file")
     add("--part", default="step", help="step, caption, vae-decode, vae-encode, t5 or train")

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser(__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = command_line.parser(__doc__.splitlines()[0], "python tools/profile_npu.py --out profile.json")
     add = parser.add_argument
     add("--model", default="xl", help="xl (the XL/2 of each size) or a preset")
     add("--sizes", type=int, nargs="+", default=[256, 512, 1024, 2048], help="square images, in pixels")

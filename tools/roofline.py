@@ -5,7 +5,6 @@
 Reads the stored reports of the presets, or those of tools/export.py --json. Nothing is measured.
 """
 
-import argparse
 from pathlib import Path
 
 from mindsigma import command_line
@@ -16,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser(__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = command_line.parser(__doc__.splitlines()[0], "python tools/roofline.py --npu 910B")
     add = parser.add_argument
     add("reports", nargs="*", metavar="REPORT.json", help="of tools/export.py; default the stored ones of all presets")
     add("--npu", nargs="+", help="names in --npus; default all")

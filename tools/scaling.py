@@ -37,7 +37,9 @@ COUNTED_SAVING = {512: 0.04, 1024: 0.13, 2048: 0.25, 4096: 0.33}
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser(__doc__.splitlines()[0])
+    parser = command_line.parser(
+        __doc__.splitlines()[0], "python tools/scaling.py --out outputs/scaling.json --figure outputs/scaling.png"
+    )
     add = parser.add_argument
     add("--points", nargs="+", metavar="KIND:WHAT:PIXELS", help="default: " + " ".join(DEFAULT_POINTS))
     add("--again", action="store_true", help="measure the points anew that the file holds")

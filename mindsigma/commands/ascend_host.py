@@ -8,11 +8,12 @@ from mindsigma import command_line
 from mindsigma.errors import MindSigmaError
 
 DESCRIPTION = "Run a command on MindSpore's own Ascend backend without an NPU: CANN is stood in for by this processor."
+EXAMPLE = 'python tools/ascend_host.py -- python tools/generate.py "a red apple" --device Ascend'
 
 
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser(DESCRIPTION, usage="%(prog)s [options] -- COMMAND ...")
+    parser = command_line.parser(DESCRIPTION, EXAMPLE, usage="%(prog)s [options] -- COMMAND ...")
     add = parser.add_argument
     add(
         "--dry", action="store_true", help="compile, select kernels and plan memory; compute nothing, results are zeros"

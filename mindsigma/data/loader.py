@@ -8,13 +8,13 @@ from typing import List, Optional
 
 import numpy as np
 
+from mindsigma.choices import MAX_BAD_IMAGES
 from mindsigma.data.feature_set import FeatureSet
 from mindsigma.data.images import training_array
 from mindsigma.data.randomness import generator
 from mindsigma.errors import MindSigmaError
 
 MAX_LENGTH = 300  # tokens of a caption in Sigma
-MAX_BAD_IMAGES = 100  # that a run leaves out before it ends
 CHECK = "find all such files with: tools/prepare_data.py DATA --check"
 LARGEST_COVER = 16  # how many times a bucket's pixels an image has that was resized to cover it
 

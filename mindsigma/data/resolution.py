@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mindsigma.choices import TABLE_NAMES
 from mindsigma.data.aspect_ratio import inference_bins, official_test_bins, training_bins
 from mindsigma.errors import MindSigmaError
 
-TABLES = {"training": training_bins, "inference": inference_bins, "test": official_test_bins}
+TABLES = dict(zip(TABLE_NAMES, (training_bins, inference_bins, official_test_bins)))
 
 PATCH_PIXELS = 16  # the VAE's 8 times the DiT's patch of 2
 LARGEST = 8192

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mindsigma.choices import INCOMPLETE
 from mindsigma.data.randomness import generator
 from mindsigma.data.resolution import Bucket
 from mindsigma.errors import MindSigmaError
 
-INCOMPLETE = ("repeat", "drop")
 EPOCHS_KEPT = 2  # so that a prefetch across the border of an epoch does not reshuffle again and again
 
 

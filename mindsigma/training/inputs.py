@@ -7,12 +7,11 @@ share a batch or where a run was resumed.
 import numpy as np
 from mindspore import Tensor
 
+from mindsigma.choices import NULL_MASKS
 from mindsigma.data import generator
 from mindsigma.errors import MindSigmaError
 from mindsigma.sampling.schedule import NUM_TRAIN_STEPS
 from mindsigma.training.loss import coefficients
-
-NULL_MASKS = ("caption", "own")
 
 
 class StepInputs:

@@ -7,14 +7,13 @@ from typing import Optional, Tuple
 import numpy as np
 from mindspore import Parameter, Tensor
 
+from mindsigma.choices import LORA_TARGETS as TARGETS
 from mindsigma.data import generator
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.linear import Linear, LowRank
 from mindsigma.weights.adapters.adapter_file import Adapter, Entry, part_names, place, scale_of, tensors_of
 from mindsigma.weights.names.dit_names import DIFFUSERS
 from mindsigma.weights.names.name_map import slots
-
-TARGETS = ("attn.qkv", "attn.proj", "cross_attn", "mlp.fc1", "mlp.fc2")  # every linear layer of the blocks
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from functools import lru_cache
 import numpy as np
 from mindspore import ops
 
+from mindsigma.choices import WEIGHTINGS
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.operators import filled, mean, split
 from mindsigma.sampling.schedule import alphas_cumprod
 
-WEIGHTINGS = ("none", "min-snr")
 SNR_SWITCH = 249  # above it the snr variant compares noise, up to it clean latents
 
 # Columns of `coefficients`, in this order.

@@ -12,6 +12,7 @@ from typing import Tuple
 
 from mindspore import ops
 
+from mindsigma.choices import OPTIMIZERS
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.operators import filled, fused, mean
 
@@ -43,9 +44,9 @@ class OptimizerConfig:
     states: Tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self):
-        if self.name not in DEFAULTS:
-            raise MindSigmaError(f"optimizer must be one of {', '.join(DEFAULTS)}, not {self.name!r}")
-        betas, eps = DEFAULTS[self.name]
+        if self.name not in OPTIMIZERS:
+            raise MindSigmaError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.name!r}")
+        betas, eps = OPTIMIZERS[self.name]
         for name, given, usual in (("betas", self.betas, betas), ("eps", self.eps, eps)):
             value = usual if given is None else tuple(given)
             if len(value) != len(usual):
@@ -55,14 +56,6 @@ class OptimizerConfig:
             raise MindSigmaError(f"betas must lie in [0, 1), not {self.betas}")
         if not self.weight_decay >= 0:
             raise MindSigmaError(f"weight_decay must not be negative, not {self.weight_decay!r}")
-
-
-# name: (betas, eps)
-DEFAULTS = {
-    "came": ((0.9, 0.999, 0.9999), (1e-30, 1e-16)),
-    "adamw": ((0.9, 0.999), (1e-8,)),
-    "lion": ((0.9, 0.99), ()),
-}
 
 
 def state_shapes(config, shape):

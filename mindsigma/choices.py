@@ -1,0 +1,16 @@
+"""What options choose from, apart from the code that it names: options are judged before NumPy and MindSpore load."""
+
+# Data.
+INCOMPLETE = ("repeat", "drop")  # the last batch of a bucket
+TABLE_NAMES = ("training", "inference", "test")  # of buckets
+MAX_BAD_IMAGES = 100  # that a run leaves out before it ends
+
+# Training.
+NULL_MASKS = ("caption", "own")  # of a dropped caption
+WEIGHTINGS = ("none", "min-snr")  # of the loss
+OPTIMIZERS = {  # name: (betas, eps)
+    "came": ((0.9, 0.999, 0.9999), (1e-30, 1e-16)),
+    "adamw": ((0.9, 0.999), (1e-8,)),
+    "lion": ((0.9, 0.99), ()),
+}
+LORA_TARGETS = ("attn.qkv", "attn.proj", "cross_attn", "mlp.fc1", "mlp.fc2")  # every linear layer of the blocks
