@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mindsigma import command_line
 from mindsigma.errors import MindSigmaError, say
+from mindsigma.progress import bar
 
 TRAIN, HELD_OUT = SETS = ("train", "held-out")  # folders of the two sets
 SIDE_MULTIPLE = 16  # pixels, of sides that no table gives
@@ -26,7 +27,7 @@ def build_parser():
     """The options of this tool."""
     parser = command_line.parser(
         "Compose captioned emoji scenes, the same for the same options.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "python tools/make_scenes.py scenes --count 200 --held-out 0.1",
     )
     add = parser.add_argument
     add("out", help="folder to write; with --held-out it gets the folders train/ and held-out/")
@@ -78,8 +79,6 @@ def _equal_area(size, ratio):
 
 def write(noted, maker, count, held_out, sizes, args):
     """Draw `count` scenes into a NotedFolder, which is complete only when all of them are there."""
-    from tqdm import tqdm
-
     from mindsigma.data.prepared import put_lines
     from mindsigma.data.randomness import generator
 
@@ -105,10 +104,10 @@ def write(noted, maker, count, held_out, sizes, args):
         }
 
     rows = []
-    with ThreadPoolExecutor(args.threads) as pool, tqdm(total=count, desc=noted.target.name, unit="scene") as bar:
+    with ThreadPoolExecutor(args.threads) as pool, bar(count, noted.target.name, "scene") as done:
         for start in range(0, count, CHUNK):
             rows += pool.map(make, range(start, min(start + CHUNK, count)))
-            bar.update(len(rows) - bar.n)
+            done.update(len(rows) - done.n)
     if official:
         lines = [json.dumps(row) + ("," if row is not rows[-1] else "") for row in rows]
         noted.put("InternData/data_info.json", lambda file: put_lines(file, ["[", *lines, "]"]))

@@ -9,6 +9,7 @@ import time
 
 from mindsigma import command_line
 from mindsigma.errors import MindSigmaError, say
+from mindsigma.progress import bar, duration
 
 
 def build_parser():
@@ -16,7 +17,7 @@ def build_parser():
     parser = command_line.parser(
         "Extract features for training. Run again, it continues; run by several processes that see one "
         "folder, each with its rank, it shares the work, and the one that ends last writes the index.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "python tools/extract_features.py data features --model sigma-mini --max-length 40",
     )
     add = parser.add_argument
     add("data", help="any data set that tools/prepare_data.py reads")
@@ -63,8 +64,6 @@ def main():
         say("the scheduler of msrun has nothing to do: the ranks need not meet")
         return 0
     rank, ranks = rank_of(args)
-    from tqdm import tqdm
-
     from mindsigma.data import Resolution, open_records
     from mindsigma.data.features import LEFT_OUT
     from mindsigma.runtime import set_device
@@ -90,11 +89,11 @@ def main():
     share = len(range(rank, len(records), ranks))
     say(f"rank {rank} of {ranks}: {share} records, {share - len(missing)} are there already")
     start = time.perf_counter()
-    with tqdm(total=len(missing), desc="extract", unit="record") as bar:
-        extraction.run(missing, bar.update)
+    with bar(len(missing), "extract", "record") as done:
+        extraction.run(missing, done.update)
     seconds = time.perf_counter() - start
     if missing:
-        say(f"extracted {len(missing)} records in {seconds:.1f} s, {len(missing) / seconds:.2f} a second")
+        say(f"extracted {len(missing)} records in {duration(seconds)}, {len(missing) / seconds:.2f} a second")
     if extraction.cut:
         say(f"captions cut at {args.max_length} tokens: {extraction.cut}")
     absent = extraction.finish()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mindsigma import command_line
 from mindsigma.errors import MindSigmaError, one_line, say
+from mindsigma.progress import bar
 
 SHOWN = 3  # bad rows shown on the terminal
 
@@ -17,7 +18,7 @@ def build_parser():
     """The options of this tool."""
     parser = command_line.parser(
         "Check a data set of captioned images, count its buckets, convert it to another layout.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        "python tools/prepare_data.py photos data --to official --check",
     )
     add = parser.add_argument
     add(
@@ -48,8 +49,6 @@ def main():
     for name in ("threads", "batch_size", "shard_records"):
         if getattr(args, name) < 1:
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    from tqdm import tqdm
-
     from mindsigma.data import BucketSampler, FeatureSet, Resolution, open_data
     from mindsigma.data.check import check_images
     from mindsigma.data.prepared import convert
@@ -62,8 +61,8 @@ def main():
     else:
         resolution = Resolution(args.resolution, args.multi_scale)
         if args.check:
-            with tqdm(total=len(source), desc="decode", unit="image") as bar:
-                source, corrected = check_images(source, args.threads, args.max_ratio, bar.update)
+            with bar(len(source), "decode", "image") as done:
+                source, corrected = check_images(source, args.threads, args.max_ratio, done.update)
             say(f"sizes corrected: {corrected}")
         report(source, args)
     sampler = BucketSampler(source, args.batch_size, resolution, incomplete=args.incomplete)
@@ -74,8 +73,8 @@ def main():
     if not isinstance(source, FeatureSet) and args.strict:
         source.require_no_bad()
     if args.target:
-        with tqdm(total=len(source), desc="write", unit="image") as bar:
-            convert(source, args.target, args.to, args.threads, args.shard_records, bar.update)
+        with bar(len(source), "write", "image") as done:
+            convert(source, args.target, args.to, args.threads, args.shard_records, done.update)
         say(args.target)
     if args.benchmark is not None:
         benchmark(source, sampler, args)

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
-from tqdm import tqdm
 
 from mindsigma.data import images
 from mindsigma.data.layouts import find_layout
@@ -16,6 +15,7 @@ from mindsigma.data.record import ABSENT, BAD_SIZE, DUPLICATE, RATIO, UNREADABLE
 from mindsigma.data.shards import Section
 from mindsigma.errors import MindSigmaError, one_line, printable
 from mindsigma.foreign import open_regular
+from mindsigma.progress import DELAY_SECONDS, bar
 
 MAX_RATIO = 4.5  # of the sides, as the official Sigma loaders keep
 CHUNK = 64  # headers read by one task of a thread
@@ -206,10 +206,10 @@ def _read_sizes(records, threads, progress):
     chunks = [records[i : i + CHUNK] for i in range(0, len(records), CHUNK)]
     with (
         ThreadPoolExecutor(max(1, threads)) as pool,
-        tqdm(total=len(records), desc="image headers", unit="image", disable=not progress) as bar,
+        bar(len(records), "image headers", "image", delay=DELAY_SECONDS, disable=not progress) as done,
     ):
         for sizes in pool.map(read, chunks):
-            bar.update(len(sizes))
+            done.update(len(sizes))
             yield from sizes
 
 

@@ -6,10 +6,9 @@ size; its loss is that of the subject's images plus `prior_weight` times that of
 
 from pathlib import Path
 
-from tqdm import tqdm
-
 from mindsigma.errors import MindSigmaError
 from mindsigma.foreign import read_text
+from mindsigma.progress import bar
 from mindsigma.weights.formats.atomic import naming, replacing
 
 DRAWN = "class"  # folder of drawn images in that of a run
@@ -44,22 +43,29 @@ def draw_class_images(pipeline, folder, prompt, count, **options):
     folder, seed, drawn = Path(folder), options.pop("seed"), 0
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    for i in tqdm(range(count), desc="class images", unit="image", disable=None):
-        image, text = folder / f"{i:06d}.png", folder / f"{i:06d}.txt"
-        remedy = f"remove {folder} or give another --class-data"
-        for path in (image, text):
-            if path.exists() and not path.is_file():
-                raise MindSigmaError(f"{path}: is in the way of an image of {prompt!r}; {remedy}")
-        if text.exists() and read_text(text, LARGEST_PROMPT).strip() != prompt.strip():
-            raise MindSigmaError(f"{text}: not the prompt {prompt!r}; {remedy}")
-        if image.exists():
-            if not text.exists():  # ours are written after their text
-                raise MindSigmaError(f"{image}: has no {text.name}, so it is not of {prompt!r}; {remedy}")
-            continue
-        with replacing(text) as file:
-            file.write(f"{prompt.strip()}\n".encode())
-        picture = pipeline([prompt], progress=False, output_type="pil", seed=seed + i, **options).images[0]
-        with naming(image), replacing(image) as file:
-            picture.save(file, format="png")
-        drawn += 1
+    with bar(count, "class images", "image") as done:
+        for i in range(count):
+            drawn += _draw(pipeline, folder, prompt, i, seed + i, options)
+            done.update()
     return drawn
+
+
+def _draw(pipeline, folder, prompt, i, seed, options):
+    """Draw image i of a class unless it is there; returns whether it was drawn."""
+    image, text = folder / f"{i:06d}.png", folder / f"{i:06d}.txt"
+    remedy = f"remove {folder} or give another --class-data"
+    for path in (image, text):
+        if path.exists() and not path.is_file():
+            raise MindSigmaError(f"{path}: is in the way of an image of {prompt!r}; {remedy}")
+    if text.exists() and read_text(text, LARGEST_PROMPT).strip() != prompt.strip():
+        raise MindSigmaError(f"{text}: not the prompt {prompt!r}; {remedy}")
+    if image.exists():
+        if not text.exists():  # ours are written after their text
+            raise MindSigmaError(f"{image}: has no {text.name}, so it is not of {prompt!r}; {remedy}")
+        return False
+    with replacing(text) as file:
+        file.write(f"{prompt.strip()}\n".encode())
+    picture = pipeline([prompt], progress=False, output_type="pil", seed=seed, **options).images[0]
+    with naming(image), replacing(image) as file:
+        picture.save(file, format="png")
+    return True
