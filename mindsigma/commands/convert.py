@@ -9,6 +9,7 @@ import time
 
 from mindsigma import command_line
 from mindsigma.errors import MindSigmaError, say
+from mindsigma.progress import bar, duration
 
 TARGETS = ("mindspore", "diffusers", "official", "peft", "kohya")
 MOST_GIGABYTES = 1e6
@@ -26,13 +27,32 @@ class ListReleased(argparse.Action):
         parser.exit()
 
 
+class Inspect(argparse.Action):
+    """--inspect: say what a file or folder holds and end, whatever else is missing."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        from mindsigma.conversion.inspection import inspect
+
+        say(*inspect(values))
+        parser.exit()
+
+
 def build_parser():
     """The options of this tool."""
-    parser = command_line.parser("Translate PixArt-Sigma checkpoints; the source tells what it is.")
+    parser = command_line.parser(
+        "Translate PixArt-Sigma checkpoints; the source tells what it is.",
+        "python tools/convert.py PixArt-Sigma-XL-2-1024-MS.pth models/1024-MS/dit --to mindspore --dtype fp16",
+    )
     add = parser.add_argument
     add("source", help="weight file, folder of a network or pipeline, bundled or released name, or hub id")
     add("target", help="folder; or one .ckpt, .safetensors (mindspore; adapters), .pth (official) file")
     add("--list", action=ListReleased, nargs=0, help="print names, files, sizes and configs of the released models")
+    add(
+        "--inspect",
+        action=Inspect,
+        metavar="FILE",
+        help="say what a file or folder holds, and end",
+    )
     add("--to", required=True, choices=TARGETS, help="whose format to write; peft, kohya: adapters")
     add("--component", choices=("dit", "vae", "t5", "pipeline"), help="that part alone; default all there is")
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default as in the source")
@@ -176,8 +196,6 @@ def shown(*kinds):
 def main():
     """Parse, translate, verify; returns the exit code."""
     args = build_parser().parse_args()
-    from tqdm import tqdm
-
     from mindsigma.conversion import writing as convert
     from mindsigma.conversion.component import FOLDERS, open_source
     from mindsigma.conversion.targets import prepare
@@ -205,18 +223,18 @@ def main():
     where = (outputs, args.target, args.to, tokenizer, args.overwrite, int(args.shard_size * 1e9))
     convert.check(*where)
     if args.dry_run:
-        with tqdm(total=sum(sizes), desc="check", unit="B", unit_scale=True) as bar:
-            convert.check_values(outputs, bar.update)
+        with bar(sum(sizes), "check", "B", unit_scale=True) as done:
+            convert.check_values(outputs, done.update)
         say("dry run: nothing written")
         return 0
     start = time.perf_counter()
-    with tqdm(total=sum(sizes), desc="write", unit="B", unit_scale=True) as bar:
-        written = convert.write(*where, bar.update)
+    with bar(sum(sizes), "write", "B", unit_scale=True) as done:
+        written = convert.write(*where, done.update)
     seconds = time.perf_counter() - start
-    say(f"wrote {sum(sizes) / 1e9:.3f} GB in {seconds:.1f} s ({sum(sizes) / 1e6 / max(seconds, 1e-9):.0f} MB/s)")
+    say(f"wrote {sum(sizes) / 1e9:.3f} GB in {duration(seconds)} ({sum(sizes) / 1e6 / max(seconds, 1e-9):.0f} MB/s)")
     if args.verify:
-        with tqdm(total=sum(sizes), desc="verify", unit="B", unit_scale=True) as bar:
-            count = sum(convert.verify(output, path, args.dtype, bar.update) for output, path in zip(outputs, written))
+        with bar(sum(sizes), "verify", "B", unit_scale=True) as done:
+            count = sum(convert.verify(output, path, args.dtype, done.update) for output, path in zip(outputs, written))
         say(f"verified {count} tensors")
     say(args.target)
     return 0

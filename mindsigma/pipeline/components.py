@@ -2,7 +2,7 @@
 
 from mindsigma.pipeline.text import TextEncoder
 from mindsigma.weights.loading import open_t5, open_vae
-from mindsigma.weights.locate import locate
+from mindsigma.weights.locate import components_beside, locate
 from mindsigma.weights.tokenizer import Tokenizer
 
 
@@ -25,7 +25,10 @@ class Components:
 
         `path`, the folder, is an attribute of the result. A part that is missing is told when it is asked for.
         """
-        path = locate(path, ("vae", "text_encoder", "tokenizer"))
+        parts = ("vae", "text_encoder", "tokenizer")
+        path = locate(path, parts)
+        elsewhere = components_beside(path) if path.is_dir() else None
+        path = path if elsewhere is None else locate(elsewhere, parts)
         made = cls(
             vae=lambda: open_vae(path, dtype),
             t5=lambda: open_t5(path, dtype),
@@ -66,6 +69,17 @@ class Components:
     def text_encoder(self):
         """Tokenizer and T5 as a TextEncoder."""
         return TextEncoder(self.tokenizer, self.network("t5"))
+
+    def exchange(self, name, part):
+        """Put a Pending network in the place of another; its weights are read when it is first used.
+
+        Returns whether it is another one than that which is there.
+        """
+        if part is self._parts[name]:
+            return False
+        self._parts[name] = part
+        self.release(name)
+        return True
 
     def release(self, name):
         """Free a network's memory; it is read again when it is needed."""

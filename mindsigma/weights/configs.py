@@ -66,7 +66,7 @@ def dit_config(tensors, stored, overrides, release=None):
     if "hidden_size" in stored:  # a file of this project tells all, and may have been changed since
         release = None
     if release is not None:
-        check_release(release, tensors, told, {**stored, **overrides})
+        check_release(release, tensors, told, stored, overrides)
     known = {**told, **stored, **overrides}
     if release is not None:
         rule = {"input_size", "pe_interpolation"}  # one given, the other follows below

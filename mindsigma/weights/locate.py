@@ -1,11 +1,12 @@
 """Where models are: bundled with the package, on disk, or on the Hugging Face hub."""
 
+import contextlib
 import re
 from pathlib import Path
 
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes
-from mindsigma.weights.released import advice, release_named
+from mindsigma.weights.released import SIGMA_COMPONENTS, advice, release_named, release_of
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 MAX_JSON = 2**24  # bytes
@@ -91,8 +92,52 @@ def component_folder(name_or_path, subfolders):
         if not (path / "config.json").is_file():
             raise MindSigmaError(
                 f"{path}: holds neither {' nor '.join(f'{name}/' for name in subfolders)} nor a config.json"
+                f"{meant_of_run(path)}"
             )
     return path
+
+
+def meant_of_run(path):
+    """A phrase to end an error with: what to give instead of the folder of a training run or its adapter, or ""."""
+    path = Path(path)
+    if (path / "adapter.safetensors").is_file():
+        return f"; it is the checkpoint of an adapter: give --lora {path} and the model that it was trained on"
+    steps = sorted((path / "checkpoints").glob("step_*")) or sorted(path.glob("step_*"))
+    if not steps:
+        return ""
+    latest = steps[-1]
+    product = next((latest / name for name in ("ema", "dit") if (latest / name).is_dir()), None)
+    if product is None:
+        return f"; it is the folder of a run that trained an adapter: give --lora {latest}"
+    return f"; it is the folder of a run: give {product}{components_of_run(latest)}"
+
+
+def components_of_run(path):
+    """ " and --components NAME" of the run that a folder or file (Path) belongs to, as its options tell, or ""."""
+    for folder in Path(path).absolute().parents:
+        file = folder / "options.json"
+        if (folder / "checkpoints").is_dir() and file.is_file():
+            with contextlib.suppress(MindSigmaError):
+                options = read_json(file)
+                name = options.get("components") or options.get("model")
+                return f" and --components {one_line(name)}" if isinstance(name, str) else ""
+    return ""
+
+
+def components_beside(path):
+    """Where VAE, T5 and tokenizer of a model's folder (Path) are: None if in it, else what its released name tells.
+
+    Raises MindSigmaError for a folder that holds a DiT alone and has no released name.
+    """
+    if any((path / name).is_dir() for name in ("vae", "text_encoder", "tokenizer")):
+        return None
+    release = release_of(component_folder(path, dit_folders()))
+    if release is not None:
+        return release.components
+    where = components_of_run(path) or f" (--components; of the released Sigma models {SIGMA_COMPONENTS})"
+    raise MindSigmaError(
+        f"{path}: holds the DiT alone; give the folder or hub id with vae/, text_encoder/ and tokenizer/{where}"
+    )
 
 
 def dit_folders(ema=False):

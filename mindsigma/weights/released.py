@@ -20,9 +20,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
-from mindsigma.errors import MindSigmaError
-from mindsigma.models.dit import DiTConfig
-from mindsigma.models.dit_config import preset
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.models.dit_config import DiTConfig, preset
 
 SIGMA_COMPONENTS = "PixArt-alpha/pixart_sigma_sdxlvae_T5_diffusers"
 ALPHA_COMPONENTS = "PixArt-alpha/PixArt-XL-2-1024-MS"
@@ -228,13 +227,14 @@ def advice(text):
     return f"; {name} is a released file: hf download {repository} {name} --local-dir models, then give models/{name}"
 
 
-def check_release(release, tensors, told, decided):
+def check_release(release, tensors, told, stored, decided):
     """Raise MindSigmaError if a DiT's file contradicts the release that it is called after.
 
     Args:
         tensors: MappedSource of the file.
         told: DiTConfig fields that its tensors tell.
-        decided: fields that a config beside it or the caller's flags tell; those are not questioned.
+        stored: fields that the config beside it tells; the scale of the position grid is not questioned.
+        decided: fields that the caller's flags tell; those are not questioned.
     """
     path = tensors.path
     found = len(tensors.source.names()) - len(tensors.dropped)
@@ -244,12 +244,13 @@ def check_release(release, tensors, told, decided):
             f"{path}: is called after the released {release.name}, which has {expected} weights, but holds {found}; "
             "download it again, or rename it if it is another model"
         )
-    for name, value in told.items():
+    in_config = [("config tells", name, stored[name]) for name in ("num_heads", "input_size") if name in stored]
+    for where, name, value in [*(("tensors tell", *one) for one in told.items()), *in_config]:
         wanted = getattr(release.config, name)
-        if name not in decided and value != wanted:
+        if name not in {*decided, *(stored if where == "tensors tell" else ())} and value != wanted:
             raise MindSigmaError(
-                f"{path}: is called after the released {release.name} of {name} {wanted}, but its tensors tell "
-                f"{value}; download it again, or rename it if it is another model"
+                f"{path}: is called after the released {release.name} of {name} {wanted}, but its {where} "
+                f"{one_line(value, 40)}; download it again, or rename it if it is another model"
             )
 
 
@@ -261,6 +262,8 @@ def _weights_of_diffusers(release):
 def size_note(release, path):
     """A phrase for an error about an unreadable file that is smaller than the released one, or ''."""
     path = Path(path)
+    if path.is_dir():
+        path = path / "diffusion_pytorch_model.safetensors"
     if release is None or not path.is_file():
         return ""
     expected = release.official_bytes if path.suffix == ".pth" else release.diffusers_bytes

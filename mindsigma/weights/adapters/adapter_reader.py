@@ -29,6 +29,8 @@ from mindsigma.weights.adapters.adapter_names import TEXT_PREFIXES, diffusers_na
 from mindsigma.weights.adapters.module_patterns import Patterns
 from mindsigma.weights.formats.floats import is_float8
 from mindsigma.weights.formats.reader import open_checkpoint
+from mindsigma.weights.locate import dit_folders
+from mindsigma.weights.names.prefixes import kinds_in
 
 CONFIG = "adapter_config.json"
 FILES = ("adapter_model.safetensors", "adapter_model.bin")
@@ -87,9 +89,13 @@ def open_adapter(path):
     """
     path = Path(path)
     file, config_file = _files(path)
+    if file.is_dir() and any((file / name).is_dir() for name in dit_folders()):
+        raise MindSigmaError(f"{path}: holds a whole DiT, no adapter; give it as the model (--model), not as --lora")
     source = open_checkpoint(file)
     if is_own(source):
         return Opened(replace(read_adapter(file), path=path), len(source))
+    if "dit" in kinds_in(source.names()):
+        raise MindSigmaError(f"{path}: a whole DiT, no adapter; give it as the model (--model), not as --lora")
     config = _config(config_file) if config_file else _metadata_config(path, source)
     kept, dropped = _sorted_keys(path, source)
     bare = file.name in FILES or all(name.startswith("base_model.model.") for name in source.names())

@@ -66,14 +66,17 @@ DIFFUSERS_NULL_CAPTION = "caption_projection.y_embedding"
 DIFFUSERS_DROP = ("pos_embed.pos_embed", DIFFUSERS_NULL_CAPTION)
 
 
+# A tensor that only files of a naming have: the naming's Rules, and names that it has beside weights. Else OFFICIAL.
+NAMINGS = {"pos_embed.proj.weight": (DIFFUSERS, DIFFUSERS_DROP)}
+
+
 def stored_null_caption(source):
     """Name of the null caption in a TensorSource with official or diffusers names, or None."""
     return next((name for name in (NULL_CAPTION, DIFFUSERS_NULL_CAPTION) if name in source), None)
 
 
 def map_dit(source, ema=False):
-    """See the DiT of a TensorSource, with official or diffusers names, under ours; `ema` takes the averaged of two."""
+    """See the DiT of a TensorSource, with names of any naming, under ours; `ema` takes the averaged of two."""
     source = source.part("dit", ema)
-    if "pos_embed.proj.weight" in source:
-        return MappedSource(source, DIFFUSERS, DIFFUSERS_DROP)
-    return MappedSource(source, OFFICIAL, OFFICIAL_DROP)
+    naming = next((naming for telling, naming in NAMINGS.items() if telling in source), (OFFICIAL, OFFICIAL_DROP))
+    return MappedSource(source, *naming)
