@@ -146,27 +146,35 @@ def test_killed_at_every_event_of_a_save(data, unkilled, tmp_path):
 
 @pytest.mark.parametrize("number,code", [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
 def test_signals(data, unkilled, tmp_path, number, code):
-    """SIGTERM saves, ends well, and the run goes on to the same bits; Ctrl-C ends at once and leaves nothing half."""
+    """SIGTERM and Ctrl-C save and end, and the run goes on to the same bits."""
     output = tmp_path / "run"
-    changes = {**CHANGES, "save_every": 100}
-    if number == signal.SIGINT:
-        changes["steps"] = 1000  # so that it comes before the end, however late
-    arguments = options(*data, output, **changes)
+    arguments = options(*data, output, **{**CHANGES, "save_every": 100})
     run = Run(arguments, output / "logs")
     log = output / "log.jsonl"
     assert run.until(lambda: log.is_file() and len(log.read_text().splitlines()) >= 3)
     run.kill(number)
     assert run.wait() == code, run.text()
     assert "Traceback" not in run.text()
-    if number == signal.SIGTERM:
-        stopped = steps(output)[-1]
-        assert 3 <= stopped < STEPS and f"stopped after step {stopped}, saved" in run.text()
-    else:
-        assert steps(output) == [] and run.text().endswith("interrupted\n")
-        return
+    stopped = steps(output)[-1]
+    assert 3 <= stopped < STEPS and f"stopped after step {stopped}, saved" in run.text()
+    assert number == signal.SIGTERM or "Ctrl-C again ends at once" in run.text()
     train(arguments, output / "logs")
     assert_same(checkpoint(output, STEPS), checkpoint(unkilled, STEPS))
     assert log_lines(output) == log_lines(unkilled)
+
+
+def test_a_second_interrupt_ends_at_once(data, tmp_path):
+    """Nothing half is left; the earlier checkpoint is good."""
+    output = tmp_path / "run"
+    run = Run(options(*data, output, **{**CHANGES, "steps": 1000, "save_every": 2}), output / "logs")
+    assert run.until(lambda: steps(output))
+    for _ in range(2):
+        run.workers[0].send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    assert run.wait(30) == 130, run.text()
+    assert "Traceback" not in run.text()
+    assert run.text().endswith("interrupted\n") or "saved" in run.text()  # the save was faster than the second
+    assert not [path for path in (output / "checkpoints").glob("step_*") if not (path / "state.json").is_file()]
 
 
 @pytest.mark.slow

@@ -130,8 +130,9 @@ def test_one_line_and_exit_code(data, tmp_path):
     "changes,said",
     [
         ({"optimizer": "lion"}, "--optimizer 'adamw', not 'lion'"),
-        ({"learning_rate": 0.5}, "--learning-rate 0.001, not 0.5"),
+        ({"optimizer": "lion"}, "the optimiser's states and averages in the checkpoint belong to it"),
         ({"batch_size": 2}, "a batch .* of 4, not 2"),
+        ({"seed": 1}, "--seed 43, not 1; batches and noise follow from it"),
         ({"ema_decay": 0.0}, "--ema-decay 0.9, not 0.0"),
         ({"caption_dropout": 0.2}, "--caption-dropout 0.1, not 0.2"),
     ],
@@ -149,6 +150,52 @@ def test_resuming_with_other_data(data, done, tmp_path):
     other = square_features(tmp_path / "features", 7)
     with pytest.raises(MindSigmaError, match="data .* of the fingerprint"):
         run((data[0], other), done)
+
+
+def test_what_may_change_is_recorded(data, done, tmp_path, capsys):
+    """Learning rate, its schedule, the steps, the save interval: used from there on, told, and in the checkpoints."""
+    output = tmp_path / "run"
+    shutil.copytree(done, output)
+    changes = {"learning_rate": 5e-4, "lr_schedule": "linear", "steps": 5, "save_every": 2}
+    run(data, output, **changes)
+    assert "changed after step 3: learning-rate from 0.001 to 0.0005" in capsys.readouterr().out
+    rates = [line["lr"] for line in log_lines(output)]
+    assert rates == [1e-3] * 3 + [pytest.approx(5e-4 / 5), 0.0]
+    assert [path.name for path in sorted((output / "checkpoints").glob("step_*"))] == [
+        f"step_{step:08d}" for step in (2, 3, 4, 5)
+    ][-3:]
+    state = read_state(checkpoint(output, 5))
+    assert state["identity"]["learning_rate"] == 5e-4 and state["plan"] == {"steps": 5, "save_every": 2}
+    assert [(one["step"], one["option"], one["from"], one["to"]) for one in state["changes"]] == [
+        (3, "learning_rate", 1e-3, 5e-4),
+        (3, "lr_schedule", "constant", "linear"),
+        (3, "steps", 3, 5),
+        (3, "save_every", 1, 2),
+    ]
+    run(data, output, **{**changes, "steps": 6})  # earlier changes stay on record
+    assert [one["option"] for one in read_state(checkpoint(output, 6))["changes"]][-1] == "steps"
+    assert len(read_state(checkpoint(output, 6))["changes"]) == 5
+    card = (checkpoint(output, 6) / "README.md").read_text()
+    assert "| steps | 6 of 6 |" in card and "learning_rate: 0.001 to 0.0005" in card and "network" in card
+    assert "tools/generate.py" in card and card.startswith("---\nlibrary_name:")
+
+
+def test_added_data(data, done, tmp_path, capsys):
+    """New records are refused with the flag that accepts them; with it the run goes on with all, and again."""
+    more = square_features(tmp_path / "features", 9)
+    output = tmp_path / "run"
+    shutil.copytree(done, output)
+    with pytest.raises(MindSigmaError, match="3 records are new, e.g. 6.png: remove them, or give --accept-new-data"):
+        run((data[0], more), output, steps=4)
+    trainer = run((data[0], more), output, steps=4, accept_new_data=True)
+    assert trainer.step == 4 and len(trainer.records.sizes) == 9
+    assert "3 records are new; the batches from here on are drawn from all" in capsys.readouterr().out
+    assert [one["option"] for one in read_state(checkpoint(output, 4))["changes"]] == ["data", "steps"]
+    assert run((data[0], more), output, steps=5).step == 5  # they belong to the run now
+    with pytest.raises(MindSigmaError, match="3 of 9 records|records are gone|data .* of the fingerprint"):
+        shutil.rmtree(output / "checkpoints" / "step_00000005")
+        shutil.rmtree(output / "checkpoints" / "step_00000004")
+        run((data[0], more), output, steps=4)
 
 
 def test_same_batch_from_other_micro_batches(data, done, tmp_path):

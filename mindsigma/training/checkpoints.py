@@ -3,6 +3,7 @@
 checkpoints/step_00000200/      renamed to this name when all is written
     dit/ or adapter.safetensors     what the run makes, ready for tools/generate.py
     ema/ or adapter_ema.safetensors its moving average, if kept
+    README.md                       its model card
     states-0.safetensors, ...       optimiser and controls; with ZeRO each process writes what it owns
     state.json                      step, options, what the data were, size and SHA-256 of every file; written last
 """
@@ -33,6 +34,7 @@ NAME = re.compile("step_([0-9]{8,9})")
 UNFINISHED = re.compile(r"\.step_[0-9]{8,9}\.(part|gone|old)")
 OLD = re.compile(r"\.(step_[0-9]{8,9})\.old")
 STATE = "state.json"
+CARD = "README.md"
 LOCK = ".lock"
 FP32 = np.dtype(np.float32)
 
@@ -111,7 +113,7 @@ class RunCheckpoints:
                 )
         return self.folder / folder_name(mine) if mine >= 0 else None
 
-    def save(self, step, learner, training, state):
+    def save(self, step, learner, training, state, card=""):
         """Write a checkpoint; every process calls it. Returns its path.
 
         Args:
@@ -119,6 +121,7 @@ class RunCheckpoints:
             learner: WholeLearner or AdapterLearner.
             training: TrainingStep.
             state: dict for state.json; `validation_loss` in it decides which is the best.
+            card: text of the model card that lies beside the weights; "" for none.
         """
         first = self.collectives.ranks.first
         final = self.folder / folder_name(step)
@@ -127,6 +130,8 @@ class RunCheckpoints:
             with naming(part):
                 self._write(part, learner, training)
                 self.collectives.barrier()
+                if first and card:
+                    (part / CARD).write_text(card, encoding="utf-8")
                 if first:
                     # Read back, as the processes of other nodes wrote some of the files.
                     state = {"step": step, **state, "files": manifest_of(part)}

@@ -45,6 +45,10 @@ class WholeLearner:
         """list of the Parameters that learn."""
         return list(self.named.values())
 
+    def summary(self):
+        """A line that tells its size."""
+        return f"all weights, {sum(parameter.size for parameter in self.parameters):,} numbers"
+
     def write(self, folder, values=None):
         """Write a network folder of this project's format.
 

@@ -24,6 +24,7 @@ class RecordList:
         source: Records or FeatureSet, as they are now.
         file: Path of the list in the folder of the run.
         resumed: whether the run has begun before. Then the order is the list's, and records may be gone.
+        accept_new: whether records may be new. If some are, the order is the source's.
 
     Attributes:
         source: as given.
@@ -32,15 +33,22 @@ class RecordList:
         fingerprint: of the data that the run began with, if `source` is that, of `source` if not.
         gone: number of records that were removed since.
         difference: why `source` is not what the run began with, or "".
+        new: number of records that were added, where that is accepted.
     """
 
-    def __init__(self, source, file, resumed=False):
+    def __init__(self, source, file, resumed=False, accept_new=False):
         self.source, self._file = source, Path(file)
         self.sizes, self.places = source.sizes, np.arange(len(source))
         self.fingerprint, self.gone, self.difference = source.fingerprint(), 0, ""
+        self.new, self._accept_new = 0, accept_new
         self._kept = None
         if resumed and self._file.exists():
             self._follow()
+
+    @property
+    def follows(self):
+        """Whether the source is that of the list, but for records that are gone or, where that is accepted, new."""
+        return self._kept is not None and not self.difference
 
     def write(self):
         """Keep the list, unless it is the one of this run already."""
@@ -74,8 +82,11 @@ class RecordList:
         gone = int(len(keys) - present.sum())
         if changed.any():
             self.difference = CHANGED.format(self._name(found[changed][0]))
+        elif len(new) and not self._accept_new:
+            name = self._name(new[0])
+            self.difference = f"{len(new)} records are new, e.g. {name}: remove them, or give --accept-new-data"
         elif len(new):
-            self.difference = f"{len(new)} records are new, e.g. {self._name(new[0])}: remove them"
+            self.new, self.gone = len(new), gone
         elif 2 * gone > len(keys):
             self.difference = f"{gone} of {len(keys)} records are gone"
         else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from mindsigma.errors import LONGEST_LINE as LONGEST_SHOWN
 from mindsigma.errors import MindSigmaError, bounded, say
 from mindsigma.foreign import load_json, open_regular, understanding
+from mindsigma.progress import duration
 from mindsigma.weights.formats.atomic import naming, replacing
 
 LOG = "log.jsonl"
@@ -43,9 +44,10 @@ class Report:
         total: steps of the run.
         start: step that the run goes on from; what an earlier run logged beyond it is forgotten.
         tensorboard: whether to write events.
+        tracker: of open_tracker, which is told the same, or None.
     """
 
-    def __init__(self, folder, total, start=0, tensorboard=True):
+    def __init__(self, folder, total, start=0, tensorboard=True, tracker=None):
         from tqdm import tqdm
 
         self.folder, self.start, self.total = Path(folder), start, total
@@ -58,16 +60,24 @@ class Report:
             file.write("".join(json.dumps(line) + "\n" for line in self.lines).encode())
         with naming(self.folder / LOG):
             self._log = open(self.folder / LOG, "a", encoding="utf-8")
-        self._events = None
+        self._events, self._tracker = None, tracker
         if tensorboard:
             from tensorboardX import SummaryWriter
 
             self._events = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(
-            total=total, initial=start, desc="train", unit="step", dynamic_ncols=True, disable=None, file=sys.stderr
+            total=total,
+            initial=start,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=None,
+            file=sys.stderr,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt}{postfix}",
         )
         self._began = self._last = time.perf_counter()
         self._images = 0
+        self._apart = [0.0, 0]  # seconds and number of the steps that compiled, which tell nothing about the others
 
     def step(self, step, values, images, show):
         """A step is done.
@@ -85,13 +95,24 @@ class Report:
         now = time.perf_counter()
         rate = self._images / max(now - self._last, 1e-9)
         self._last, self._images = now, 0
-        left = (self.total - step) * (now - self._began) / max(step - self.start, 1)
+        left = self._left(step, now)
         self.log({"step": step, **values, "images_per_second": round(rate, 3), "seconds": round(now - self._began, 2)})
         text = f"loss {values['loss']:.4f} norm {values['grad_norm']:.3g} lr {values['lr']:.2e} {rate:.2f} images/s"
         if self._bar.disable:
-            say(f"step {step}/{self.total} {text} {left:.0f} s to go")
+            say(f"step {step}/{self.total} {text}{left}")
         else:
-            self._bar.set_postfix_str(text)
+            self._bar.set_postfix_str(f"{text}{left}")
+
+    def compiled(self, seconds):
+        """The step that comes next to `step` took so long because something was compiled for it."""
+        self._apart = [self._apart[0] + seconds, self._apart[1] + 1]
+
+    def _left(self, step, now):
+        """Text about the time that is left, "" where nothing can be said yet."""
+        steps = step - self.start - self._apart[1]
+        if steps < 1 or step >= self.total:
+            return ""
+        return f", {duration((self.total - step) * (now - self._began - self._apart[0]) / steps)} to go"
 
     def log(self, line):
         """Append a dict with `step` to the log and its numbers to the events."""
@@ -103,12 +124,17 @@ class Report:
             for name, value in line.items():
                 if name not in ("step", "seconds") and isinstance(value, (int, float)):
                     self._events.add_scalar(name, value, line["step"])
+        if self._tracker:
+            numbers = {name: value for name, value in line.items() if name not in ("step", "seconds")}
+            self._tracker.log(line["step"], numbers)
 
     def images(self, step, prompts, images):
         """Validation images, uint8 (H, W, 3) each, go to the events; the caller writes the files."""
         if self._events:
             for i, (prompt, image) in enumerate(zip(prompts, images)):
                 self._events.add_image(f"{i}: {prompt}", image, step, dataformats="HWC")
+        if self._tracker:
+            self._tracker.images(step, prompts, images)
 
     def say(self, text):
         """Print a line without disturbing the progress line."""
@@ -138,6 +164,8 @@ class Report:
             self.sync()
             if self._events:
                 self._events.close()
+            if self._tracker:
+                self._tracker.close()
         with contextlib.suppress(OSError):
             self._log.close()
 

@@ -3,16 +3,12 @@
 import math
 
 from mindsigma import command_line
-from mindsigma.data.loader import MAX_BAD_IMAGES
-from mindsigma.data.resolution import TABLES
-from mindsigma.data.sampler import INCOMPLETE
+from mindsigma.choices import INCOMPLETE, LORA_TARGETS, MAX_BAD_IMAGES, NULL_MASKS, OPTIMIZERS, TABLE_NAMES, WEIGHTINGS
+from mindsigma.config_file import Unnamed
 from mindsigma.errors import MindSigmaError
 from mindsigma.sampling import SAMPLERS
-from mindsigma.training.inputs import NULL_MASKS
 from mindsigma.training.learning_rate import AUTO, SCHEDULES, learning_rate
-from mindsigma.training.lora import TARGETS
-from mindsigma.training.loss import WEIGHTINGS
-from mindsigma.training.optimizers import DEFAULTS
+from mindsigma.training.trackers import TRACKERS
 
 # Options that may differ between a run and its continuation: they change what is reported or kept, or are compared as
 # what they lead to: the global batch, the fingerprint of the data, the shapes of the weights.
@@ -22,7 +18,42 @@ FREE = (
     "validation_points", "validation_batches", "prompts", "sample_every", "sample_sampler", "sample_steps",
     "sample_guidance", "sample_pag_scale", "sample_pag_layers", "threads",
     "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero", "max_bad_images",
+    "accept_new_data", "tracker",
 )  # fmt: skip
+
+# Options that may change when a run goes on: the change is recorded in its checkpoints.
+MAY_CHANGE = ("learning_rate", "auto_lr", "lr_schedule", "lr_final", "warmup")
+PLANNED = ("steps", "save_every")  # free ones whose changes are recorded, too
+
+# Why the others may not, by what they decide.
+_BATCHES = "batches and noise follow from it, so the steps that are left would not be those of this run"
+_STATES = "the optimiser's states and averages in the checkpoint belong to it"
+_NETWORK = "the weights in the checkpoint are those of another network or adapter"
+_LOSS = "the steps before and after would minimise different losses"
+REASONS = {
+    **dict.fromkeys(
+        (
+            "seed",
+            "batch",
+            "data",
+            "class_data",
+            "resolution",
+            "multi_scale",
+            "table",
+            "incomplete",
+            "flip",
+            "max_length",
+        ),
+        _BATCHES,
+    ),
+    **dict.fromkeys(("real_prompt_ratio", "caption_dropout", "null_mask", "class_prompt", "class_count"), _BATCHES),
+    **dict.fromkeys(("optimizer", "betas", "eps", "ema_decay", "weight_decay", "max_norm", "loss_scale"), _STATES),
+    **dict.fromkeys(("fresh", "kv_compression", "kv_init", "grow_to", "position_scale", "input_size"), _NETWORK),
+    **dict.fromkeys(("pe_interpolation", "lora_rank", "lora_alpha", "lora_targets", "rslora", "dora"), _NETWORK),
+    **dict.fromkeys(("init_lora",), _NETWORK),
+    **dict.fromkeys(("snr_loss", "loss_weighting", "snr_gamma", "prior_weight"), _LOSS),
+    **dict.fromkeys(("dtype", "fp32_attention", "recompute"), "other roundings than an unbroken run's would follow"),
+}
 
 AT_LEAST_1 = (
     "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
@@ -44,7 +75,11 @@ NOT_NEGATIVE = (
 
 def build_parser():
     """The parser of tools/train.py."""
-    parser = command_line.parser("Train PixArt-Sigma from captioned images or from stored features.")
+    parser = command_line.parser(
+        "Train PixArt-Sigma from captioned images or from stored features.",
+        "python tools/train.py --config configs/train/sigma-mini.yaml --data features --output runs/first",
+        usage="%(prog)s [options] --data PATH --output FOLDER",
+    )
     add = parser.add_argument
     add("--config", metavar="FILE", help="YAML file of these options; flags win")
     add("--output", required=True, metavar="FOLDER", help="folder of the run; one that holds checkpoints is resumed")
@@ -54,9 +89,12 @@ def build_parser():
     group = parser.add_argument_group("data")
     add = group.add_argument
     add("--data", required=True, metavar="PATH", help="images of any layout, or a folder of tools/extract_features.py")
+    new = "go on although records were added: from there on batches are drawn from all, so that the run is no more the "
+    new += "one that an unbroken start would have been, bit for bit, and the current epoch is dealt anew"
+    add("--accept-new-data", action="store_true", help=new)
     add("--resolution", type=int, default=256, help="pixels a side of the base size")
     add("--multi-scale", action="store_true", help="buckets of aspect ratios instead of squares")
-    add("--table", choices=tuple(TABLES), default="training", help="table of the buckets")
+    add("--table", choices=TABLE_NAMES, default="training", help="table of the buckets")
     add("--incomplete", choices=INCOMPLETE, default="repeat", help="last batch of a bucket")
     add("--real-prompt-ratio", type=float, default=0.5, help="share of short captions where there are long ones too")
     add("--caption-dropout", type=float, default=0.1, help="share of captions that give way to the null caption")
@@ -69,7 +107,9 @@ def build_parser():
 
     group = parser.add_argument_group("network")
     add = group.add_argument
-    add("--model", default="sigma-mini", help="DiT to begin from: released name, folder, weight file or hub id")
+    add(
+        "--model", default=Unnamed("sigma-mini"), help="DiT to begin from: released name, folder, weight file or hub id"
+    )
     add("--components", help="folder or hub id with VAE, T5 and tokenizer; default --model")
     add("--fresh", action="store_true", help="random weights of --model's shape")
     add("--input-size", type=int, help="latent side of the base resolution, where the file does not tell")
@@ -83,7 +123,7 @@ def build_parser():
     add = group.add_argument
     add("--lora-rank", type=int, metavar="N", help="train a LoRA of this rank beside the network's weights")
     add("--lora-alpha", type=float, help="the change counts alpha / rank times; default the rank")
-    add("--lora-targets", nargs="+", metavar="NAME", help=f"layers, such as {' '.join(TARGETS)} (the default)")
+    add("--lora-targets", nargs="+", metavar="NAME", help=f"layers, such as {' '.join(LORA_TARGETS)} (the default)")
     add("--rslora", action="store_true", help="alpha / sqrt(rank) instead of alpha / rank")
     add("--dora", action="store_true", help="train magnitudes, too")
     add("--init-lora", metavar="FILE", help="go on from a LoRA or DoRA of any format instead; it tells rank and layers")
@@ -100,7 +140,7 @@ def build_parser():
     add("--steps", type=int, default=1000, help="steps of the whole run")
     add("--batch-size", type=int, default=4, help="images of a micro-batch of one process")
     add("--accumulation", type=int, default=1, help="micro-batches a step")
-    add("--optimizer", choices=tuple(DEFAULTS), default="came")
+    add("--optimizer", choices=tuple(OPTIMIZERS), default="came")
     add("--learning-rate", type=float, default=2e-5)
     add("--betas", type=float, nargs="+", help="default the optimiser's usual ones")
     add("--eps", type=float, nargs="+", help="default the optimiser's usual ones")
@@ -141,6 +181,7 @@ def build_parser():
     add("--sample-height", type=int, help="default the base resolution")
     add("--sample-width", type=int, help="default the base resolution")
     add("--tensorboard", action="store_true", help="write events for TensorBoard")
+    add("--tracker", choices=TRACKERS, help="also report to Weights & Biases or SwanLab (extras: mindsigma[wandb])")
     return parser
 
 

@@ -14,7 +14,10 @@ from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_d
 from mindsigma.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.errors import MindSigmaError, one_line, say
 from mindsigma.pipeline.components import Components, Held
+from mindsigma.pipeline.metadata import KEY, texts
+from mindsigma.pipeline.pictures import save_png
 from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
+from mindsigma.progress import duration
 from mindsigma.runtime import resolve_dtype, set_device
 from mindsigma.sampling.options import OWN, SamplingOptions
 from mindsigma.training.checkpoints import RunCheckpoints, read_state
@@ -23,22 +26,26 @@ from mindsigma.training.learner import AdapterLearner, WholeLearner
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
 from mindsigma.training.lora import TARGETS, AdapterConfig, new_adapter
 from mindsigma.training.loss import LossConfig
+from mindsigma.training.model_card import model_card
 from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.prior import DRAWN, class_micro_batches, draw_class_images
 from mindsigma.training.record_list import RecordList
 from mindsigma.training.run_log import Report
-from mindsigma.training.run_options import FREE, check
+from mindsigma.training.run_options import FREE, MAY_CHANGE, PLANNED, REASONS, check
 from mindsigma.training.start import build_dit, open_start
 from mindsigma.training.step import StepConfig, TrainingStep
+from mindsigma.training.trackers import open_tracker
 from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW
 from mindsigma.training.validation import HeldOutLoss, SampleImages
 from mindsigma.weights.adapters.merging import open_finite_adapter
-from mindsigma.weights.formats.atomic import naming, replacing, write_json
+from mindsigma.weights.formats.atomic import naming, write_json
 from mindsigma.weights.locate import locate
 
 OPTIONS = "options.json"
 DATA, CLASS_DATA = "data.safetensors", "class_data.safetensors"  # what the run draws from
 FIRST_LOSS_SCALE = 65536.0
+
+OTHERWISE = "the run would not be the one that it began as"
 
 # What a continuation must agree in, where that is not the option of the same name.
 NAMES = {
@@ -92,8 +99,10 @@ class Trainer:
     def _record_list(self, path, name):
         """RecordList of a data set that is trained on."""
         resumed = bool(self.checkpoints.steps()) and not self.args.overwrite
-        records = RecordList(open_data(path), self.folder / name, resumed)
-        if records.gone:
+        records = RecordList(open_data(path), self.folder / name, resumed, self.args.accept_new_data)
+        if records.new:
+            self._say(f"{path}: {records.new} records are new; the batches from here on are drawn from all of them")
+        elif records.gone:
             self._say(f"{path}: {records.gone} records of the run are gone; others of their buckets take their places")
         return records
 
@@ -227,7 +236,7 @@ class Trainer:
         options.update(batch=self.batch, data=self.records.fingerprint)
         if self.prior:
             options["class_data"] = self.prior.fingerprint
-        self.identity = json.loads(json.dumps(options))
+        self.identity, self.changes = json.loads(json.dumps(options)), []
         if self.args.overwrite:
             self.checkpoints.clear()
         path = self.checkpoints.latest()
@@ -241,20 +250,39 @@ class Trainer:
 
     def _restore(self, path):
         with self.checkpoints.readable(path):
-            stored = read_state(path)["identity"]
-        for name in sorted(set(stored) | set(self.identity)):
-            if stored.get(name) != self.identity.get(name):
-                what = NAMES.get(name, f"--{one_line(name).replace('_', '-')}")
-                then, now = (one_line(repr(table.get(name))) for table in (stored, self.identity))
-                lists = {"data": self.records, "class_data": self.prior}
-                why = f" ({lists[name].difference})" if lists.get(name) and lists[name].difference else ""
-                raise MindSigmaError(
-                    f"{path}: was trained with {what} {then}, not {now}{why}; "
-                    "use that, another --output, or --overwrite"
-                )
+            state = read_state(path)
+        stored = state["identity"]
+        lists = {"data": self.records, "class_data": self.prior}
+        changed = {name for name in {*stored, *self.identity} if stored.get(name) != self.identity.get(name)}
+        allowed = {name for name in changed if self._may_change(name, lists)}
+        for name in sorted(changed - allowed):
+            what = NAMES.get(name, f"--{one_line(name).replace('_', '-')}")
+            then, now = (one_line(repr(table.get(name))) for table in (stored, self.identity))
+            why = f" ({lists[name].difference})" if lists.get(name) and lists[name].difference else ""
+            raise MindSigmaError(
+                f"{path}: was trained with {what} {then}, not {now}{why}; "
+                f"{REASONS.get(name, OTHERWISE)}: use that, another --output, or --overwrite"
+            )
+        self._record(state, allowed)
         state = self.checkpoints.restore(path, self.learner, self.training)
         self._say(f"resumed from {path}")
         return state["step"]
+
+    def _may_change(self, name, lists):
+        """Whether a continuation may have another value of what a checkpoint tells; lists: RecordLists by name."""
+        return name in MAY_CHANGE or (self.args.accept_new_data and lists.get(name) is not None and lists[name].follows)
+
+    def _record(self, state, allowed):
+        """Take up what the checkpoint tells of earlier changes, and add those that this start brings."""
+        earlier, plan = state.get("changes"), state.get("plan")
+        self.changes = [one for one in earlier if isinstance(one, dict)] if isinstance(earlier, list) else []
+        stored = {**(plan if isinstance(plan, dict) else {}), **state["identity"]}
+        names = [name for name in PLANNED if name in stored and stored[name] != getattr(self.args, name)]
+        for name in sorted(allowed) + names:
+            now = self.identity.get(name) if name in allowed else getattr(self.args, name)
+            self.changes.append({"step": state["step"], "option": name, "from": stored.get(name), "to": now})
+            then = one_line(repr(stored.get(name)), 60)
+            self._say(f"changed after step {state['step']}: {name.replace('_', '-')} from {then} to {now!r}")
 
     def _build_validation(self):
         args = self.args
@@ -303,13 +331,15 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             self._report = None
             if self.ranks.first:
-                self._report = stack.enter_context(Report(self.folder, args.steps, self.step, args.tensorboard))
+                tracker = open_tracker(args.tracker, self.folder, vars(args)) if args.tracker else None
+                report = Report(self.folder, args.steps, self.step, args.tensorboard, tracker)
+                self._report = stack.enter_context(report)
             saved = self._loop()
         for loader in self._loaders():
             if loader.bad:
                 self._say(f"left out: {len(loader.bad)} of {loader.source.path} that cannot be read")
         if saved == args.steps:
-            self._say(f"{args.steps} steps in {time.perf_counter() - began:.0f} s")
+            self._say(f"{args.steps} steps in {duration(time.perf_counter() - began)}")
         return self.checkpoints.latest()
 
     def _loaders(self):
@@ -353,7 +383,8 @@ class Trainer:
             self._seen.add(size)
             if self._report:
                 seconds = time.perf_counter() - began
-                self._report.say(f"bucket {size[0]} x {size[1]}: first step, {seconds:.1f} s with compilation")
+                self._report.compiled(seconds)
+                self._report.say(f"bucket {size[0]} x {size[1]}: first step, {duration(seconds)} with compilation")
         count = self.ranks.count
         replaced = batch.replaced + (class_batch.replaced if class_batch else 0)
         mse, bound, asked, replaced = self.collectives.total([mse / count, bound / count, self.stop(), replaced])
@@ -398,15 +429,29 @@ class Trainer:
             with naming(folder):
                 folder.mkdir(exist_ok=True)
             for i, image in enumerate(images):
-                path = folder / f"step_{step:08d}_{i}.png"
-                with replacing(path) as file:
-                    image.save(file, format="png")
+                save_png(image, folder / f"step_{step:08d}_{i}.png", self._sample_texts(step, i, image))
             self._report.images(step, args.prompts, [np.asarray(image) for image in images])
             self._report.say(f"step {step}: images in {folder}")
         return loss
 
+    def _sample_texts(self, step, i, image):
+        """dict of texts: what a sample's PNG tells of its making."""
+        options = {**self.samples.options}
+        seed = options.pop("seed")
+        about = {"model": f"{self.folder}, step {step}", "components": str(self.components.path), "training_step": step}
+        size = image.size
+        drawn = self.samples.pipeline.image_size(options["height"], options["width"])
+        told = texts(self.args.prompts[i], "", seed, SamplingOptions(**options), size, drawn[::-1], about, {}, {})
+        del told[KEY]  # no tool draws it again: the weights of this step may not have been kept
+        return told
+
     def _save(self, held_out):
-        state = {"identity": self.identity, "ranks": self.ranks.count}
+        plan = {name: getattr(self.args, name) for name in PLANNED}
+        state = {"identity": self.identity, "ranks": self.ranks.count, "plan": plan, "changes": self.changes}
         if held_out is not None:
             state["validation_loss"] = held_out
-        self.checkpoints.save(self.step, self.learner, self.training, state)
+        card = model_card(
+            self.args, self.step, self.learner.product, self.identity, len(self.records.source), self.changes, held_out,
+            self.learner.summary(),
+        )  # fmt: skip
+        self.checkpoints.save(self.step, self.learner, self.training, state, card)

@@ -45,10 +45,17 @@ launch() {
     shift
     command -v msrun > /dev/null || die "msrun is not on the PATH; activate the environment that MindSpore is installed in"
     command -v python > /dev/null || die "python is not on the PATH, which msrun starts; activate the environment"
-    msrun "${options[@]}" --join=True "$root/$tool" "$@" &
+    # In a session of its own, so that Ctrl-C reaches this script alone. In training the first one saves and ends.
+    setsid msrun "${options[@]}" --join=True "$root/$tool" "$@" &
     runner=$!
     trap 'pkill -TERM -P "$runner" -f "$tool" || true' TERM
-    trap 'interrupted=yes; kill -INT "$runner" 2> /dev/null || true' INT
+    trap 'if [[ $tool == tools/train.py && -z $interrupted ]]; then
+              printf "%s\n" "ends after this step, which is saved; Ctrl-C again ends at once" >&2
+              pkill -TERM -P "$runner" -f "$tool" || true
+          else
+              kill -INT "$runner" 2> /dev/null || true
+          fi
+          interrupted=yes' INT
     while kill -0 "$runner" 2> /dev/null; do
         code=0
         wait "$runner" || code=$?
