@@ -54,7 +54,7 @@ def pixels(path):
 def drawn(tmp_path_factory):
     """Folder of three runs: `one` and `again` by the same command with an option file, `batch` with two images."""
     folder = tmp_path_factory.mktemp("drawn")
-    (folder / "options.yaml").write_text("steps: 7\nseed: 1\nguidance-scale: 3.0\nverbose: true\n")
+    (folder / "options.yaml").write_text("model: sigma-mini\nsteps: 7\nseed: 1\nguidance-scale: 3.0\nverbose: true\n")
     common = ("a red apple", "--steps", 2)
     runs = {
         name: start(folder, *common, "--config", "options.yaml", "--negative-prompt", "dark", "--out", name)
@@ -172,6 +172,12 @@ def files(tmp_path_factory):
     (folder / "plain").write_text("a regular file")
     (folder / "unknown_key.yaml").write_text("stepz: 3\n")
     (folder / "wrong_kind.yaml").write_text("steps: true\n")
+    (folder / "no_model.yaml").write_text("steps: 2\n")
+    Image.new("RGB", (8, 8)).save(folder / "plain.png")
+    shutil.copytree(MINI / "dit", folder / "alone")
+    checkpoint = folder / "run" / "checkpoints" / "step_00000200"
+    shutil.copytree(MINI / "dit", checkpoint / "ema")
+    (folder / "run" / "options.json").write_text('{"model": "sigma-mini", "components": null}')
     return folder
 
 
@@ -204,6 +210,31 @@ WRONG = {
     "unknown key": ((*DRAW, "--config", "{}/unknown_key.yaml"), "unknown_key.yaml: unknown key 'stepz'; known:"),
     "value of the wrong kind": (("a red apple", "--config", "{}/wrong_kind.yaml"), "steps has a value of the wrong"),
     "no option file": ((*DRAW, "--config", "{}/absent.yaml"), "{}/absent.yaml: no such file"),
+    "no model in the option file": (
+        (*DRAW, "--config", "{}/no_model.yaml"),
+        "no_model.yaml: names no model; add",
+    ),
+    "not a picture of ours": (("--like", "{}/plain.png"), "plain.png: does not tell how it was drawn"),
+    "no picture": (("--like", "{}/plain"), "{}/plain: is no PNG"),
+    "unknown field of a name": ((*DRAW, "--name-template", "{{x}}"), "unknown field {{x}}; known: prompt, model"),
+    "DiT alone": ((*DRAW, "--model", "{}/alone"), "{}/alone: holds the DiT alone; give the folder or hub id with vae/"),
+    "a checkpoint of a run": (
+        (*DRAW, "--model", "{}/run/checkpoints/step_00000200"),
+        "holds the DiT alone; give the folder or hub id with vae/, text_encoder/ and tokenizer/ and --components sigma",
+    ),
+    "a run": (
+        (*DRAW, "--model", "{}/run"),
+        "it is the folder of a run: give {}/run/checkpoints/step_00000200/ema and --components sigma-mini",
+    ),
+    "whole weights as an adapter": (
+        (*DRAW, "--lora", f"{MINI}/dit/model.safetensors"),
+        "dit/model.safetensors: a whole DiT, no adapter; give it as the model (--model), not as --lora",
+    ),
+    "a whole checkpoint as an adapter": (
+        (*DRAW, "--lora", "{}/run/checkpoints/step_00000200"),
+        "step_00000200: holds a whole DiT, no adapter; give it as the model",
+    ),
+    "no picture to draw from": ((*DRAW, "--image", "{}/absent.png"), "{}/absent.png: no such file"),
     "one file for two images": (("a", "b", "--out", "x.png"), "--out x.png: one file for 2 images"),
     "out below a file": ((*DRAW, "--out", "{}/plain/sub"), "{}/plain/sub"),
     "out is a file": ((*DRAW, "--out", "{}/plain"), "{}/plain"),

@@ -8,12 +8,125 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from mindsigma import __version__, command_line
-from mindsigma.commands.generate_options import build_parser, check, is_png, read_prompts
-from mindsigma.config_file import parse_with_config
-from mindsigma.errors import MindSigmaError, one_line, printable, say
+from mindsigma import command_line
+from mindsigma.commands.generate_options import (
+    NOT_OF_PICTURES,
+    build_parser,  # noqa: F401, beside `main` as in every command
+    check,
+    is_png,
+    judged,
+    parse,
+)
+from mindsigma.commands.picture_names import Names, fill
+from mindsigma.commands.rows import batches_of, jobs_of, read_rows, shown
+from mindsigma.errors import MindSigmaError, printable, say
 
-MAX_NAME_BYTES = 80
+
+def main():
+    """Parse, draw, write; returns the exit code."""
+    args, parser = parse()
+    rows = read_rows(args, parser)
+    jobs = jobs_of(rows)
+    plain = check(args, len(jobs), rows)
+    for row in rows:
+        row.judge()
+
+    from mindsigma.pipeline.phases import PhaseClock
+
+    shapes, clock = shapes_of(args), PhaseClock()
+    with clock.phase("load"):
+        pipeline = open_pipeline(args)
+    first = pipeline.parallel is None or pipeline.parallel.first  # the others draw, but neither tell nor write
+    tell = say if first else lambda *_: None
+    introduce(pipeline, args, tell)
+    adapted = open_adapted(pipeline, rows, args)
+    sizes = Sizes(pipeline, rows, args, tell)
+    jobs = [replace(job, size=sizes.asked(job.row)) for job in jobs]
+    if args.verbose:
+        tell(*dict.fromkeys(line for row in rows for line in work(pipeline, row.args, row.sampling)))
+    if args.parallel:
+        for size, sampling in dict.fromkeys((sizes.drawn(row), row.sampling) for row in rows):
+            sent = traffic(pipeline, size, min(args.batch_size, len(jobs)), args, sampling)
+            if args.verbose:
+                tell(sent)
+    out = Path(args.out)
+    make_folder(out)
+    if shapes:
+        with clock.phase("warm-up"):
+            warm_up_all(pipeline, shapes, plain, args, tell)
+    if jobs:
+        if first:
+            album = Album(args, pipeline, rows, tell)
+        with clock.phase("text"):
+            captions = encode_all(pipeline, rows)
+        pipeline.release_text_encoder()
+        for start, stop in batches_of(jobs, args.batch_size):
+            batch, row = jobs[start:stop], jobs[start].row
+            pipeline.use(adapted[row.lora])
+            begin = time.perf_counter()
+            result = draw(pipeline, captions, batch, clock)
+            seconds = time.perf_counter() - begin
+            if first:
+                for number, (job, image) in enumerate(zip(batch, result.images), start + 1):
+                    album.add(job, image, number, sizes.drawn(row))
+            if args.verbose:
+                height, width = sizes.drawn(row)
+                tell(f"{len(batch)} image(s) of {height} x {width} in {seconds:.2f} s")
+        if first and args.grid:
+            album.add_grid()
+    if args.verbose:
+        tell(*clock.table().split("\n"))
+    return 0
+
+
+def open_pipeline(args):
+    """The PixArtSigmaPipeline of the arguments."""
+    from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
+
+    config = {
+        name: getattr(args, name)
+        for name in ("pe_interpolation", "input_size", "kv_compression")
+        if getattr(args, name) is not None
+    }
+    pipeline = PixArtSigmaPipeline.from_pretrained(
+        args.model,
+        args.dtype,
+        args.device,
+        args.components,
+        args.convention,
+        args.lora or (),
+        args.parallel,
+        args.text_encoder_memory,
+        **config,
+    )
+    pipeline.vae_tiling = args.vae_tiling
+    return pipeline
+
+
+def introduce(pipeline, args, tell):
+    """Say which model it is, what was assumed about it, and what memory it takes."""
+    from mindsigma.pipeline import memory
+
+    if args.model == "sigma-mini":
+        tell(
+            "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
+            "For the released PixArt-Sigma weights: --model FOLDER, see configs/README.md"
+        )
+    for note in pipeline.notes:
+        tell(f"note: {note}")
+    line = memory.told(pipeline)
+    if line:
+        tell(line)
+
+
+def open_adapted(pipeline, rows, args):
+    """dict adapters -> DiT with them, opened and checked, for all that the rows ask for."""
+    adapted = {tuple(args.lora or ()): pipeline.components.opened("dit")}
+    for row in rows:
+        if row.lora not in adapted:
+            with row.naming():
+                adapted[row.lora] = pipeline.with_lora(row.lora)
+    return adapted
 
 
 def make_folder(out):
@@ -28,131 +141,59 @@ def make_folder(out):
         raise MindSigmaError(f"--out {out}: cannot be written ({error.strerror or error})") from None
 
 
-def file_names(jobs):
-    """A file name for each (prompt, seed): its words and the seed, numbered where two would be the same."""
-    names, taken = [], {}
-    for prompt, seed in jobs:
-        words = "".join(c if c.isalnum() else "-" for c in prompt.lower())
-        words = "-".join(part for part in words.split("-") if part)
-        words = words.encode("utf-8")[:MAX_NAME_BYTES].decode("utf-8", "ignore").rstrip("-")
-        name = f"{words or 'image'}-{seed}"
-        taken[name] = taken.get(name, 0) + 1
-        names.append(f"{name}.png" if taken[name] == 1 else f"{name}-{taken[name]}.png")
-    return names
+class Sizes:
+    """What size each row asks for and is drawn at; tells of each kind once where it is another than asked.
 
+    Args:
+        pipeline: PixArtSigmaPipeline. rows: list of Row; none: the arguments alone are judged.
+    """
 
-def main():
-    """Parse, draw, write; returns the exit code."""
-    args = parse_with_config(build_parser())
-    asked = read_prompts(args)
-    prompts = [prompt.text for prompt in asked]
-    jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]
-    sampling = check(args, len(jobs))
-    shapes, sources = shapes_of(args), opened(args)
+    def __init__(self, pipeline, rows, args, tell):
+        self._pipeline, self._tell = pipeline, tell
+        self._asked, self._drawn, kinds = {}, {}, {}
+        for row in rows:
+            with row.naming():
+                asked = self._asked[id(row)] = self._size_of(row)
+                key = asked, row.args.image, row.args.mask, row.args.resolution_binning, row.args.image_fit
+                if key not in kinds:
+                    kinds[key] = self._drawn_size(row, asked)
+            self._drawn[id(row)] = kinds[key]
+        if not rows:
+            pipeline.image_size(args.height, args.width, args.resolution_binning)
 
-    from mindsigma.pipeline.phases import PhaseClock
-    from mindsigma.pipeline.pictures import image_grid, save_png
-    from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
+    def asked(self, row):
+        """(height, width) in pixels that a row asks for; None is the default."""
+        return self._asked[id(row)]
 
-    clock = PhaseClock()
-    config = {
-        name: getattr(args, name)
-        for name in ("pe_interpolation", "input_size", "kv_compression")
-        if getattr(args, name) is not None
-    }
-    with clock.phase("load"):
-        pipeline = PixArtSigmaPipeline.from_pretrained(
-            args.model,
-            args.dtype,
-            args.device,
-            args.components,
-            args.convention,
-            args.lora or (),
-            args.parallel,
-            args.text_encoder_memory,
-            **config,
-        )
-    pipeline.vae_tiling = args.vae_tiling
-    first = pipeline.parallel is None or pipeline.parallel.first  # the others draw, but neither tell nor write
-    tell = say if first else lambda *_: None
-    if args.model == "sigma-mini":
-        tell(
-            "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
-            "For the released PixArt-Sigma weights: --model FOLDER, see configs/README.md"
-        )
-    for note in pipeline.notes:
-        tell(f"note: {note}")
-    each = [size_of(prompt, pipeline, args, tell) for prompt in asked]
-    given = [size for size in each for _ in range(args.num_images)]
-    kinds = dict.fromkeys(given or [(args.height, args.width)])
-    sizes = {pair: drawn_size(pair, pipeline, args, sampling, sources, tell) for pair in kinds}
-    if args.verbose:
-        tell(*work(pipeline, args, sampling))
-    if args.parallel:
-        for size in dict.fromkeys(sizes.values()):
-            sent = traffic(pipeline, size, prompts, args, sampling)
-            if args.verbose:
-                tell(sent)
-    out = Path(args.out)
-    make_folder(out)
-    if shapes:
-        with clock.phase("warm-up"):
-            warm_up_all(pipeline, shapes, sampling, args, tell)
-    if not jobs:
-        if args.verbose:
-            tell(*clock.table().split("\n"))
-        return 0
-    with clock.phase("text"):
-        captions = encode_all(pipeline, prompts, args, sampling.guided)
-    pipeline.release_text_encoder()
+    def drawn(self, row):
+        """(height, width) in pixels that the model works at."""
+        return self._drawn[id(row)]
 
-    images, names = [], file_names(jobs)
-    for start, stop in batches_of(given, args.batch_size):
-        batch, (height, width) = jobs[start:stop], given[start]
-        size = sizes[height, width]
-        rows = [prompts.index(prompt) for prompt, _ in batch]
-        begin = time.perf_counter()
-        result = pipeline(
-            **captions.select(rows),
-            seed=[seed for _, seed in batch],
-            **{**sampling.as_arguments(), "height": height, "width": width},
-            **sources,
-            clock=clock,
-        )
-        seconds = time.perf_counter() - begin
-        for (prompt, seed), name, image in zip(batch, names[start:], result.images):
-            path = out if is_png(out) else out / name
-            if first:
-                about = metadata(args, sampling, size, image.size, pipeline.notes)
-                save_png(image, path, {"prompt": prompt, "seed": seed, **about})
-            tell(path)
-        if args.verbose:
-            tell(f"{len(batch)} image(s) of {size[0]} x {size[1]} in {seconds:.2f} s")
-        images += result.images
-    if args.grid and first:
-        path = (out.parent if is_png(out) else out) / "grid.png"
-        grid = image_grid(images)
-        drawn = sizes[given[0]]
-        about = metadata(args, sampling, drawn, grid.size, pipeline.notes)
-        save_png(grid, path, {"prompts": "\n".join(prompts), "seed": args.seed, **about})
-        tell(path)
-    if args.verbose:
-        tell(*clock.table().split("\n"))
-    return 0
+    def _size_of(self, row):
+        prompt, binning = row.prompt, row.args.resolution_binning
+        if prompt.size is None and prompt.ratio is None:
+            return row.args.height, row.args.width
+        try:
+            size = prompt.size or self._pipeline.size_of_ratio(prompt.ratio, binning)
+            self._pipeline.image_size(*size, binning)
+        except MindSigmaError as error:
+            raise MindSigmaError(f"the prompt '{shown(prompt)}': {error}") from None
+        where = f"as the prompt's HEIGHT:WIDTH has it: {shown(prompt)}"
+        self._tell(f"size: {size[0]} x {size[1]} (height x width), {where}")
+        return size
 
-
-def size_of(prompt, pipeline, args, tell):
-    """(height, width) in pixels of a Prompt's picture, as it has it or else the options; None is the default."""
-    if prompt.size is None and prompt.ratio is None:
-        return args.height, args.width
-    shown = one_line(prompt.text, 60)
-    try:
-        size = prompt.size or pipeline.size_of_ratio(prompt.ratio, args.resolution_binning)
-        pipeline.image_size(*size, args.resolution_binning)
-    except MindSigmaError as error:
-        raise MindSigmaError(f"the prompt '{shown}': {error}") from None
-    tell(f"size: {size[0]} x {size[1]} (height x width), as the prompt's HEIGHT:WIDTH has it: {shown}")
-    return size
+    def _drawn_size(self, row, asked):
+        pipeline, sources = self._pipeline, opened(row.args)
+        if sources:
+            options = replace(row.sampling, **dict(zip(("height", "width"), asked)))
+            given = pipeline.open_images(sources["image"], sources.get("mask"), options)
+            self._tell(*given.told())
+            return given.canvas
+        size = pipeline.image_size(*asked, row.args.resolution_binning)
+        if tuple(side or pipeline.default_size for side in asked) != size:
+            text = "the nearest trained one, then resized and cropped"
+            self._tell(f"size: drawn at {size[0]} x {size[1]} (height x width), {text}")
+        return size
 
 
 def opened(args):
@@ -163,20 +204,6 @@ def opened(args):
 
     sources = {"image": open_picture("image", args.image)}
     return sources if args.mask is None else {**sources, "mask": open_mask(args.mask)}
-
-
-def drawn_size(asked, pipeline, args, sampling, sources, tell):
-    """(height, width) that the model works at for what is asked; says so where it is another."""
-    if sources:
-        asked = dict(zip(("height", "width"), asked))
-        given = pipeline.open_images(sources["image"], sources.get("mask"), replace(sampling, **asked))
-        tell(*given.told())
-        return given.canvas
-    size = pipeline.image_size(*asked, args.resolution_binning)
-    if tuple(side or pipeline.default_size for side in asked) != size:
-        text = "the nearest trained one, then resized and cropped"
-        tell(f"size: drawn at {size[0]} x {size[1]} (height x width), {text}")
-    return size
 
 
 def work(pipeline, args, sampling):
@@ -198,15 +225,6 @@ def work(pipeline, args, sampling):
         layers = ", ".join(map(str, pag.layers))
         lines.append(f"perturbed attention in block {layers} of {depth}: {ratio:.2f} times as many block evaluations")
     return lines
-
-
-def batches_of(sizes, batch_size):
-    """(start, stop) of the batches of pictures of these sizes: only neighbours of one size are drawn at once."""
-    start = 0
-    for stop in range(1, len(sizes) + 1):
-        if stop == len(sizes) or sizes[stop] != sizes[start] or stop - start == batch_size:
-            yield start, stop
-            start = stop
 
 
 def shapes_of(args):
@@ -231,33 +249,49 @@ def warm_up_all(pipeline, shapes, sampling, args, tell):
         )
 
 
-class Captions:
-    """T5 states of all prompts and of the negative prompt, so that T5 is gone before the DiT works."""
-
-    def __init__(self, states, masks, negative):
-        self.states, self.masks, self.negative = states, masks, negative
-
-    def select(self, rows):
-        """Arguments of the pipeline for the prompts of these rows."""
-        chosen = {"prompt_embeds": self.states[rows], "prompt_mask": self.masks[rows]}
-        if self.negative is not None:
-            chosen["negative_prompt_embeds"] = self.negative[0]
-            chosen["negative_prompt_mask"] = self.negative[1]
-        return chosen
+def caption_key(row):
+    """What decides how a row's texts are encoded."""
+    return row.args.max_sequence_length, row.args.clean_caption
 
 
-def encode_all(pipeline, prompts, args, guided):
-    """Encode every prompt, and the negative one if guidance asks for it."""
-    texts = prompts + ([args.negative_prompt] if guided else [])
-    caption = pipeline.encode_prompts(texts, args.max_sequence_length, args.clean_caption)
-    states, masks = caption.states.asnumpy(), caption.mask.asnumpy()
-    count = len(prompts)
-    return Captions(states[:count], masks[:count], (states[count:], masks[count:]) if guided else None)
+def encode_all(pipeline, rows):
+    """dict of KeptCaptions by `caption_key`, with all prompts and the negative ones that guidance asks for."""
+    from mindsigma.pipeline.kept_captions import KeptCaptions
+    from mindsigma.progress import bar
+
+    captions = {key: KeptCaptions(pipeline, *key) for key in dict.fromkeys(map(caption_key, rows))}
+    first = pipeline.parallel is None or pipeline.parallel.first
+    count = len({(caption_key(row), row.prompt.text) for row in rows})
+    with bar(count, "text", "prompt", delay=2.0, disable=not first or count == 1) as done:
+        for key, kept in captions.items():
+            mine = [row for row in rows if caption_key(row) == key]
+            kept.encode([row.prompt.text for row in mine], progress=done.update)
+            # The official unconditional half looks at the negative prompt wherever the prompt has tokens.
+            whole = kept.longest if pipeline.convention == "official" else 0
+            kept.negative.encode([row.args.negative_prompt for row in mine if row.sampling.guided], whole)
+    return captions
 
 
-def traffic(pipeline, size, prompts, args, sampling):
+def draw(pipeline, captions, batch, clock):
+    """PipelineOutput of Jobs that are drawn at once."""
+    row, kept = batch[0].row, captions[caption_key(batch[0].row)]
+    states, mask = kept.batch([job.row.prompt.text for job in batch])
+    texts = {"prompt_embeds": states, "prompt_mask": mask}
+    if row.sampling.guided:
+        states, mask = kept.negative.batch([job.row.args.negative_prompt for job in batch])
+        texts.update(negative_prompt_embeds=states, negative_prompt_mask=mask)
+    height, width = batch[0].size
+    return pipeline(
+        **texts,
+        seed=[job.seed for job in batch],
+        **{**row.sampling.as_arguments(), "height": height, "width": width},
+        **opened(row.args),
+        clock=clock,
+    )
+
+
+def traffic(pipeline, size, images, args, sampling):
     """What the processes send each other, in a line."""
-    images = min(args.batch_size, args.num_images * len(prompts))
     sampler, pag = sampling.solver(args.convention), sampling.pag(pipeline.components.opened("dit").config.depth)
     perturbed = pag.layers if pag else ()
     sent = pipeline.bytes_sent(*size, images, sampling.guided, sampler.learned_variance, perturbed)
@@ -268,34 +302,125 @@ def traffic(pipeline, size, prompts, args, sampling):
     )
 
 
-def metadata(args, sampling, drawn, size, notes=()):
-    """What the PNG says of its making beside prompt and seed.
+class Album:
+    """Where the pictures go: writes each as it comes, with what it tells of its making.
 
     Args:
-        sampling: SamplingOptions.
-        drawn: (height, width) that the model worked at.
-        size: (width, height) of the picture.
-        notes: what was assumed about the weights, or left out of an adapter.
+        rows: list of Row; the files that drew them are hashed from now on, beside the work.
     """
-    from mindsigma import runtime
 
-    dtype = runtime.resolve_dtype(args.dtype)
+    def __init__(self, args, pipeline, rows, tell):
+        from mindsigma.pipeline.metadata import read
+        from mindsigma.weights.adapters.merging import parse_adapter
+        from mindsigma.weights.digests import Digests
+        from mindsigma.weights.locate import locate
+
+        self.args, self.pipeline, self.tell = args, pipeline, tell
+        self.out, self.names = Path(args.out), Names(args.overwrite)
+        self.images, self.drawn = [], []
+        adapters = dict.fromkeys(parse_adapter(text)[0] for row in rows for text in row.lora)
+        given = dict.fromkeys(getattr(row.args, name) for row in rows for name in ("image", "mask"))
+        paths = {**pipeline.files, **{f"lora: {path}": locate(path) for path in adapters}}
+        paths.update((f"file: {path}", path) for path in given if path is not None)
+        self._digests = Digests(paths)
+        self._recorded = read(args.like)[1] if args.like else {}
+
+    def add(self, job, image, number, drawn):
+        """Write a Job's picture. `number`: of the picture, from 1; drawn: (height, width) that the model worked at."""
+        from mindsigma.pipeline.metadata import texts
+
+        row, digests = job.row, self._digests_of(job.row)
+        for name in differing(self._recorded, digests):
+            self.tell(f"note: {name} is not what drew {self.args.like}, its SHA-256 is another; so is the picture")
+        self._recorded = {}  # that is said once
+        options, about = options_of(job, self.pipeline), about_of(row.args, self.pipeline)
+        told = texts(
+            row.prompt.text, row.args.negative_prompt, job.seed, row.sampling, image.size, drawn[::-1], about,
+            digests, options,
+        )  # fmt: skip
+        numbers = {
+            "seed": job.seed, "number": number, "image": job.image + 1, "width": image.size[0],
+            "height": image.size[1], "steps": row.sampling.num_inference_steps,
+            "guidance": row.sampling.guidance_scale,
+        }  # fmt: skip
+        model = self.args.model.rstrip("/").rpartition("/")[2]
+        words = {"prompt": row.prompt.text, "model": model, "sampler": row.sampling.sampler}
+        self._write(image, f"{fill(self.args.name_template, numbers, words)}.png", told)
+        if self.args.grid:
+            self.images.append(image)
+            self.drawn.append(told)
+
+    def add_grid(self):
+        """Write all pictures as one."""
+        from mindsigma.pipeline.metadata import KEY
+        from mindsigma.pipeline.pictures import image_grid
+
+        grid = image_grid(self.images)
+        told = {name: text for name, text in self.drawn[0].items() if name not in ("prompt", "parameters", KEY)}
+        told.update(prompts="\n".join(one["prompt"] for one in self.drawn), seed=self.drawn[0]["seed"])
+        told["size"] = f"{grid.size[0]}x{grid.size[1]}"
+        self._write(grid, "grid.png", told, self.out.parent if is_png(self.out) else self.out)
+
+    def _write(self, image, name, told, folder=None):
+        from mindsigma.pipeline.pictures import save_png
+
+        wanted = folder / name if folder else self.out if is_png(self.out) else self.out / name
+        path = self.names.free(wanted)
+        while not save_png(image, path, told, new=not self.args.overwrite):  # somebody else was faster
+            path = self.names.free(wanted)
+        self.tell(path)
+
+    def _digests_of(self, row):
+        """dict part -> SHA-256 of what drew a row's pictures."""
+        from mindsigma.weights.adapters.merging import parse_adapter
+
+        found = self._digests.result()
+        names = {**dict.fromkeys(self.pipeline.files), **{f"lora: {parse_adapter(text)[0]}": None for text in row.lora}}
+        result = {name: found[name] for name in names if name in found}
+        for name in ("image", "mask"):
+            path = f"file: {getattr(row.args, name)}"
+            if path in found:
+                result[name] = found[path]
+        return result
+
+
+def differing(recorded, found):
+    """Names of what a picture was drawn by, and is by now another file; of dicts name -> digest."""
+    return [name for name, digest in recorded.items() if found.get(name, digest) != digest]
+
+
+def about_of(args, pipeline):
+    """dict of texts about a picture's model and circumstances."""
+    sampling = judged(args)
     return {
-        "Software": f"mindsigma {__version__}",
-        "negative_prompt": args.negative_prompt,
         "model": args.model,
-        "components": args.components or args.model,
-        **({"lora": ", ".join(args.lora)} if args.lora else {}),
-        **({"notes": "\n".join(notes)} if notes else {}),
-        **sampling.metadata(),
-        **({name: printable(getattr(args, name)) for name in ("image", "mask") if getattr(args, name) is not None}),
+        "components": pipeline.origin,
+        "lora": ", ".join(args.lora or ()),
+        "notes": "\n".join(pipeline.notes),
+        **{name: printable(getattr(args, name)) for name in ("image", "mask") if getattr(args, name) is not None},
         **({} if args.image is None else sampling.image_metadata(args.mask is not None)),
-        **({} if args.vae_tiling is None else {"vae_tiling": args.vae_tiling}),
+        "vae_tiling": args.vae_tiling,
+        "text_encoder_memory": None if args.text_encoder_memory == "whole" else args.text_encoder_memory,
         "convention": args.convention,
-        "size": f"{size[0]}x{size[1]}",
-        "drawn_size": f"{drawn[1]}x{drawn[0]}",
-        "dtype": next(name for name, value in runtime.DTYPES.items() if value == dtype),
+        "dtype": pipeline.dtype_name,
     }
+
+
+def options_of(job, pipeline):
+    """dict of JSON values: the options by which this tool draws a Job's picture again."""
+    from mindsigma.pipeline.metadata import again
+    from mindsigma.sampling.options import OPTION_NAMES
+
+    row = job.row
+    sampling = {OPTION_NAMES.get(name, name) for name in row.sampling.as_arguments()}
+    others = {
+        name: value
+        for name, value in vars(row.args).items()
+        if name not in NOT_OF_PICTURES and name not in sampling and name not in ("prompt", "seed")
+    }
+    height, width = job.size
+    values = {**others, "height": height, "width": width, "dtype": pipeline.dtype_name}
+    return again(row.sampling, row.prompt.text, job.seed, **values)
 
 
 def run():

@@ -5,46 +5,69 @@ import os
 from pathlib import Path
 
 from mindsigma import command_line
-from mindsigma.errors import MindSigmaError
-from mindsigma.pipeline.prompts import Prompt, read_lines
+from mindsigma.commands.picture_names import DEFAULT, FIELDS, check_template
+from mindsigma.commands.rows import EACH_PICTURE
+from mindsigma.config_file import Unnamed, convert_value, parse_with_config, require_model
+from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.foreign import open_regular
 from mindsigma.sampling.options import SamplingOptions
 from mindsigma.sampling.options import add_arguments as add_sampling_arguments
+
+# Options that no picture tells: they are of the machine, of the run, or of the files.
+NOT_OF_PICTURES = (
+    "config", "like", "prompts_file", "out", "name_template", "overwrite", "grid", "verbose", "device", "parallel",
+    "warm_up", "batch_size", "num_images", "help", "version", "print_completion",
+)  # fmt: skip
 
 
 def build_parser():
     """The options of this tool; `--config` may set any of them."""
+    flag = argparse.BooleanOptionalAction
     parser = command_line.parser(
         "Draw images from prompts with PixArt-Sigma.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        'python tools/generate.py "a penguin on a yellow background" --num-images 4 --grid',
+        usage="%(prog)s [options] PROMPT ...",
     )
-    add = parser.add_argument
+    add = parser.add_argument_group("what to draw").add_argument
     add(
         "prompt",
         nargs="*",
         help="what to draw; several prompts draw several images; may hold --ar HEIGHT:WIDTH or --hw HEIGHT:WIDTH",
     )
+    add(
+        "--prompts-file",
+        metavar="FILE",
+        help="a prompt a line, blank lines and # skipped; or .csv, .tsv, .jsonl with a column prompt and options",
+    )
+    add("--like", metavar="FILE.png", help="draw a picture again that was written here; flags override what it tells")
     add("--config", metavar="FILE.yaml", help="options from a file (configs/infer/); flags override it")
-    add("--prompts-file", metavar="FILE", help="one prompt a line")
-    add("--model", default="sigma-mini", help="bundled name, folder, hub id, or DiT weight file")
-    add("--components", help="folder or hub id with vae/, text_encoder/, tokenizer/, if --model is a weight file")
-    add("--pe-interpolation", type=float, help="scale of the position grid, where the weight file does not tell")
-    add("--input-size", type=int, help="latent side of the base resolution, where the weight file does not tell")
-    add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="as in uniform:2:14-27, for modes without weights")
-    add("--lora", action="append", metavar="FILE[:WEIGHT]", help="LoRA or DoRA to merge into the model; repeatable")
+
+    group = parser.add_argument_group(EACH_PICTURE)
+    add = group.add_argument
     add("--negative-prompt", default="", help="what to lead away from")
+    add("--seed", type=int, default=0, help="image i of each prompt is drawn from seed + i")
+    add("--num-images", type=int, default=1, help="images a prompt")
+    add("--lora", action="append", metavar="FILE[:WEIGHT]", help="LoRA or DoRA to merge into the model; repeatable")
     add(
         "--image",
         metavar="FILE",
         help="draw from this picture, as far as --strength has it, instead of from noise alone",
     )
     add("--mask", metavar="FILE", help="of the size of --image: draw anew where it is white, keep the rest")
-    add_sampling_arguments(parser)
-    add("--seed", type=int, default=0, help="image i of each prompt is drawn from seed + i")
-    add("--num-images", type=int, default=1, help="images a prompt")
-    add("--batch-size", type=int, default=1, help="images drawn at once")
+    add_sampling_arguments(group)
+
+    add = parser.add_argument_group("the model").add_argument
+    add("--model", default=Unnamed("sigma-mini"), help="bundled name, folder, hub id, or DiT weight file")
+    add("--components", help="folder or hub id with vae/, text_encoder/, tokenizer/, if --model is a weight file")
+    add("--pe-interpolation", type=float, help="scale of the position grid, where the weight file does not tell")
+    add("--input-size", type=int, help="latent side of the base resolution, where the weight file does not tell")
+    add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="as in uniform:2:14-27, for modes without weights")
     add("--convention", choices=("diffusers", "official"), default="diffusers", help="whose sampler to reproduce")
+
+    add = parser.add_argument_group("how it is computed").add_argument
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default fp32 on the CPU, fp16 on Ascend")
     add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
+    add("--batch-size", type=int, default=1, help="images drawn at once")
     add(
         "--text-encoder-memory",
         choices=("whole", "layers", "int8"),
@@ -53,7 +76,7 @@ def build_parser():
     )
     add(
         "--vae-tiling",
-        action=argparse.BooleanOptionalAction,
+        action=flag,
         help="decode in tiles, whose seams are blended, in less memory; default above 1024 px",
     )
     add(
@@ -67,62 +90,100 @@ def build_parser():
         metavar="HEIGHTxWIDTH[:BATCH[:TOKENS]]",
         help="compile what images of this shape need, before the first prompt or without any; repeatable",
     )
-    add("--out", default="outputs", help="folder, or the name of one .png file")
-    add("--grid", action=argparse.BooleanOptionalAction, default=False, help="also write all images as one")
+
+    add = parser.add_argument_group("what is written").add_argument
+    add("--out", default="outputs", metavar="FOLDER", help="folder, or the name of one .png file")
     add(
-        "--verbose",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="print seconds, compiled graphs and peak memory of each phase",
+        "--name-template",
+        default=DEFAULT,
+        metavar="TEXT",
+        help=f"names of the files, without .png; fields: {' '.join(f'{{{name}}}' for name in FIELDS)}",
     )
+    add("--overwrite", action=flag, default=False, help="replace files of the same name; else a number is appended")
+    add("--grid", action=flag, default=False, help="also write all images as one")
+    add("--verbose", action=flag, default=False, help="print seconds, compiled graphs and peak memory of each phase")
     return parser
 
 
-def read_prompts(args):
-    """List of Prompt of the command line and of --prompts-file."""
-    prompts = list(args.prompt)
-    if args.prompts_file:
-        prompts += read_lines(args.prompts_file)
-    if not prompts and not args.warm_up:
-        raise MindSigmaError('nothing to draw; give a prompt, as in: tools/generate.py "a red apple"')
-    for prompt in prompts:
-        if not is_text(prompt):
-            raise MindSigmaError(f"the prompt {prompt!r} is not UTF-8 text")
-    return [Prompt.parse(prompt) for prompt in prompts]
+def parse(argv=None):
+    """(namespace, parser) of the command line, of --config and of --like; the first wins over the second and third."""
+    parser = build_parser()
+
+    def like(first):
+        return options_of_picture(first.like, parser, bool(first.prompts_file)) if first.like else {}
+
+    args = parse_with_config(parser, argv, like)
+    require_model(args)
+    return args, parser
 
 
-def is_text(value):
-    """Whether an argument survived the terminal's encoding."""
+def options_of_picture(path, parser, without_prompt=False):
+    """dict destination -> value: what the picture --like tells of its making. Raises MindSigmaError."""
+    from mindsigma.pipeline.metadata import read
+
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
+        options, _ = read(path)
+    except MindSigmaError as error:
+        raise MindSigmaError(f"--like {error}") from None
+    if without_prompt:
+        options.pop("prompt", None)
+    actions = {action.dest: action for action in parser._actions}
+    unknown = next((name for name in options if name not in actions or name in NOT_OF_PICTURES), None)
+    if unknown is not None:
+        raise MindSigmaError(f"--like {path}: tells an option '{one_line(unknown)}' that is not known here")
+    return {
+        name: convert_value(f"--like {path}: {name}", value, actions[name])
+        for name, value in options.items()
+        if value is not None
+    }
 
 
-def check(args, count):
-    """SamplingOptions of the arguments; raises for option values that no model could take."""
-    for name in ("steps", "num_images", "batch_size", "max_sequence_length"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    if args.seed < 0:
-        raise MindSigmaError(f"--seed must be at least 0, not {args.seed}")
+def judged(args):
+    """SamplingOptions of the arguments of one picture; raises for values that no model could take."""
     from mindsigma.weights.released import default_sampler
 
     sampling = SamplingOptions.of_arguments(args, sampler=args.sampler or default_sampler(args.model))
     solver = sampling.solver(args.convention)
     solver.table(sampling.num_inference_steps)
-    if args.mask is not None and args.image is None:
-        raise MindSigmaError("--mask needs --image, the picture that it belongs to")
     sampling.first_step(solver, args.image is not None, args.mask is not None)
+    return sampling
+
+
+def check(args, count, rows=()):
+    """SamplingOptions of the arguments. Raises for option values that cannot be meant, as far as that goes at once.
+
+    Args:
+        count: number of pictures. rows: list of Row, whose options are judged, too.
+    """
+    for one in [args, *(row.args for row in rows)]:
+        where = next((f"{row.where}: " for row in rows if row.args is one and row.where), "")
+        for name in ("steps", "num_images", "batch_size", "max_sequence_length"):
+            if getattr(one, name) is not None and getattr(one, name) < 1:
+                raise MindSigmaError(f"{where}--{name.replace('_', '-')} must be at least 1, not {getattr(one, name)}")
+        if one.seed < 0:
+            raise MindSigmaError(f"{where}--seed must be at least 0, not {one.seed}")
+        if one.mask is not None and one.image is None:
+            raise MindSigmaError(f"{where}--mask needs --image, the picture that it belongs to")
     if os.environ.get("MS_WORKER_NUM") and not args.parallel:
         raise MindSigmaError("msrun started this: give --parallel, or each of its processes would draw the same")
+    check_template(args.name_template)
     out = Path(args.out)
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".bmp", ".gif"):
         raise MindSigmaError(f"--out {out}: pictures are written as .png")
     if is_png(out) and count > 1:
         raise MindSigmaError(f"--out {out}: one file for {count} images; give a folder")
-    return sampling
+    require_files(rows)
+    return judged(args)
+
+
+def require_files(rows):
+    """Raise for pictures to draw from that are not there, before anything is computed."""
+    for row in rows:
+        for name in ("image", "mask"):
+            path = getattr(row.args, name)
+            if path is not None:
+                with row.naming():
+                    open_regular(path).close()
 
 
 def is_png(path):

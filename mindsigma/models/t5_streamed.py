@@ -16,10 +16,11 @@ class StreamedT5Encoder:
         config: T5Config; dtype: of the activations and weights, but for what T5 keeps in fp32.
         weights: function (name, dtype, rows=None) -> Tensor of a weight under T5Encoder's name, or of some of its rows.
         prepare: function that is given the one layer that serves all, to make it fast, and returns it.
+        layers: function of the number of layers that gives their numbers; it may show how far they are.
     """
 
-    def __init__(self, config, dtype, weights, prepare=lambda layer: layer):
-        self.config, self.dtype, self._weights = config, dtype, weights
+    def __init__(self, config, dtype, weights, prepare=lambda layer: layer, layers=range):
+        self.config, self.dtype, self._weights, self._layers = config, dtype, weights, layers
         with no_init_parameters():
             self._layer = T5Layer(config, dtype, is_first=False)
             self._bias, self._norm = RelativeBias(config), RMSNorm(config.d_model, config.layer_norm_epsilon)
@@ -32,7 +33,7 @@ class StreamedT5Encoder:
         x = Tensor(rows[places.reshape(token_ids.shape)])
         self._fill(self._bias, "encoder.block.0.layer.0.SelfAttention.relative_attention_bias")
         bias = self._bias(mask)
-        for i in range(self.config.num_layers):
+        for i in self._layers(self.config.num_layers):
             self._fill(self._layer, f"encoder.block.{i}")
             x = self._layer(x, bias)
             x.asnumpy()  # wait, so that this layer's weights are gone before the next one's come

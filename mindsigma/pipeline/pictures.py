@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from mindsigma.weights.formats.atomic import naming, replacing
+from mindsigma.weights.formats.atomic import Taken, naming, replacing
 
 
 def to_unit_range(images):
@@ -49,13 +49,30 @@ def image_grid(images, columns=None):
     return grid
 
 
-def save_png(image, path, metadata):
-    """Write a PNG with text entries beside the target and rename it into place."""
+def save_png(image, path, metadata, new=False):
+    """Write a PNG with text entries beside the target and rename it into place; returns whether it was.
+
+    `new`: leave what is there, which is the one reason for False.
+    """
     path = Path(path)
-    info = PngImagePlugin.PngInfo()
-    for name, value in metadata.items():
-        info.add_itxt(name, str(value))
     with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        image.save(file, "PNG", pnginfo=info)
+    try:
+        with replacing(path, new) as file:
+            image.save(file, "PNG", pnginfo=png_texts(metadata))
+    except Taken:
+        return False
+    return True
+
+
+def png_texts(metadata):
+    """PIL's PngInfo of a dict of texts. Those of Latin letters are plain texts, which every tool reads."""
+    info = PngImagePlugin.PngInfo()
+    for name, value in metadata.items():
+        text = str(value).replace("\0", "")
+        try:
+            text.encode("latin-1")
+            info.add_text(name, text)
+        except UnicodeEncodeError:
+            info.add_itxt(name, text)
+    return info

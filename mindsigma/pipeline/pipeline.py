@@ -9,19 +9,20 @@ from typing import Any, List
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
-from tqdm import tqdm
 
 from mindsigma.arguments import array, flag, one_of, path_like, seeds_for, texts_of, whole
 from mindsigma.data.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae import sample_posterior
 from mindsigma.models.vae_tiling import decode_tiled, encode_tiled
+from mindsigma.pipeline.compiling import compiling
 from mindsigma.pipeline.components import Components
 from mindsigma.pipeline.given_image import GivenImages, given_images
 from mindsigma.pipeline.pictures import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.text_cleaning import clean_caption as clean_text
 from mindsigma.pipeline.text_cleaning import plain_caption
-from mindsigma.runtime import set_device
+from mindsigma.progress import bar
+from mindsigma.runtime import DTYPES, set_device
 from mindsigma.sampling import CONVENTIONS
 from mindsigma.sampling.captions import caption_pair, each, given_caption, pad, repeat_rows
 from mindsigma.sampling.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
@@ -30,8 +31,8 @@ from mindsigma.sampling.inpainting import Inpainting
 from mindsigma.sampling.options import SamplingOptions
 from mindsigma.sampling.parallel import NOT_HALVED, ParallelGraphs, ParallelSampling, bytes_sent
 from mindsigma.weights.loading import kinds_in_file, open_dit, open_t5, open_vae
-from mindsigma.weights.locate import locate
-from mindsigma.weights.released import default_sampler, release_named
+from mindsigma.weights.locate import components_beside, locate
+from mindsigma.weights.released import default_sampler, release_named, release_of
 from mindsigma.weights.saving import save_pipeline
 from mindsigma.weights.tokenizer import Tokenizer
 
@@ -86,6 +87,7 @@ class PixArtSigmaPipeline:
         self.convention = one_of("convention", convention, CONVENTIONS)
         self.parallel, self.sampler = parallel, sampler
         self.vae_tiling = None  # None: above TILE_ABOVE; True or False: always or never
+        self.origin = self._reopen = None  # where VAE, T5 and tokenizer are from; how to open the DiT with adapters
 
     @classmethod
     def from_pretrained(
@@ -130,17 +132,24 @@ class PixArtSigmaPipeline:
         path = locate(name_or_path, None if components is None else ("dit", "transformer"))
         held = kinds_in_file(path)  # a file of ComfyUI's kind holds VAE and T5, too
         if path.is_file() and components is None:
-            if not {"vae", "t5"} <= held or not (path.parent / "tokenizer").is_dir():
+            known = release_of(path)
+            if known is not None:
+                components = known.components
+            elif not {"vae", "t5"} <= held or not (path.parent / "tokenizer").is_dir():
                 raise MindSigmaError(
                     f"{path}: a weight file holds no tokenizer, and most hold no VAE and no T5; name the folder with "
                     "tokenizer/, vae/ and text_encoder/ as components (--components)"
                 )
-            components = path.parent
+            else:
+                components = path.parent
+        elif components is None:
+            components = components_beside(path)
         rest = path if components is None else locate(components, ("vae", "text_encoder", "tokenizer"))
         vae = path if "vae" in held and not (rest / "vae").is_dir() else rest
         t5 = path if "t5" in held and not (rest / "text_encoder").is_dir() else rest
-        return cls(
-            open_dit(path, dtype, lora=lora, sampling=True, **config),
+        reopen = partial(open_dit, path, dtype, sampling=True, **config)
+        made = cls(
+            reopen(lora=lora),
             open_vae(vae, dtype),
             open_t5(t5, dtype, memory=text_encoder_memory),
             Tokenizer(rest / "tokenizer"),
@@ -148,6 +157,27 @@ class PixArtSigmaPipeline:
             parallel,
             default_sampler(name_or_path if release is not None else path),
         )
+        made.origin, made._reopen = str(name_or_path if components is None else components), reopen
+        return made
+
+    @property
+    def files(self):
+        """dict part -> path of the files that "dit", "vae" and "t5" are read from."""
+        return {name: self.components.opened(name).tensors.path for name in ("dit", "vae", "t5")}
+
+    @property
+    def dtype_name(self):
+        """ "fp32", "fp16" or "bf16": what the DiT computes in."""
+        return next(name for name, dtype in DTYPES.items() if dtype == self.components.opened("dit").dtype)
+
+    def with_lora(self, lora):
+        """The DiT with these adapters merged (as for `from_pretrained`) for `use`, its weights checked but not read."""
+        return self._reopen(lora=lora)
+
+    def use(self, dit):
+        """Draw with another DiT, of `with_lora`, from now on."""
+        if self.components.exchange("dit", dit):
+            self._steps = None
 
     @property
     def dit(self):
@@ -383,7 +413,8 @@ class PixArtSigmaPipeline:
         if tiled:
             images = [decode_tiled(self.vae, one, apply=apply) for one in ones]
         else:
-            images = list(apply(lambda one: self.vae(one).astype(ms.float32).asnumpy(), ones))
+            with compiling(f"VAE's decoder, {latents.shape[2]} x {latents.shape[3]} latents"):
+                images = list(apply(lambda one: self.vae(one).astype(ms.float32).asnumpy(), ones))
         images = require_finite("the decoded images", np.concatenate(images), HALF_OVERFLOWS)
         return to_unit_range(images)
 
@@ -497,7 +528,7 @@ class PixArtSigmaPipeline:
             fresh_noise = partial(self.fresh_noise, seeds) if step_noise is None else partial(given_noise, step_noise)
             trajectory = self.denoise(noise, caption, negative, options, fresh_noise, clean, latent_mask)
             steps = options.num_inference_steps - (begin or 0)
-            latents = self._run(trajectory, steps, callback_on_step_end, progress)
+            latents = self._run(trajectory, steps, callback_on_step_end, progress, self._what(options, size, caption))
         if output_type == "latent":
             return PipelineOutput(latents.asnumpy(), seeds)
         with phase("decode"):
@@ -508,17 +539,27 @@ class PixArtSigmaPipeline:
                 images = cover_and_crop(images, height or self.default_size, width or self.default_size)
         return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds)
 
-    def _run(self, trajectory, steps, callback, progress):
+    def _what(self, options, size, caption):
+        """Text that tells all that decides the graph of a step."""
+        guidance = f"{'guided' if options.guided else 'unguided'}{', perturbed' if options.perturbed else ''}"
+        texts, tokens = caption.states.shape[:2]
+        return (
+            f"step of {self._config('dit').depth} blocks, sampler {options.sampler}, {guidance}, "
+            f"{size[0]} x {size[1]} px, {texts} x {tokens} tokens, {self.dtype_name}"
+        )
+
+    def _run(self, trajectory, steps, callback, progress, what="step"):
         watch = FiniteLatents(
             HALF_OVERFLOWS if self.components.opened("dit").dtype == ms.float16 else WEIGHTS_OR_GUIDANCE
         )
         next(trajectory)  # the caption's keys and values
-        bar = tqdm(total=steps, desc="denoise", unit="step", disable=not progress)
+        steps_done = bar(steps, "denoise", "step", disable=not progress)
         latents = replacement = None
-        with bar:
+        with steps_done:
             while True:
                 try:
-                    step = trajectory.send(replacement)
+                    with compiling(what):
+                        step = trajectory.send(replacement)
                 except StopIteration:
                     watch.check()
                     return latents
@@ -538,7 +579,7 @@ class PixArtSigmaPipeline:
                     latents.asnumpy()  # wait for the device, so that the bar tells the truth
                     if self.parallel is None:  # else all processes have to end at the same place
                         watch.check()
-                bar.update()
+                steps_done.update()
 
     def _check_latents(self, latents, count, size):
         latents = require_finite("latents", array("latents", latents), "give other start noise, or a seed")

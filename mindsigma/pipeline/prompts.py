@@ -48,16 +48,18 @@ class Prompt(NamedTuple):
         return cls(rest.strip(), size, None if size else ratio)
 
 
-def read_lines(path, flag="--prompts-file"):
-    """The lines of a UTF-8 file that are not blank, stripped. Raises MindSigmaError that names flag and file.
+def read_lines(path, flag="--prompts-file", numbered=False):
+    """The lines of a UTF-8 file that are not blank and do not begin with #, stripped, or (number, line) of each.
 
     Only line feeds end a line, with or without a carriage return before: prompts may hold the separators of Unicode.
+    Raises MindSigmaError that names flag and file.
     """
     try:
         text = read_text(path)
     except MindSigmaError as error:
         raise MindSigmaError(f"{flag} {error}") from None
-    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if not lines:
         raise MindSigmaError(f"{flag} {path}: holds no prompt")
-    return lines
+    return lines if numbered else [line for _, line in lines]

@@ -1,12 +1,19 @@
 """Prompts to caption states: tokens, lengths in few buckets, T5."""
 
+from contextlib import contextmanager
+
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.models.t5 import T5Encoder
+from mindsigma.pipeline.compiling import compiling
+from mindsigma.progress import DELAY_SECONDS, bar
 from mindsigma.sampling.captions import Caption
 
 PAD = 0
+WORTH_A_BAR = 1e8  # numbers of T5's MLPs
 
 # Token counts that captions are padded to. Fewer lengths mean fewer compilations; the mask makes padding exact.
 LENGTH_BUCKETS = (16, 32, 64, 128, 192, 256)
@@ -15,6 +22,23 @@ LENGTH_BUCKETS = (16, 32, 64, 128, 192, 256)
 def bucket_length(length, max_length):
     """Smallest bucket that holds `length` tokens, at most max_length."""
     return min([bucket for bucket in LENGTH_BUCKETS if bucket >= length] + [max_length])
+
+
+@contextmanager
+def layers_shown(encoder):
+    """Around a call of a large T5Encoder: a bar over its layers, where they are computed one by one."""
+    config = encoder.config
+    large = config.num_layers * config.d_model * config.d_ff > WORTH_A_BAR
+    if not large or not isinstance(encoder, T5Encoder) or ms.get_context("mode") == ms.GRAPH_MODE:
+        yield
+        return
+    with bar(config.num_layers, "T5", "layer", delay=DELAY_SECONDS) as done:
+        hooks = [block.register_forward_hook(lambda *_: done.update() and None) for block in encoder.encoder.block]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 class TextEncoder:
@@ -44,7 +68,9 @@ class TextEncoder:
             ids[i, : len(row)] = row
             mask[i, : len(row)] = 1
         mask = Tensor(mask)
-        return Caption(self.encoder(Tensor(ids), mask), mask)
+        layers, (texts, tokens) = self.encoder.config.num_layers, ids.shape
+        with layers_shown(self.encoder), compiling(f"T5 of {layers} layers, {texts} x {tokens} tokens"):
+            return Caption(self.encoder(Tensor(ids), mask), mask)
 
     def empty_prompt(self, length):
         """T5's states of the empty prompt, float32 (length, d_model), and the number of its tokens."""

@@ -1,5 +1,7 @@
 """From a path to a network with weights: finds files, works out the config, accounts for every tensor."""
 
+from functools import partial
+from math import prod
 from pathlib import Path
 
 import mindspore as ms
@@ -15,6 +17,7 @@ from mindsigma.models.dit_config import canonical_fields
 from mindsigma.models.t5 import T5Encoder
 from mindsigma.models.t5_streamed import StreamedT5Encoder
 from mindsigma.models.vae import VAE
+from mindsigma.progress import DELAY_SECONDS, bar
 from mindsigma.runtime import resolve_dtype
 from mindsigma.weights import open_checkpoint
 from mindsigma.weights.adapters.merging import notes_of, open_adapters, with_adapters
@@ -32,6 +35,7 @@ from mindsigma.weights.tensors import weight_tensor
 from mindsigma.weights.text_memory import MEMORY, FromDisk, Int8
 
 SHOWN_NAMES = 4
+WORTH_A_BAR = 1e9  # bytes of weights
 
 
 def load_dit(path, dtype=None, ema=False, lora=(), **config_overrides):
@@ -149,10 +153,15 @@ class Pending:
     def load(self):
         """Return the cell with its weights; each call reads them anew."""
         network = self._empty()
-        for parameter in network.get_parameters():
-            array = self.tensors.read(parameter.name)
-            parameter.set_data(weight_tensor(self.tensors.path, parameter.name, array, parameter.dtype))
-            release(array)  # else the file counts as resident beside its copy
+        parameters = list(network.get_parameters())
+        total = sum(parameter.size * parameter.itemsize for parameter in parameters)
+        what = f"load {type(network).__name__}"
+        with bar(total, what, "B", unit_scale=True, delay=DELAY_SECONDS, disable=total < WORTH_A_BAR) as done:
+            for parameter in parameters:
+                array = self.tensors.read(parameter.name)
+                parameter.set_data(weight_tensor(self.tensors.path, parameter.name, array, parameter.dtype))
+                release(array)  # else the file counts as resident beside its copy
+                done.update(parameter.size * parameter.itemsize)
         return self._prepare(network)
 
 
@@ -168,9 +177,30 @@ class PendingStreamed:
         self.tensors, self.config, self.dtype = pending.tensors, pending.config, pending.dtype
         self.notes, self._hold = pending.notes, hold
 
+    @property
+    def held(self):
+        """Bytes of weights that are in memory at once: those of one layer, or the matrices of all as int8."""
+        numbers = {name: prod(self.tensors.shape(name)) for name in self.tensors.names()}
+        layers = sum(count for name, count in numbers.items() if name.startswith("encoder.block"))
+        return (
+            layers if self._hold is Int8 else layers * (4 if self.dtype == ms.float32 else 2) // self.config.num_layers
+        )
+
     def load(self):
         """Return the encoder; of int8 weights each call reads the files anew."""
-        return StreamedT5Encoder(self.config, self.dtype, self._hold(self.tensors), accelerate)
+        numbers = sum(prod(self.tensors.shape(name)) for name in self.tensors.names())
+        return StreamedT5Encoder(
+            self.config, self.dtype, self._hold(self.tensors), accelerate,
+            partial(_layers, disable=numbers < WORTH_A_BAR / 4),
+        )  # fmt: skip
+
+
+def _layers(count, disable):
+    """The numbers of T5's layers, with a bar."""
+    with bar(count, "T5", "layer", delay=DELAY_SECONDS, disable=disable) as done:
+        for number in range(count):
+            yield number
+            done.update()
 
 
 def account(network, tensors):

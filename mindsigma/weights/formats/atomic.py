@@ -16,9 +16,15 @@ IDLE_SECONDS = 600  # where files cannot be locked: a partial file untouched for
 LEFTOVER = re.compile(r"\.(.+)\.([1-9]\d{0,8})\.part", re.DOTALL)  # name of the target, process
 
 
+class Taken(Exception):
+    """There is a file of that name by now."""
+
+
 @contextlib.contextmanager
-def replacing(path):
+def replacing(path, new=False):
     """A binary file, seekable, that takes the place of `path` (Path) when the block ends well.
+
+    `new`: nothing is replaced; Taken is raised if there is something of that name at the end.
 
     Until then it is `.{name}.{pid}.part` in the same folder; whatever ends the block early removes it and leaves
     `path` as it was. Raises MindSigmaError, of one line naming `path`, for an OSError in the block: a full disk, no
@@ -39,11 +45,28 @@ def replacing(path):
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            if new:
+                _put_new(partial, path)
+            else:
+                os.replace(partial, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+def _put_new(partial, path):
+    """Give a partial file its name, unless something has it: Taken."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise Taken(path) from None
+    except OSError:  # a file system without links
+        if os.path.lexists(path):
+            raise Taken(path) from None
+        os.replace(partial, path)
+    else:
+        partial.unlink()
 
 
 def write_json(path, value):
