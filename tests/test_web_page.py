@@ -1,0 +1,305 @@
+"""The web page in a real browser: drawing, cancelling, a painted mask, two users, reloading, bad uploads and requests.
+
+Needs gradio, playwright and a Chromium: pip install 'mindsigma[web]' playwright, apt-get install chromium.
+"""
+
+import io
+import os
+import re
+import shutil
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio", reason="no gradio: pip install 'mindsigma[web]'")
+
+from test_picture_metadata import write_adapter
+
+from mindsigma.commands.web import build_parser, labels_of
+from mindsigma.pipeline.metadata import read
+from mindsigma.web.page import Page, serve
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+TIMEOUT = 40_000  # milliseconds that something on the page may take
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adapters")
+    write_adapter(folder / "style.safetensors")
+    flags = ["--port", "0", "--lora", str(folder / "style.safetensors"), "--steps", "400", "--upload", "1"]
+    page = serve(build_parser().parse_args(flags))
+    yield page
+    page.close()
+    assert not page.folder.exists()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install playwright")
+    path = next((found for found in map(shutil.which, BROWSERS) if found), None)
+    if path is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def user(served, browser, request):
+    """user(width): a new page of a new user."""
+    contexts = []
+
+    def come(width=1280):
+        context = browser.new_context(viewport={"width": width, "height": 1000}, accept_downloads=True)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(TIMEOUT)
+        page.goto(served.address)
+        page.get_by_label("Prompt", exact=True).wait_for()
+        return page
+
+    yield come
+    for context in contexts:
+        if "SCREENSHOTS" in os.environ:  # a folder, to look at what a test left
+            name = request.node.name.replace("/", "_")
+            context.pages[0].screenshot(path=f"{os.environ['SCREENSHOTS']}/{name}-{contexts.index(context)}.png")
+        context.close()
+
+
+def set_number(page, label, value):
+    """Type into the number beside a slider, or a number field."""
+    field = page.get_by_label(re.compile(label)).first
+    field.fill(str(value))
+    field.press("Tab")
+
+
+def ask(page, prompt, steps=2, seed=None):
+    """Fill the form."""
+    page.get_by_label("Prompt", exact=True).fill(prompt)
+    if not page.get_by_label("Guidance").first.is_visible():
+        page.get_by_role("button", name="Sampling").click()
+    set_number(page, "number input for Steps", steps)
+    if seed is not None:
+        set_number(page, "Seed", seed)
+        page.get_by_label("Keep the seed").check()
+
+
+def progress(page, text):
+    """Wait until the line about progress holds a text."""
+    page.locator("#progress").filter(has_text=re.compile(text)).wait_for()
+
+
+def picture(page, number=0):
+    """(PIL image, bytes) of a picture of the gallery."""
+    source = page.locator("#gallery img").nth(number)
+    source.wait_for()
+    address = source.get_attribute("src")
+    data = page.request.get(address).body()
+    return Image.open(io.BytesIO(data)), data
+
+
+def give(page, file):
+    """Upload a PNG to be drawn again."""
+    with page.expect_file_chooser() as chooser:
+        page.locator("#again").click()
+    chooser.value.set_files(str(file))
+
+
+def test_draw_and_draw_again(user, served, tmp_path):
+    """The picture is that of the pipeline; its PNG fills in the form; choosing it tells how it was drawn."""
+    page = user()
+    ask(page, "a red apple", steps=3, seed=11)
+    page.get_by_role("button", name="3:2", exact=True).or_(page.get_by_label("3:2", exact=True)).first.click()
+    page.locator("#draw").click()
+    progress(page, "Done: 1 picture")
+    drawn, data = picture(page)
+    options, digests = read(data)
+    assert (options["prompt"], options["seed"], options["steps"]) == (["a red apple"], 11, 3)
+    assert (options["height"], options["width"]) == drawn.size[::-1] and drawn.size[0] > drawn.size[1]
+    assert set(digests) == {"dit", "vae", "t5"}
+    pipeline = served.studio._pipeline
+    size = {"height": options["height"], "width": options["width"]}
+    expected = pipeline("a red apple", seed=11, num_inference_steps=3, progress=False, **size).images[0]
+    assert np.abs(np.asarray(drawn.convert("RGB"), int) - np.asarray(expected, int)).max() <= 1
+
+    page.locator("#gallery img").first.click()
+    page.get_by_role("button", name="How the chosen picture was drawn").click()
+    page.locator("#told").get_by_text("a red apple").first.wait_for()
+
+    (tmp_path / "again.png").write_bytes(data)
+    other = user()
+    give(other, tmp_path / "again.png")
+    progress(other, "Filled in from the picture")
+    assert other.get_by_label("Prompt", exact=True).input_value() == "a red apple"
+    other.locator("#draw").click()
+    progress(other, "Done: 1 picture")
+    np.testing.assert_array_equal(np.asarray(picture(other)[0]), np.asarray(drawn))
+
+
+def test_progress_cancel_and_reload(user, served):
+    """Steps are shown with a preview; cancelled, the page is ready again; who reloads leaves nothing behind."""
+    page = user()
+    ask(page, "a cat", steps=400)
+    page.locator("#draw").click()
+    progress(page, r"Step \d+ of 400")
+    page.locator("#preview img").first.wait_for()
+    page.locator("#cancel").click()
+    progress(page, "Cancelled")
+    assert page.locator("#gallery img").count() == 0
+    page.locator("#draw").click()
+    progress(page, r"Step \d+ of 400")
+    page.reload()
+    page.get_by_label("Prompt", exact=True).wait_for()
+    ask(page, "a cat", steps=1)
+    page.locator("#draw").click()
+    progress(page, "Done: 1 picture")
+
+
+def test_two_users_at_once(user):
+    """The second waits and is told so; both get their own pictures."""
+    first, second = user(), user()
+    ask(first, "a red apple", steps=60, seed=1)
+    ask(second, "a rocket", steps=2, seed=2)
+    first.locator("#draw").click()
+    progress(first, r"Step \d+ of 60")
+    second.locator("#draw").click()
+    progress(second, "Waiting: 1 before this one")
+    progress(first, "Done: 1 picture")
+    progress(second, "Done: 1 picture")
+    assert read(picture(first)[1])[0]["prompt"] == ["a red apple"]
+    assert read(picture(second)[1])[0]["prompt"] == ["a rocket"]
+
+
+def test_paint_a_mask(user, tmp_path):
+    """A stroke over the middle: what is not under it stays as it was."""
+    pixels = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "given.png")
+    page = user()
+    ask(page, "a red apple", steps=4)
+    page.get_by_role("button", name="Draw from a picture").click()
+    canvas = page.locator("#given canvas").first
+    canvas.wait_for()
+    with page.expect_file_chooser() as chooser:
+        page.locator("#given button[aria-label*=pload]").first.click()
+    chooser.value.set_files(str(tmp_path / "given.png"))
+    page.wait_for_timeout(1500)
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.locator("#given button[aria-label=Brush]").click()
+    page.mouse.move(x - 15, y)
+    page.mouse.down()
+    page.mouse.move(x + 15, y, steps=8)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    page.locator("#draw").click()
+    progress(page, "Done: 1 picture")
+    drawn, data = picture(page)
+    difference = np.abs(np.asarray(drawn.convert("RGB"), int) - pixels).max(2)
+    assert drawn.size == (256, 256)
+    assert difference[:20].max() == 0 and difference[-20:].max() == 0, "outside of the stroke"
+    assert difference[112:144, 112:144].max() > 30, "under the stroke"
+    assert read(data)[0]["mask"] == "uploaded picture"
+
+
+def test_an_adapter(user, served):
+    page = user()
+    ask(page, "a red apple", steps=2, seed=3)
+    page.get_by_role("button", name="Model and adapters").click()
+    page.get_by_label("style.safetensors").check()
+    page.locator("#draw").click()
+    progress(page, "Done: 1 picture")
+    drawn, data = picture(page)
+    assert read(data)[0]["lora"] == ["style.safetensors:1"] and "lora: style.safetensors" in read(data)[1]
+    plain = served.studio._pipeline
+    plain.use(plain.with_lora(()))
+    without = plain("a red apple", seed=3, num_inference_steps=2, progress=False, height=256, width=256).images[0]
+    served.studio._dits = {(): plain.components.opened("dit")}
+    assert np.abs(np.asarray(drawn.convert("RGB"), int) - np.asarray(without, int)).mean() > 0.1
+
+
+def test_bad_uploads(user, tmp_path):
+    """Each ends in a line, and the page goes on."""
+    page = user()
+    (tmp_path / "text.png").write_text("no picture")
+    give(page, tmp_path / "text.png")
+    progress(page, "is no PNG")
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    give(page, tmp_path / "plain.png")
+    progress(page, "does not tell how it was drawn")
+    noise = np.random.default_rng(0).integers(0, 255, (800, 800, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    give(page, tmp_path / "large.png")
+    page.get_by_text(re.compile("exceed|too large|maximum", re.IGNORECASE)).first.wait_for()
+    page.get_by_label("Prompt", exact=True).fill("")
+    page.locator("#draw").click()
+    progress(page, "prompt: tell what to draw")
+    ask(page, "a cat", steps=1)
+    page.locator("#draw").click()
+    progress(page, "Done: 1 picture")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "file=/etc/passwd", "gradio_api/file=/etc/passwd", "gradio_api/file=../../../../etc/passwd",
+        "gradio_api/file=pyproject.toml", "gradio_api/file=mindsigma/__init__.py", "gradio_api/file=/proc/self/environ",
+        "gradio_api/file=%2Fetc%2Fpasswd", "static/../../../../etc/passwd", "assets/..%2f..%2f..%2fetc%2fpasswd",
+    ],
+)  # fmt: skip
+def test_no_path_of_the_host_is_reachable(served, path):
+    """Not by a request of one's own either."""
+    try:
+        with urllib.request.urlopen(f"{served.address.rstrip('/')}/{path}", timeout=20) as answer:
+            body = answer.read()
+    except urllib.error.HTTPError as error:
+        assert error.code in (403, 404, 405, 400)
+        return
+    assert b"root:" not in body and b"PATH=" not in body and b"mindone" not in body and b"__version__" not in body
+
+
+def test_only_this_machine_is_let_in(served):
+    assert served.address.startswith("http://127.0.0.1:")
+    assert build_parser().parse_args([]).host == "127.0.0.1"
+
+
+def test_labels_hide_where_files_are(tmp_path):
+    (tmp_path / "a").mkdir()
+    for name in ("x.safetensors", "a/x.safetensors"):
+        (tmp_path / name).touch()
+    labels = labels_of([str(tmp_path / "x.safetensors"), str(tmp_path / "a" / "x.safetensors"), "owner/name"])
+    assert list(labels) == ["x.safetensors", "x.safetensors (2)", "owner/name"]
+
+
+def test_filled_in_values_are_bounded(served):
+    """Whatever a picture tells, the form gets values that it can hold."""
+    page = Page.__new__(Page)
+    page.studio = served.studio
+    options = {
+        "prompt": ["x"], "steps": 10**9, "guidance_scale": -5, "seed": 2**40, "model": "/etc", "sampler": "dpm",
+        "lora": ["style.safetensors:99", "other:1", "x:y"], "height": 100, "width": 300, "image": "a.png",
+    }  # fmt: skip
+    values = page.filled(options)
+    assert values[0] == "x" and values[2] == "16:9" and values[3] == 2**32 - 1 and values[6] == 400 and values[7] == 1
+    assert values[9] == "sigma-mini" and values[12:] == [True, 2]
+    for words in (
+        "the model /etc is none",
+        "the adapter other is none",
+        "the adapter x is none",
+        "has to be given again",
+    ):
+        assert words in values[11]
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_nothing_is_wider_than_the_window(user, width):
+    page = user(width)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for name in ("Sampling", "Model and adapters", "Draw from a picture"):
+        page.get_by_role("button", name=name).click()
+    page.wait_for_timeout(500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
