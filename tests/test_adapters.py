@@ -36,7 +36,6 @@ from conftest import GOLDEN, Case, load_tool, relative_error
 from safetensors.numpy import save_file
 
 from mindsigma import MindSigmaError, load_dit
-from mindsigma.sampling.options import SamplingOptions
 from mindsigma.weights import open_checkpoint
 from mindsigma.weights.adapters.adapter_file import Adapter, Entry, read_adapter, scale_of, write_adapter
 from mindsigma.weights.adapters.adapter_reader import is_adapter, open_adapter
@@ -417,10 +416,7 @@ def test_pictures_with_an_adapter(tmp_path):
             assert relative_error(change, 0.25 * b @ a) < 1e-5
         else:
             assert (change == 0).all()
-    assert (
-        tool.metadata(args, SamplingOptions.of_arguments(args), (256, 256), (256, 256))["lora"]
-        == f"{tmp_path / 'a.safetensors'}:0.25"
-    )
+    assert tool.about_of(args, changed)["lora"] == f"{tmp_path / 'a.safetensors'}:0.25"
     (tmp_path / "options.yaml").write_text("lora: [one.safetensors, 'two.safetensors:2']\n")
     from mindsigma.config_file import parse_with_config
 
