@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import relative_error
+from mindspore import Tensor
 
 from mindsigma.pipeline import kept_captions, memory
 from mindsigma.pipeline.kept_captions import KeptCaptions
@@ -96,3 +98,24 @@ def test_weights_are_counted_as_they_are_held():
     assert 0.15 * whole < layers < 0.25 * whole  # one of four layers; the embedding is read row by row
     assert 0.15 * whole < int8 < 0.25 * whole
     assert memory.free_bytes() > 1e8 and memory.resident_bytes() > 1e7
+
+
+def test_bars_over_what_takes_long(mini, monkeypatch, capsys):
+    """Over the weights that are read and over T5's layers, in memory and streamed; the states do not change."""
+    from mindsigma.pipeline import text
+    from mindsigma.weights import loading
+    from mindsigma.weights.locate import BUNDLED
+
+    expected = mini.encode_prompts(TEXTS[:1])
+    for module in (text, loading):
+        monkeypatch.setattr(module, "WORTH_A_BAR", 0)
+        monkeypatch.setattr(module, "DELAY_SECONDS", 0)
+    found = mini.encode_prompts(TEXTS[:1])
+    assert "T5: 100% 4/4 layers in " in capsys.readouterr().err
+    np.testing.assert_array_equal(found.states.asnumpy(), expected.states.asnumpy())
+    encoder = loading.open_t5(BUNDLED / "sigma-mini", memory="layers").load()
+    ids = np.zeros((1, 16), np.int32)
+    encoder(Tensor(ids), Tensor(np.ones_like(ids)))
+    assert capsys.readouterr().err.startswith("T5: 100% 4/4 layers in ")
+    loading.open_t5(BUNDLED / "sigma-mini").load()
+    assert "load T5Encoder: 100% 0.01/0.01 GB in " in capsys.readouterr().err
