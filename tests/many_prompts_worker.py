@@ -12,7 +12,7 @@ TEXT = "a small red apple beside two large cats on a blue background with a rock
 if __name__ == "__main__":
     words = TEXT.split()
     pipeline = PixArtSigmaPipeline.from_pretrained("sigma-mini", device="CPU")
-    prompts = [" ".join(words[(i + j) % len(words)] for j in range(140)) + f" {i}" for i in range(int(sys.argv[1]))]
+    prompts = [" ".join(words[(i + j) % len(words)] for j in range(60)) + f" {i}" for i in range(int(sys.argv[1]))]
     kept = KeptCaptions(pipeline)
     kept.encode(prompts)
     for i in range(0, len(prompts), 2):

@@ -55,7 +55,7 @@ def test_states_go_to_a_file(mini, monkeypatch):
 
 
 def test_many_prompts_take_the_memory_of_two():
-    """Peak of the process, with 2 and with 400 prompts of up to 200 tokens: encoded, kept and taken in batches."""
+    """Peak of the process, with 2 and with 400 prompts of some 80 tokens: encoded, kept and taken in batches."""
     peaks = {}
     for count in (2, 400):
         done = subprocess.run([sys.executable, WORKER, str(count)], capture_output=True, text=True, timeout=300)
