@@ -197,7 +197,8 @@ class Trainer:
         optimizer = OptimizerConfig(args.optimizer, args.betas, args.eps, args.weight_decay)
         self.prior = self._record_list(self.class_data, CLASS_DATA) if self.class_data else None
         count = args.accumulation * (2 if self.prior else 1)
-        config = StepConfig(count, args.max_norm, args.ema_decay, scale, zero=args.zero)
+        whole = isinstance(self.learner, WholeLearner)  # an adapter's own tensors are fp32 in the network, too
+        config = StepConfig(count, args.max_norm, args.ema_decay, scale, zero=args.zero, masters=whole)
         self.training = accelerate_step(TrainingStep(self.dit, self.learner.parameters, optimizer, config, self.ranks))
         self.base_rate = scaled_rate(args.learning_rate, self.batch, args.auto_lr)
         self.inputs = self._step_inputs(self.source, args.seed)
