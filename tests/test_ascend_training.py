@@ -22,7 +22,9 @@ def run(folder, device, optimizer, settings):
     return dict(np.load(out))
 
 
-@pytest.mark.parametrize("optimizer, settings", [("came", "full"), ("adamw", "plain")])
+@pytest.mark.parametrize(
+    "optimizer, settings", [("came", "full"), pytest.param("adamw", "plain", marks=pytest.mark.slow)]
+)
 def test_steps_are_those_of_the_cpu(optimizer, settings, tmp_path):
     """Five steps, one of which overflows and leaves only counts; full: of two micro-batches, with averages and scale.
 
