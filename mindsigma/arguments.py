@@ -46,6 +46,21 @@ def is_number(value):
     return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
+def numbers(name, value):
+    """Return a tuple of at least one and at most 1000 finite numbers, from a list, a tuple or an array."""
+    values = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+    if not isinstance(values, (list, tuple)) or not 0 < len(values) <= 1000 or not all(map(is_number, values)):
+        raise MindSigmaError(f"{name} must be a list of 1 ... 1000 finite numbers, not {shown(value)}")
+    return tuple(map(float, values))
+
+
+def fraction(name, value):
+    """Return a number of 0 ... 1, as a float."""
+    if not is_number(value) or not 0 <= value <= 1:
+        raise MindSigmaError(f"{name} must be a number of 0 ... 1, not {shown(value)}")
+    return float(value)
+
+
 def flag(name, value):
     """Return a truth; texts such as "false" are none."""
     if not isinstance(value, (bool, np.bool_)) and not (isinstance(value, int) and value in (0, 1)):

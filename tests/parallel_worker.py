@@ -20,6 +20,7 @@ from mindsigma.models.vae_tiling import decode_tiled  # noqa: E402
 from mindsigma.runtime import set_device  # noqa: E402
 from mindsigma.sampling.denoising import DenoisingGraphs, denoising_steps  # noqa: E402
 from mindsigma.sampling.dpm_solver import DPMSolver  # noqa: E402
+from mindsigma.sampling.iddpm import IDDPM  # noqa: E402
 from mindsigma.sampling.parallel import ParallelGraphs, ParallelSampling  # noqa: E402
 
 STEPS = 3
@@ -34,7 +35,9 @@ CASES = {
     "pool": (32, 16, {"kv_compression": "pool:2:0,1"}),
     "micro": (24, 16, {"kv_compression": "conv:3:1", "micro_condition": True, "hidden_size": 48}),
     "uneven-tall": (38, 12, {"kv_compression": "ave:2:1"}),  # 19 x 6 tokens
+    "variance": (14, 16, {}),
 }
+SAMPLERS = {"variance": IDDPM}  # the others are DPMSolver; this one draws noise and has the variance sent, too
 
 
 class Counter:
@@ -54,7 +57,7 @@ class Counter:
         ops.AllGather.__call__ = counted
 
 
-def case_inputs(height, width, config, images=2):
+def case_inputs(height, width, config, sampler=DPMSolver, images=2):
     """DiT and arguments of denoising_steps for a case."""
     dit = tiny_dit(**config)
     dit.set_train(False)
@@ -69,12 +72,17 @@ def case_inputs(height, width, config, images=2):
     if config.get("micro_condition"):
         size = np.array([[height * 8.0, width * 8.0]], np.float32)
         conditions = Tensor(size), Tensor(np.array([[height / width]], np.float32))
-    return dit, (Tensor(latents), DPMSolver(), STEPS, captions[0], 4.5, captions[1], conditions)
+    return dit, (Tensor(latents), sampler(), STEPS, captions[0], 4.5, captions[1], conditions)
+
+
+def fresh_noise(draw, shape):
+    """The same in all processes."""
+    return np.random.default_rng([3, draw]).standard_normal(shape)
 
 
 def draw(graphs, arguments):
     """Latents after every step, (steps, N, c, h, w)."""
-    trajectory = denoising_steps(graphs, *arguments)
+    trajectory = denoising_steps(graphs, *arguments, fresh_noise=fresh_noise)
     next(trajectory)
     return np.stack([step.latents.asnumpy() for step in trajectory])
 
@@ -90,7 +98,7 @@ def alone(names):
     """What one process draws: dict case -> latents."""
     result = {}
     for name in names:
-        dit, arguments = case_inputs(*CASES[name])
+        dit, arguments = case_inputs(*CASES[name], SAMPLERS.get(name, DPMSolver))
         result[name] = draw(DenoisingGraphs(dit), arguments)
     return result
 
@@ -99,7 +107,7 @@ def together(parallel, names):
     """The same by all processes, and `NAME-sent`, the bytes that this one sent a step."""
     result = {}
     for name in names:
-        dit, arguments = case_inputs(*CASES[name])
+        dit, arguments = case_inputs(*CASES[name], SAMPLERS.get(name, DPMSolver))
         graphs = ParallelGraphs(dit, parallel)
         Counter.sent = 0
         result[name] = draw(graphs, arguments)

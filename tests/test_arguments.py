@@ -46,6 +46,9 @@ WRONG = [
     ("callback_on_step_end", 3), ("latents", "noise"), ("latents", [[1, "a"]]), ("latents", STRANGE),
     ("latents", np.full((1, 4, 32, 32), np.nan, np.float32)), ("latents", np.zeros((1, 4, 32, 32), complex)),
     ("guidance_interval", 3), ("guidance_interval", ("a", "b")), ("text_reuse", "1"), ("block_reuse", 1.0),
+    ("sampler", None), ("sampler", ["dpm"]), ("sampler", STRANGE), ("eta", "1"), ("karras", "no"), ("spacing", 3),
+    ("timesteps", 5), ("timesteps", STRANGE), ("timesteps", [[1]]), ("sigmas", "x" * 10**5), ("sigmas", [1e400, 0]),
+    ("guided_channels", True), ("guidance_rescale", None), ("guidance_rescale", "0"), ("step_noise", 3),
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from conftest import load_tool, relative_error
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 from mindspore.train import mind_ir_pb2
-from parallel_worker import CASES, alone, tiny_vae
+from parallel_worker import CASES, SAMPLERS, alone, tiny_vae
 from PIL import Image
 from training_runs import ROOT, Run, free_port, tiny_dit
 
@@ -49,7 +49,7 @@ def check(results):
             height, width, changes = CASES[case]
             config = tiny_dit(**changes).config
             part = ParallelSampling(mode, Ranks(rank, len(results))).part(config, True, height // 2, width // 2)
-            foretold = bytes_sent(config, part, images=2, itemsize=4)
+            foretold = bytes_sent(config, part, images=2, itemsize=4, learned_variance=case in SAMPLERS)
             assert result[f"{name}-sent"] == sum(foretold.values()), (name, rank)
     vae, latents = tiny_vae()
     tiles = decode_tiled(vae, latents, tile=16)
@@ -60,12 +60,12 @@ def check(results):
 
 def test_two_processes_are_one(tmp_path):
     """Bands with compressed keys, square and not, equal and not; halves of guidance; tiles of the decoder."""
-    assert len(check(run(tmp_path, 2, "sequence:conv,uneven", "cfg:conv"))) == 3
+    assert len(check(run(tmp_path, 2, "sequence:conv,uneven,variance", "cfg:conv"))) == 4
 
 
 @pytest.mark.slow
 def test_two_processes_with_every_compression(tmp_path):
-    jobs = ["sequence:" + ",".join(CASES), "cfg:micro", "graph-sequence:conv,uneven", "graph-cfg:conv"]
+    jobs = ["sequence:" + ",".join(CASES), "cfg:micro,variance", "graph-sequence:conv,uneven", "graph-cfg:conv"]
     check(run(tmp_path, 2, *jobs))
 
 

@@ -14,6 +14,7 @@ from mindspore.nn.utils import no_init_parameters
 from safetensors.numpy import load_file, save_file
 
 from mindsigma import MindSigmaError, PixArtSigmaPipeline
+from mindsigma.commands.generate_options import build_parser, check
 from mindsigma.conversion.component import open_component, open_source
 from mindsigma.models.dit import DiT, DiTConfig
 from mindsigma.models.dit_config import preset
@@ -21,6 +22,7 @@ from mindsigma.models.embeddings import position_embedding
 from mindsigma.models.t5 import T5Config, T5Encoder
 from mindsigma.models.vae import VAE
 from mindsigma.models.vae_config import VAEConfig
+from mindsigma.sampling.options import SamplingOptions
 from mindsigma.weights import open_checkpoint, released
 from mindsigma.weights.formats.safetensors_writer import safetensors_header
 from mindsigma.weights.formats.tensor_stream import TensorSpec
@@ -28,7 +30,7 @@ from mindsigma.weights.loading import open_dit
 from mindsigma.weights.locate import BUNDLED, locate
 from mindsigma.weights.names.dit_names import DIFFUSERS, NULL_CAPTION
 from mindsigma.weights.names.name_map import slots
-from mindsigma.weights.released import RELEASES, release_named, release_of
+from mindsigma.weights.released import RELEASES, default_sampler, release_named, release_of
 
 MINI = BUNDLED / "sigma-mini"
 DITS = {release.name: release for release in RELEASES if release.config is not None}
@@ -312,6 +314,46 @@ def test_of_one_component_no_more_is_fetched(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **k: asked.append(1) or str(MINI / "vae"))
     asked.clear()
     assert open_source("someone/vae", "vae").components[0].kind == "vae" and len(asked) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "steps"),
+    [("PixArt-LCM-XL-2-1024-MS", "lcm", 4), ("PixArt-Alpha-DMD-XL-2-512x512", "one-step", 1)],
+)
+def test_distilled_models_are_sampled_as_they_were_distilled(tmp_path, name, sampler, steps):
+    """By name, hub id and folder, unless another sampler is asked for; sigma-mini's weights stand for theirs."""
+    assert default_sampler(name) == default_sampler(f"PixArt-alpha/{name}") == sampler
+    assert default_sampler("PixArt-Sigma-XL-2-1024-MS") == default_sampler("sigma-mini") == "dpm"
+    shutil.copytree(MINI, tmp_path / name)
+    pipeline = PixArtSigmaPipeline.from_pretrained(tmp_path / name)
+    assert pipeline.sampler == sampler
+    call = {"seed": 3, "output_type": "latent", "progress": False}
+    drawn = pipeline("a cat", **call).images
+    told = {"sampler": sampler, "num_inference_steps": steps, "guidance_scale": 1.0}
+    assert (drawn == pipeline("a cat", **call, **told).images).all()
+    args = build_parser().parse_args(["a cat", "--model", str(tmp_path / name)])
+    assert check(args, 1) == SamplingOptions(**told)
+    args = build_parser().parse_args(["a cat", "--model", str(tmp_path / name), "--sampler", "dpm"])
+    assert check(args, 1) == SamplingOptions()
+
+
+def test_a_pickled_transformer_is_fetched(monkeypatch):
+    """DMD's repository holds no safetensors file, and no T5."""
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot(repository, allow_patterns, ignore_patterns):
+        asked.append((repository, allow_patterns))
+        return str(MINI)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    PixArtSigmaPipeline.from_pretrained("PixArt-Alpha-DMD-XL-2-512x512")
+    assert [repository for repository, _ in asked] == [
+        "PixArt-alpha/PixArt-Alpha-DMD-XL-2-512x512",
+        released.ALPHA_COMPONENTS,
+    ]
+    assert "transformer/diffusion_pytorch_model.bin" in asked[0][1] and not any("bin" in one for one in asked[1][1])
 
 
 def test_listing(monkeypatch, capsys):

@@ -9,20 +9,18 @@ class Walk(Sampler):
     So the end is known from the noise alone, `walked`, and every part of a step has to come to its place.
     """
 
+    takes = ("solver_order",)
     kept = 1
     draws = True
     learned_variance = True
 
-    def __init__(self, order):
+    def __init__(self, solver_order=2, convention="diffusers"):
         super().__init__()
-        self.order = order
+        self.order = solver_order
 
-    @classmethod
-    def of_options(cls, options, convention):
-        return cls(options.solver_order)
-
-    def table(self, num_steps):
-        return [Row(999.0 - 900.0 * i / num_steps, (0.5, float(self.order), 0.0)) for i in range(num_steps)]
+    def table(self, num_steps, begin=0):
+        numbers = (0.5, float(self.order), 0.0)
+        return [Row(999.0 - 900.0 * i / num_steps, numbers, 0.6, 0.8) for i in range(begin, num_steps)]
 
     def construct(self, latents, history, numbers, noise, variance, fresh=None):
         change = numbers[0] * history[0] + numbers[1] * fresh + numbers[2] * (noise + variance.astype(noise.dtype))

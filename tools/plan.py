@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mindsigma import command_line
 from mindsigma.errors import MindSigmaError
+from mindsigma.sampling import SAMPLERS
 
 KINDS = 6  # of launches that are listed
 
@@ -30,6 +31,7 @@ def build_parser():
     add("--dtype", choices=("fp16", "bf16", "fp32"), help="of the activations; default fp16, and bf16 of train")
     add("--depth", type=int, help="only so many blocks, of an architecture without weights")
     add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="instead of the model's own; none for none")
+    add("--sampler", choices=tuple(SAMPLERS), default="dpm", help="of the denoising step")
     add("--optimizer", default="came", choices=("came", "adamw", "lion"), help="of the training step")
     add("--recompute", action="store_true", help="the training step computes the blocks' activations twice")
     add("--cards", type=int, default=1, help="that train together")
@@ -75,7 +77,7 @@ def main():
     request = Request(
         args.model, args.part, args.height, args.width, args.batch,
         args.dtype or ("bf16" if args.part == "train" else "fp16"), args.tokens, depth=args.depth,
-        kv_compression=args.kv_compression, optimizer=args.optimizer, recompute=args.recompute,
+        kv_compression=args.kv_compression, optimizer=args.optimizer, recompute=args.recompute, sampler=args.sampler,
     )  # fmt: skip
     print("Planned by MindSpore's Ascend backend in a dry run, not measured on an NPU.", flush=True)
     if args.largest:

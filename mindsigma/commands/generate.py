@@ -87,7 +87,7 @@ def main():
     sizes = {pair: drawn_size(pair, pipeline, args, tell) for pair in kinds}
     if args.parallel:
         for size in dict.fromkeys(sizes.values()):
-            sent = traffic(pipeline, size, prompts, args)
+            sent = traffic(pipeline, size, prompts, args, sampling)
             if args.verbose:
                 tell(sent)
     out = Path(args.out)
@@ -100,7 +100,7 @@ def main():
             tell(*clock.table().split("\n"))
         return 0
     with clock.phase("text"):
-        captions = encode_all(pipeline, prompts, args)
+        captions = encode_all(pipeline, prompts, args, sampling.guided)
     pipeline.release_text_encoder()
 
     images, names = [], file_names(jobs)
@@ -206,9 +206,8 @@ class Captions:
         return chosen
 
 
-def encode_all(pipeline, prompts, args):
+def encode_all(pipeline, prompts, args, guided):
     """Encode every prompt, and the negative one if guidance asks for it."""
-    guided = args.guidance_scale > 1
     texts = prompts + ([args.negative_prompt] if guided else [])
     caption = pipeline.encode_prompts(texts, args.max_sequence_length, args.clean_caption)
     states, masks = caption.states.asnumpy(), caption.mask.asnumpy()
@@ -216,10 +215,11 @@ def encode_all(pipeline, prompts, args):
     return Captions(states[:count], masks[:count], (states[count:], masks[count:]) if guided else None)
 
 
-def traffic(pipeline, size, prompts, args):
+def traffic(pipeline, size, prompts, args, sampling):
     """What the processes send each other, in a line."""
     images = min(args.batch_size, args.num_images * len(prompts))
-    sent = pipeline.bytes_sent(*size, images, args.guidance_scale > 1)
+    sampler = sampling.solver(args.convention)
+    sent = pipeline.bytes_sent(*size, images, sampling.guided, sampler.learned_variance)
     return (
         f"parallel {args.parallel}: {pipeline.parallel.ranks.count} processes, each sends "
         f"{sum(sent.values()) / 1e6:.2f} MB a step ({sent['keys'] / 1e6:.2f} keys and values, "

@@ -97,12 +97,14 @@ def is_text(value):
 def check(args, count):
     """SamplingOptions of the arguments; raises for option values that no model could take."""
     for name in ("steps", "num_images", "batch_size", "max_sequence_length"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
     if args.seed < 0:
         raise MindSigmaError(f"--seed must be at least 0, not {args.seed}")
-    sampling = SamplingOptions.of_arguments(args)
-    sampling.solver(args.convention).table(args.steps)
+    from mindsigma.weights.released import default_sampler
+
+    sampling = SamplingOptions.of_arguments(args, sampler=args.sampler or default_sampler(args.model))
+    sampling.solver(args.convention).table(sampling.num_inference_steps)
     if os.environ.get("MS_WORKER_NUM") and not args.parallel:
         raise MindSigmaError("msrun started this: give --parallel, or each of its processes would draw the same")
     out = Path(args.out)

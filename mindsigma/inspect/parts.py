@@ -203,7 +203,7 @@ def _step(request):
     arguments = [
         zeros((latents, ms.float32)),
         no_history(sampler, latents),
-        zeros(((len(sampler.table(2)[0].numbers),), ms.float32)),
+        zeros(((len(sampler.table(sampler.steps)[0].numbers),), ms.float32)),
         zeros(((), ms.float32)),
         text_kv,
         # What the timestep and the size alone decide is made before the first step.

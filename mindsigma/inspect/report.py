@@ -8,6 +8,7 @@ import mindspore as ms
 from mindsigma.inspect.blocks import blocks_of
 from mindsigma.inspect.cost import ATTENTION, CONVOLUTIONS, CUBE, MATMULS, NONE, VIEWS, cost_of, dtype_of, peak_memory
 from mindsigma.inspect.legality import violations
+from mindsigma.sampling.options import SamplingOptions
 
 FORMAT = 1
 
@@ -57,6 +58,7 @@ def report_of(graph, request):
         "format": FORMAT,
         "request": asdict(request),
         "mindspore": ms.__version__,
+        "sampler": _sampler(request) if request.part == "step" else None,
         "nodes": _counts(node.kind for node in graph.nodes),
         "plumbing": dict(sorted(graph.plumbing.items())),
         "dead": graph.dead,
@@ -78,6 +80,14 @@ def report_of(graph, request):
         "repeated": _repeated(graph, classes, costs),
         "violations": violations(graph),
     }
+
+
+def _sampler(request):
+    """What the sampler of a step takes besides the latents."""
+    sampler = SamplingOptions(sampler=request.sampler).solver("diffusers")
+    numbers = len(sampler.table(sampler.steps)[0].numbers)
+    noise = "drawn ahead by the host, an input of the step" if sampler.draws else "none"
+    return {"name": request.sampler, "numbers": numbers, "kept": sampler.kept, "noise": noise}
 
 
 def _counts(kinds):

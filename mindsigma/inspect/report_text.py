@@ -28,6 +28,7 @@ def text_of(report, short=False):
         + (f", kv_compression {request['kv_compression']}" if request["kv_compression"] else ""),
         f"Graph of {SEEN}",
         "",
+        *_sampler(report["sampler"]),
         f"nodes         {sum(report['nodes'].values())}, and {sum(report['plumbing'].values())} that compute nothing; "
         f"left out: {report['dead']} that no result needs",
         f"parameters    {report['parameters']['elements'] / 1e6:.1f} M in {report['parameters']['tensors']} tensors, "
@@ -65,6 +66,13 @@ def text_of(report, short=False):
             f"  {row['count']:4} x {row['node']}, {row['bytes'] / 1e6:.2f} MB moved" for row in report["repeated"]
         ]
     return "\n".join(lines)
+
+
+def _sampler(sampler):
+    if sampler is None:
+        return []
+    takes = f"{sampler['numbers']} numbers a step, {sampler['kept']} latents kept; noise: {sampler['noise']}"
+    return [f"sampler       {sampler['name']}: {takes}"]
 
 
 def _kinds(counts):

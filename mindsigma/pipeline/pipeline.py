@@ -20,15 +20,15 @@ from mindsigma.pipeline.pictures import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.text_cleaning import clean_caption as clean_text
 from mindsigma.pipeline.text_cleaning import plain_caption
 from mindsigma.runtime import set_device
+from mindsigma.sampling import CONVENTIONS
 from mindsigma.sampling.captions import caption_pair, each, given_caption, pad, repeat_rows
 from mindsigma.sampling.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
-from mindsigma.sampling.dpm_solver import CONVENTIONS
 from mindsigma.sampling.finite_latents import FiniteLatents, require_finite
 from mindsigma.sampling.options import SamplingOptions
 from mindsigma.sampling.parallel import ParallelGraphs, ParallelSampling, bytes_sent
 from mindsigma.weights.loading import kinds_in_file, open_dit, open_t5, open_vae
 from mindsigma.weights.locate import locate
-from mindsigma.weights.released import release_named
+from mindsigma.weights.released import default_sampler, release_named
 from mindsigma.weights.saving import save_pipeline
 from mindsigma.weights.tokenizer import Tokenizer
 
@@ -62,9 +62,10 @@ class PixArtSigmaPipeline:
         convention: "diffusers" or "official": time grid and end of the solver, and which mask the unconditional half
             uses (models/README.md, "Sampling").
         parallel: ParallelSampling, if several processes draw together, all calling the same with the same arguments.
+        sampler: that of calls that name none; a distilled model's own.
     """
 
-    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers", parallel=None):
+    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers", parallel=None, sampler="dpm"):
         for what, name, value, other, width in (
             ("T5", "d_model", t5.config.d_model, "caption_channels", dit.config.caption_channels),
             ("VAE", "latent_channels", vae.config.latent_channels, "in_channels", dit.config.in_channels),
@@ -77,7 +78,7 @@ class PixArtSigmaPipeline:
         self.components = Components(dit, vae, t5, tokenizer)
         self._steps = None
         self.convention = one_of("convention", convention, CONVENTIONS)
-        self.parallel = parallel
+        self.parallel, self.sampler = parallel, sampler
         self.vae_tiling = None  # None: above TILE_ABOVE; True or False: always or never
 
     @classmethod
@@ -139,6 +140,7 @@ class PixArtSigmaPipeline:
             Tokenizer(rest / "tokenizer"),
             convention,
             parallel,
+            default_sampler(name_or_path if release is not None else path),
         )
 
     @property
@@ -228,7 +230,7 @@ class PixArtSigmaPipeline:
     def _bins(self):
         return inference_bins(bin_base(self._config("dit").input_size))
 
-    def bytes_sent(self, height, width, images=1, guided=True):
+    def bytes_sent(self, height, width, images=1, guided=True, learned_variance=False):
         """Bytes that each of several processes sends a step (parallel.bytes_sent), for images of height x width pixels.
 
         Raises:
@@ -237,7 +239,8 @@ class PixArtSigmaPipeline:
         config = self._config("dit")
         unit = self._config("vae").downsampling * config.patch_size
         part = self.parallel.part(config, guided, height // unit, width // unit)
-        return bytes_sent(config, part, images, 4 if self.components.opened("dit").dtype == ms.float32 else 2)
+        itemsize = 4 if self.components.opened("dit").dtype == ms.float32 else 2
+        return bytes_sent(config, part, images, itemsize, learned_variance)
 
     def start_noise(self, seeds, height, width):
         """Standard normal latents (N, c, h, w) fp32 for images of height x width pixels; each from its own seed."""
@@ -250,16 +253,17 @@ class PixArtSigmaPipeline:
         sequences = [np.random.SeedSequence(seed, spawn_key=(draw,)) for seed in seeds]
         return np.stack([np.random.default_rng(one).standard_normal(shape[1:], np.float32) for one in sequences])
 
-    def denoise(self, latents, caption, negative=None, options=None, fresh_noise=None):
+    def denoise(self, latents, caption, negative=None, options=None, fresh_noise=None, begin=None):
         """Generator over the denoising of latents (N, c, h, w): first the caption's keys and values, then a Step each.
 
         Args:
+            latents: standard normal noise, or, if `begin` is given, as that row of the sampler's table has them.
             caption: Caption of N images.
             negative: Caption of 1 or N images; needed if guidance_scale > 1.
             options: SamplingOptions.
-            fresh_noise: of a sampler that draws, see denoising_steps.
+            fresh_noise, begin: see denoising_steps.
         """
-        options = options or SamplingOptions()
+        options = options or SamplingOptions(self.sampler)
         if options.guided and negative is None:
             raise MindSigmaError("guidance needs a negative caption, as from encode_prompts(['']), or guidance_scale=1")
         batch, _, h, w = latents.shape
@@ -289,6 +293,8 @@ class PixArtSigmaPipeline:
             options.guidance_halves,
             options.shortcuts,
             fresh_noise,
+            options.guidance_rescale,
+            begin,
         )
 
     def _conditions(self, h, w):
@@ -333,6 +339,7 @@ class PixArtSigmaPipeline:
         callback_on_step_end=None,
         progress=True,
         clock=None,
+        step_noise=None,
         **sampling,
     ):
         """Draw images.
@@ -347,6 +354,8 @@ class PixArtSigmaPipeline:
                 replaces the latents.
             progress: show a progress bar.
             clock: PhaseClock that is told about the phases text, denoise and decode.
+            step_noise: function (k, shape) of the k-th draw (N, c, h, w) of a sampler that draws, instead of each
+                image's own from its seed; k counts from the sampler's first_draw.
             sampling: the fields of SamplingOptions, such as height, width, num_inference_steps and guidance_scale.
 
         Returns:
@@ -358,11 +367,15 @@ class PixArtSigmaPipeline:
         one_of("output_type", output_type, OUTPUT_TYPES)
         num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt)
         progress = flag("progress", progress)
-        options = SamplingOptions.of_call(sampling)
+        options = SamplingOptions.of_call({"sampler": self.sampler, **sampling})
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise MindSigmaError(
                 f"callback_on_step_end must be a function, not a {type(callback_on_step_end).__name__}"
             )
+        draws = options.solver(self.convention).draws
+        if step_noise is not None and not (draws and callable(step_noise)):
+            what = f"a {type(step_noise).__name__}" if draws else f"for {options.sampler} with these options"
+            raise MindSigmaError(f"step_noise must be a function, for a sampler that draws noise, not {what}")
         if seed is not None and not isinstance(seed, (list, tuple, np.ndarray)):
             whole("seed", seed, 0)
         if self.parallel is not None and options.shortcuts != NO_SHORTCUTS:
@@ -388,8 +401,8 @@ class PixArtSigmaPipeline:
             if negative is not None and negative.states.shape[0] > 1:
                 negative = each(negative, num_images_per_prompt)
         count = caption.states.shape[0]
-        draws = options.solver(self.convention).draws
-        if self.parallel is not None and seed is None and (latents is None or draws):
+        drawn = latents is None or (draws and step_noise is None)
+        if self.parallel is not None and seed is None and drawn:
             raise MindSigmaError("give a seed: processes that draw one image together must begin with the same noise")
         seeds = seeds_for(seed, count)
         if latents is None:
@@ -399,7 +412,7 @@ class PixArtSigmaPipeline:
 
         progress = progress and (self.parallel is None or self.parallel.first)
         with phase("denoise"):
-            fresh_noise = partial(self.fresh_noise, seeds)
+            fresh_noise = partial(self.fresh_noise, seeds) if step_noise is None else partial(given_noise, step_noise)
             trajectory = self.denoise(noise, caption, negative, options, fresh_noise)
             latents = self._run(trajectory, options.num_inference_steps, callback_on_step_end, progress)
         if output_type == "latent":
@@ -456,6 +469,14 @@ class PixArtSigmaPipeline:
     def save_pretrained(self, folder, dtype="fp16"):
         """Write the model in this project's format: a folder each for dit, vae, text_encoder and tokenizer."""
         save_pipeline(self, Path(path_like("folder", folder)), dtype)
+
+
+def given_noise(step_noise, draw, shape):
+    """A draw of the caller's own function, if it is of this shape (N, c, h, w)."""
+    noise = array(f"step_noise: draw {draw}", step_noise(draw, shape))
+    if noise.shape != tuple(shape):
+        raise MindSigmaError(f"step_noise: draw {draw} of shape {noise.shape}, expected {tuple(shape)}")
+    return require_finite(f"step_noise: draw {draw}", noise, "return standard normal noise")
 
 
 def _like(value, latents):

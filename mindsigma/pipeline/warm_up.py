@@ -47,7 +47,7 @@ def warm_up(pipeline, shape, options=None):
     Returns:
         number of graphs that were compiled.
     """
-    options = options or SamplingOptions()
+    options = options or SamplingOptions(pipeline.sampler)
     before = compiled_graphs()
     size = pipeline.image_size(shape.height, shape.width, options.use_resolution_binning)
     tokens = bucket_length(shape.tokens, options.max_sequence_length)

@@ -7,7 +7,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.ops.operators import narrow, split, unstack
+from mindsigma.ops.operators import mean, narrow, split, unstack
 from mindsigma.sampling.reuse import ReusingDiT, conditional_half
 from mindsigma.sampling.sampler import no_history
 from mindsigma.sampling.shortcuts import KEEP_BLOCKS, KEEP_TEXT, PLAIN, Shortcuts
@@ -25,16 +25,26 @@ class Step:
     latents: Tensor
 
 
-def guide(prediction, guidance_scale, guided, channels):
+def guide(prediction, guidance_scale, guided, channels, rescale=0.0):
     """Noise (N, channels, h, w) fp32 of a DiT's prediction (2 * N or N, channels or more, h, w).
 
-    `guided`: the prediction holds the unconditional half, then the conditional one.
+    `guided`: the prediction holds the unconditional half, then the conditional one; `rescale`: how far the guided
+    noise is brought back to the standard deviation of the conditional one.
     """
     noise = narrow(prediction, 1, 0, channels).astype(ms.float32)
     if not guided:
         return noise
     unconditional, conditional = split(noise, 2, 0)
-    return unconditional + guidance_scale * (conditional - unconditional)  # arXiv 2207.12598
+    noise = unconditional + guidance_scale * (conditional - unconditional)  # arXiv 2207.12598
+    if rescale:  # arXiv 2305.08891
+        noise = noise * (rescale * deviation(conditional) / deviation(noise) + (1 - rescale))
+    return noise
+
+
+def deviation(x):
+    """Standard deviation (N, 1, 1, 1) of each of x (N, c, h, w)."""
+    centred = x - mean(x, (1, 2, 3), True)
+    return ops.sqrt(mean(centred * centred, (1, 2, 3), True))
 
 
 def variance_of(prediction, guided, channels):
@@ -53,14 +63,15 @@ class GuidedStep(nn.Cell):
         guided: whether the captions hold an unconditional half, first, and a conditional half.
         halves: compute the two halves one after the other, in half the memory.
         kind: what it keeps for later steps or takes from an earlier one: of a StepPlan.
+        rescale: of the guided noise, see `guide`.
     """
 
-    def __init__(self, dit, sampler, guided, halves=False, kind=PLAIN):
+    def __init__(self, dit, sampler, guided, halves=False, kind=PLAIN, rescale=0.0):
         super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
         self.network, self.sampler = ReusingDiT(dit, kind), sampler
         self.position = dit.position
         self.channels = dit.config.in_channels
-        self.guided, self.halves, self.kind = guided, guided and halves, kind
+        self.guided, self.halves, self.kind, self.rescale = guided, guided and halves, kind, rescale
 
     def construct(
         self, latents, history, numbers, guidance_scale, text_kv, modulation, position, fresh=None, kept=None
@@ -70,7 +81,7 @@ class GuidedStep(nn.Cell):
         Args:
             latents: (N, c, h, w) fp32; history: tuple of such, what the sampler keeps, the newest first.
             numbers: fp32, of the step's Row; fresh: standard normal noise like the latents, for a sampler that `draws`.
-            guidance_scale: fp32 scalar tensor.
+            guidance_scale: fp32, a scalar tensor or (1, c, 1, 1), one for each channel.
             text_kv: of the DiT for 2 * N captions, or N if not guided; with `halves` a pair, each for N captions.
             modulation: (1, 6 * depth + 2, C): rows of all blocks and of the final layer for this timestep.
             position: of DiT.position.
@@ -89,7 +100,7 @@ class GuidedStep(nn.Cell):
         else:
             inputs = ops.concat((latents, latents), 0) if self.guided else latents
             prediction, kept = self.network(inputs, modulation, text_kv, position, kept)
-        noise, variance = guide(prediction, guidance_scale, self.guided, self.channels), None
+        noise, variance = guide(prediction, guidance_scale, self.guided, self.channels, self.rescale), None
         if self.sampler.learned_variance:
             variance = variance_of(prediction, self.guided, self.channels)
         latents, history = self.sampler(latents, history, scalars(numbers), noise, variance, fresh)
@@ -133,12 +144,12 @@ class DenoisingGraphs:
         self.text_kv, self.modulations = TextKV(dit), Modulations(dit)
         self._steps = {}
 
-    def step(self, sampler, guided, shape, halves=False, kind=PLAIN):
-        """The step for latents of this shape; kind as in a StepPlan. Samplers of one type share it."""
-        key = type(sampler), guided, guided and halves, kind
-        if key not in self._steps:
-            self._steps[key] = GuidedStep(self.dit, sampler, *key[1:])
-        return self._steps[key]
+    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0):
+        """The step for latents of this shape, arguments as of GuidedStep. Samplers of one graph share it."""
+        how = guided, guided and halves, kind, guided and rescale
+        if (sampler.graph, how) not in self._steps:
+            self._steps[sampler.graph, how] = GuidedStep(self.dit, sampler, *how)
+        return self._steps[sampler.graph, how]
 
     def halves(self, unconditional, conditional):
         """The halves of a tensor that the step computes with, one after the other."""
@@ -147,13 +158,13 @@ class DenoisingGraphs:
 
 def denoising_steps(
     graphs, latents, sampler, num_steps, caption, guidance_scale, unconditional=None, conditions=None, halves=False,
-    shortcuts=NO_SHORTCUTS, fresh_noise=None,
+    shortcuts=NO_SHORTCUTS, fresh_noise=None, rescale=0.0, begin=None,
 ):  # fmt: skip
     """Generate the trajectory of the latents.
 
     Args:
         graphs: DenoisingGraphs.
-        latents: start noise, Tensor (N, c, h, w) fp32.
+        latents: Tensor (N, c, h, w) fp32, standard normal noise, or if `begin` is given as the row there has them.
         sampler: Sampler.
         num_steps: steps of its table.
         caption: (states, mask) for N images.
@@ -163,6 +174,8 @@ def denoising_steps(
         halves: compute guidance's two halves one after the other, in half the memory.
         shortcuts: Shortcuts; none by default.
         fresh_noise: function (k, shape) of the k-th draw of a sampler that `draws`, float32 (N, c, h, w).
+        rescale: of the guided noise, see `guide`.
+        begin: row of the table where the trajectory begins; None: it is a whole one.
 
     Yields:
         first the prepared text_kv (so that the caller can free the text encoder), then a Step for each of the table;
@@ -170,9 +183,11 @@ def denoising_steps(
     """
     if sampler.draws and fresh_noise is None:
         raise MindSigmaError(f"{type(sampler).__name__} draws noise at every step: give fresh_noise")
-    guided, table = unconditional is not None, sampler.table(num_steps)
-    plan = shortcuts.plan(num_steps, guided)
-    step = graphs.step(sampler, guided, latents.shape, halves)
+    guided, table = unconditional is not None, sampler.table(num_steps, begin or 0)
+    if begin is None and sampler.start_scale(table) != 1:
+        latents = latents * sampler.start_scale(table)
+    plan = shortcuts.plan(len(table), guided)
+    step = graphs.step(sampler, guided, latents.shape, halves, rescale=rescale)
     halves = step.halves
     if halves:
         text_kv = graphs.text_kv(*unconditional), graphs.text_kv(*caption)
@@ -184,21 +199,23 @@ def denoising_steps(
 
     # What depends on the timestep or the size alone is made before the first step.
     timesteps = Tensor(np.array([row.timestep for row in table], np.float32))
-    modulations = split(graphs.modulations(timesteps, *(conditions or ())), num_steps, 0)
+    modulations = split(graphs.modulations(timesteps, *(conditions or ())), len(table), 0)
     position = step.position(latents.shape)
     in_graph = ms.get_context("mode") == ms.GRAPH_MODE
     mutable = ms.mutable if in_graph else lambda value: value  # inputs of the graph, not constants of it
     text_kv = mutable(text_kv)
     conditional = None if all(how.guided == guided for how in plan) else mutable(conditional_text_kv(text_kv, halves))
-    scale = Tensor(guidance_scale, ms.float32)
+    scale = scale_of_channels(guidance_scale, sampler.guided_channels, latents.shape[1])
     history = no_history(sampler, latents.shape)
+    varying = mutable if history else tuple  # no tuple without elements is an input of a graph
     kept, kept_guided = None, guided
+    drawn = draws_ahead(sampler, table, fresh_noise, latents.shape)
     for i, (row, how) in enumerate(zip(table, plan)):
         numbers = Tensor(np.array(row.numbers, np.float32)) if in_graph else row.numbers
-        fresh = Tensor(np.asarray(fresh_noise(i, latents.shape), np.float32)) if sampler.draws else None
-        step = graphs.step(sampler, how.guided, latents.shape, halves, how.kind)
+        fresh = drawn[i]
+        step = graphs.step(sampler, how.guided, latents.shape, halves, how.kind, rescale)
         of_caption = text_kv if how.guided == guided else conditional
-        inputs = latents, mutable(history), numbers, scale, of_caption, modulations[i], position
+        inputs = latents, varying(history), numbers, scale, of_caption, modulations[i], position
         inputs += () if fresh is None and how.kind == PLAIN else (fresh,)
         if how.kind == PLAIN:
             latents, history = step(*inputs)
@@ -211,6 +228,26 @@ def denoising_steps(
             kept_guided = how.guided
         replacement = yield Step(i, len(table), row.timestep, latents)
         latents = latents if replacement is None else replacement
+
+
+def draws_ahead(sampler, table, fresh_noise, shape):
+    """Fresh noise (N, c, h, w) fp32 of every step, drawn before the first one, or None: no step waits for the host."""
+    if not sampler.draws:
+        return [None] * len(table)
+    none = ops.zeros(shape, ms.float32)  # where a step adds nothing of it
+    return [
+        Tensor(np.asarray(fresh_noise(sampler.first_draw + i, shape), np.float32)) if row.draws else none
+        for i, row in enumerate(table)
+    ]
+
+
+def scale_of_channels(scale, guided, channels):
+    """A guidance scale as fp32: a scalar tensor, or (1, channels, 1, 1) if only the first `guided` channels have it."""
+    if guided is None or guided >= channels:
+        return Tensor(scale, ms.float32)
+    scales = np.ones((1, channels, 1, 1), np.float32)  # a scale of 1 is the conditional prediction
+    scales[:, :guided] = scale
+    return Tensor(scales)
 
 
 def conditional_text_kv(text_kv, halves):

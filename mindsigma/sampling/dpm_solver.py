@@ -8,11 +8,10 @@ of the official code (models/README.md, "Sampling").
 import numpy as np
 
 from mindsigma.arguments import whole
-from mindsigma.errors import MindSigmaError
-from mindsigma.sampling.sampler import LinearMultistep, Row
-from mindsigma.sampling.schedule import NUM_TRAIN_STEPS, alphas_cumprod, log_alpha
+from mindsigma.sampling.grids import checked_levels, checked_timesteps, continuous, solver_grid
+from mindsigma.sampling.sampler import LinearMultistep
+from mindsigma.sampling.schedule import NUM_TRAIN_STEPS
 
-CONVENTIONS = ("diffusers", "official")
 MAX_ORDER = 3
 
 
@@ -20,58 +19,46 @@ class DPMSolver(LinearMultistep):
     """DPM-Solver++.
 
     Args:
-        solver_order: 1, 2 or 3.
+        solver_order: 1, 2 (default) or 3.
+        karras: space the noise levels as Karras et al. do; in convention diffusers, as the next two.
+        timesteps: falling whole timesteps instead.
+        sigmas: falling noise levels instead, and that of the end.
         convention: "diffusers": integer timesteps, the last step goes to a clean image at first order; "official":
             times uniform in [1/1000, 1], the last step ends at 1/1000, the order falls towards the end.
     """
 
+    takes = ("solver_order", "karras", "timesteps", "sigmas")
     kept = MAX_ORDER - 1  # whatever the order, so that all orders share what is compiled
 
-    def __init__(self, solver_order=2, convention="diffusers"):
-        super().__init__()
-        solver_order = whole("solver_order", solver_order, 1, MAX_ORDER)
-        if convention not in CONVENTIONS:
-            raise MindSigmaError(f"convention must be one of {', '.join(CONVENTIONS)}, not {convention!r}")
-        self.order, self.convention = solver_order, convention
+    def __init__(self, solver_order=None, convention="diffusers", karras=None, timesteps=None, sigmas=None):
+        timesteps, sigmas = checked_timesteps(timesteps), checked_levels(sigmas)
+        super().__init__(convention, karras=karras, timesteps=timesteps, sigmas=sigmas)
+        self.only_of_diffusers(karras=karras or None, timesteps=timesteps, sigmas=sigmas)
+        self.order = 2 if solver_order is None else whole("solver_order", solver_order, 1, MAX_ORDER)
 
-    @classmethod
-    def of_options(cls, options, convention):
-        """See Sampler."""
-        return cls(options.solver_order, convention)
+    def grid(self, num_steps):
+        """Grid of so many steps."""
+        if self.convention == "official":
+            return continuous(num_steps)
+        return solver_grid(num_steps, self.karras, self.timesteps, self.sigmas)
 
-    def table(self, num_steps):
-        """List of `num_steps` Row."""
-        num_steps = whole("num_inference_steps", num_steps, 1, NUM_TRAIN_STEPS - 1)
-        grid = _diffusers_grid if self.convention == "diffusers" else _official_grid
-        timesteps, alphas, sigmas = grid(num_steps)
+    def table(self, num_steps, begin=0):
+        """See Sampler; the order starts at 1."""
+        num_steps = self.checked_steps(num_steps, NUM_TRAIN_STEPS - 1)
+        grid = self.grid(num_steps)
+        alphas, sigmas = grid.alphas, grid.sigmas
         with np.errstate(divide="ignore"):
             lambdas = np.log(alphas) - np.log(sigmas)  # half log-SNR; infinite at a clean image
         rows = []
-        for i in range(num_steps):
-            weights = _step_weights(alphas[i + 1], lambdas, i, _step_order(i, num_steps, self.order, self.convention))
-            weights += (0.0,) * (MAX_ORDER - len(weights))
-            keep = float(sigmas[i + 1] / sigmas[i])
-            rows.append(Row(float(timesteps[i]), (float(alphas[i]), float(sigmas[i]), keep, *weights)))
+        for i in range(begin, num_steps):
+            order = min(i - begin + 1, _step_order(num_steps - i, num_steps, self.order, self.convention))
+            weights = _step_weights(alphas[i + 1], lambdas, i, order)
+            rows.append(self.row(grid.timesteps[i], alphas[i], sigmas[i], sigmas[i + 1] / sigmas[i], weights))
         return rows
 
 
-def _diffusers_grid(num_steps):
-    timesteps = np.round(np.linspace(0, NUM_TRAIN_STEPS - 1, num_steps + 1))[::-1][:-1].astype(np.int64)
-    products = np.append(alphas_cumprod()[timesteps], 1.0)
-    return timesteps, np.sqrt(products), np.sqrt(1.0 - products)
-
-
-def _official_grid(num_steps):
-    times = np.linspace(1.0, 1.0 / NUM_TRAIN_STEPS, num_steps + 1)
-    alphas = np.exp(log_alpha(times))
-    timesteps = (times[:-1] - 1.0 / NUM_TRAIN_STEPS) * NUM_TRAIN_STEPS
-    return timesteps, alphas, np.sqrt(1.0 - alphas**2)
-
-
-def _step_order(i, num_steps, order, convention):
-    """Order of step i: limited by the history, and towards the end of the trajectory as the convention has it."""
-    order = min(order, i + 1)
-    remaining = num_steps - i
+def _step_order(remaining, num_steps, order, convention):
+    """Order of a step with so many remaining, this one counted: it falls at the end as the convention has it."""
     if convention == "official" or num_steps < 15:
         return min(order, remaining)
     return 1 if remaining == 1 else order

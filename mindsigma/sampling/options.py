@@ -4,7 +4,10 @@ import argparse
 from dataclasses import asdict, dataclass, fields
 from typing import Optional, Tuple
 
-from mindsigma.sampling import SAMPLERS, sampler_class
+from mindsigma.errors import MindSigmaError
+from mindsigma.sampling import SAMPLER_OPTIONS, SAMPLERS, sampler_class
+
+OWN = "the sampler's own"
 
 # Options of the command line that have another name than the field.
 OPTION_NAMES = {"num_inference_steps": "steps", "use_resolution_binning": "resolution_binning"}
@@ -12,13 +15,20 @@ OPTION_NAMES = {"num_inference_steps": "steps", "use_resolution_binning": "resol
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """The choices.
+    """The choices. Where the default is OWN or None it is the sampler's; sampling/README.md tells which takes what.
 
     Attributes:
         sampler: a name of sampling.SAMPLERS.
         num_inference_steps: steps of its table.
         guidance_scale: 1 or less draws without guidance, in half the time.
-        solver_order: of sampler "dpm", 1, 2 or 3.
+        guidance_rescale: 0 ... 1, how far guided noise is brought back to the conditional one's standard deviation.
+        solver_order: 1, 2 or 3.
+        eta: how much noise a stochastic sampler adds; 0 is none.
+        spacing: of the timesteps: "leading", "trailing" or "linspace".
+        karras: space the noise levels as Karras et al. do.
+        timesteps: falling, one a step, instead of the sampler's own.
+        sigmas: falling noise levels sigma / alpha, one a step and that of the end, instead of the sampler's own.
+        guided_channels: guide only so many of the latents' channels.
         height, width: pixels; None is the model's base resolution.
         use_resolution_binning: draw at the nearest size that the model was trained at, then resize and crop.
         clean_caption: strip web debris (links, markup, file names) from the prompts, as diffusers does by default.
@@ -33,9 +43,16 @@ class SamplingOptions:
     """
 
     sampler: str = "dpm"
-    num_inference_steps: int = 20
-    guidance_scale: float = 4.5
-    solver_order: int = 2
+    num_inference_steps: int = OWN
+    guidance_scale: float = OWN
+    guidance_rescale: float = 0.0
+    solver_order: Optional[int] = None
+    eta: Optional[float] = None
+    spacing: Optional[str] = None
+    karras: Optional[bool] = None
+    timesteps: Optional[Tuple[float, ...]] = None
+    sigmas: Optional[Tuple[float, ...]] = None
+    guided_channels: Optional[int] = None
     height: Optional[int] = None
     width: Optional[int] = None
     use_resolution_binning: bool = True
@@ -47,17 +64,30 @@ class SamplingOptions:
     block_reuse: int = 1
 
     def __post_init__(self):
-        from mindsigma.arguments import flag, number, whole  # not above: a parser needs no NumPy
+        from mindsigma.arguments import flag, fraction, number, numbers, whole  # not above: a parser needs no NumPy
 
         def keep(name, value):
             object.__setattr__(self, name, value)
 
+        for name in ("timesteps", "sigmas"):
+            if getattr(self, name) is not None:
+                keep(name, numbers(name, getattr(self, name)))
+        if self.karras is not None:
+            keep("karras", flag("karras", self.karras))
+        sampler = self.solver("diffusers")
+        if self.guidance_scale is OWN:
+            keep("guidance_scale", sampler.guidance)
+        if self.num_inference_steps is OWN:
+            keep("num_inference_steps", sampler.steps)
         keep("guidance_scale", number("guidance_scale", self.guidance_scale))
+        keep("guidance_rescale", fraction("guidance_rescale", self.guidance_rescale))
+        if self.guidance_rescale and not self.guided:
+            raise MindSigmaError("guidance_rescale needs guidance, a guidance_scale above 1")
         keep("num_inference_steps", whole("num_inference_steps", self.num_inference_steps))
         keep("max_sequence_length", whole("max_sequence_length", self.max_sequence_length))
         for name in ("use_resolution_binning", "clean_caption", "guidance_halves"):
             keep(name, flag(name, getattr(self, name)))
-        self.solver("diffusers").table(self.num_inference_steps)
+        sampler.table(self.num_inference_steps)
         self.shortcuts.plan(self.num_inference_steps, self.guided)
 
     @property
@@ -91,6 +121,7 @@ class SamplingOptions:
         """From the namespace of a parser with `add_arguments`; `changes` win."""
         values = {field.name: getattr(args, OPTION_NAMES.get(field.name, field.name)) for field in fields(cls)}
         values["guidance_interval"] = tuple(values["guidance_interval"])
+        values = {name: value for name, value in values.items() if value is not None}
         return cls(**{**values, **changes})
 
     def as_arguments(self):
@@ -98,21 +129,20 @@ class SamplingOptions:
         return asdict(self)
 
     def metadata(self):
-        """dict of texts and numbers for a picture; approximate speed-ups where they are on."""
+        """dict of texts and numbers for a picture; of a sampler's own options and of speed-ups those that were set."""
         told = {
             "sampler": self.sampler,
             "steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
-            "solver_order": self.solver_order,
+            **{name: getattr(self, name) for name in SAMPLER_OPTIONS if getattr(self, name) is not None},
             "clean_caption": self.clean_caption,
             "max_sequence_length": self.max_sequence_length,
         }
-        defaults = SamplingOptions()
-        for name in ("guidance_interval", "text_reuse", "block_reuse"):
+        for name in ("guidance_rescale", "guidance_interval", "text_reuse", "block_reuse"):
             value = getattr(self, name)
-            if value != getattr(defaults, name):
-                told[name] = " ".join(map(str, value)) if isinstance(value, tuple) else value
-        return told
+            if value != getattr(SamplingOptions, name):
+                told[name] = value
+        return {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in told.items()}
 
 
 def add_arguments(parser):
@@ -127,18 +157,23 @@ def add_arguments(parser):
         default=default.use_resolution_binning,
         help="draw at the nearest size that the model was trained at, then resize",
     )
-    add("--sampler", choices=tuple(SAMPLERS), default=default.sampler, help="how to go from noise to the image")
+    add("--sampler", choices=tuple(SAMPLERS), help="how to go from noise to the image; default dpm, or the model's own")
     add(
         "--steps",
         type=int,
-        default=default.num_inference_steps,
-        help="denoising steps",
+        help="denoising steps; default the sampler's own",
     )
     add(
         "--guidance-scale",
         type=float,
-        default=default.guidance_scale,
-        help="weight of the prompt; 1 draws without guidance",
+        help="weight of the prompt; 1 draws without guidance; default the sampler's own",
+    )
+    add(
+        "--guidance-rescale",
+        type=float,
+        default=default.guidance_rescale,
+        metavar="FRACTION",
+        help="bring guided noise back to the deviation of the unguided one; 0 leaves it as it is",
     )
     add(
         "--guidance-halves",
@@ -168,6 +203,12 @@ def add_arguments(parser):
         metavar="N",
         help="run the middle half of the blocks at every N-th step only; approximate, 1 is every step",
     )
-    add("--solver-order", type=int, choices=(1, 2, 3), default=default.solver_order, help="order of sampler dpm")
+    add("--solver-order", type=int, choices=(1, 2, 3), help="of sampler dpm; default 2")
+    add("--eta", type=float, help="noise that samplers ddim and sa add at their steps; 0 is none")
+    add("--spacing", choices=("leading", "trailing", "linspace"), help="of the timesteps")
+    add("--karras", action=flag, help="space the noise levels as Karras et al. do")
+    add("--timesteps", type=float, nargs="+", metavar="T", help="instead of the sampler's own; falling, one a step")
+    add("--sigmas", type=float, nargs="+", metavar="S", help="noise levels instead; falling, the last is the end's")
+    add("--guided-channels", type=int, metavar="N", help="guide only the first N channels of the latents")
     add("--clean-caption", action=flag, default=default.clean_caption, help="strip web debris from the prompts")
     add("--max-sequence-length", type=int, default=default.max_sequence_length, help="longest prompt, in tokens")

@@ -15,7 +15,7 @@ from mindsigma.arguments import one_of
 from mindsigma.distributed import Collectives, join_ranks
 from mindsigma.errors import MindSigmaError
 from mindsigma.sampling.captions import Caption
-from mindsigma.sampling.denoising import DenoisingGraphs, guide
+from mindsigma.sampling.denoising import DenoisingGraphs, guide, scalars, variance_of
 from mindsigma.sampling.shortcuts import PLAIN
 
 MODES = ("sequence", "cfg", "both")
@@ -86,7 +86,7 @@ def keys_of(bands, columns, compression=None):
     return tuple((rows // factor) * (columns // factor) for rows in bands)
 
 
-def bytes_sent(config, part, images, itemsize):
+def bytes_sent(config, part, images, itemsize, learned_variance=False):
     """Bytes that one process sends to the others in a step: dict with `keys` (keys and values) and `noise`.
 
     What it contributes to a gather it sends to each of the others, padded to the longest contribution.
@@ -96,6 +96,7 @@ def bytes_sent(config, part, images, itemsize):
         part: Part.
         images: images drawn at once.
         itemsize: bytes of an activation.
+        learned_variance: whether the sampler takes it; it is counted as noise.
     """
     guided = images * (2 if part.half is None else 1)
     others = part.processes - 1
@@ -105,7 +106,8 @@ def bytes_sent(config, part, images, itemsize):
             longest = max(keys_of(part.bands, part.columns, config.layer_compression(layer)))
             keys += guided * longest * 2 * config.hidden_size * itemsize
     pixels = max(part.bands) * part.columns * config.patch_size**2
-    return {"keys": keys * others, "noise": guided * config.in_channels * pixels * itemsize * others}
+    channels = config.out_channels if learned_variance else config.in_channels
+    return {"keys": keys * others, "noise": guided * channels * pixels * itemsize * others}
 
 
 class KeyExchange(nn.Cell):
@@ -137,7 +139,7 @@ class KeyExchange(nn.Cell):
 
 
 class NoiseExchange(nn.Cell):
-    """The band's prediction to the noise of the whole image, both halves of guidance where they are divided."""
+    """The band's prediction to that of the whole image, both halves of guidance where they are divided."""
 
     def __init__(self, part, rows_of_a_token, channels, gather):
         super().__init__()
@@ -146,7 +148,7 @@ class NoiseExchange(nn.Cell):
         self.halves = 1 if part.half is None else 2
 
     def construct(self, prediction):
-        """Prediction (M, channels or more, h of the band, w) to noise (M * halves, channels, h, w)."""
+        """Prediction (M, channels or more, h of the band, w) to (M * halves, channels, h, w)."""
         parts = self.gather(pad_axis(prediction[:, : self.channels], 2, max(self.rows)))
         halves = ()
         for half in range(self.halves):
@@ -175,13 +177,14 @@ class PartStep(nn.Cell):
         guided: whether there is guidance; the captions hold both halves, or the part's.
         part: Part.
         gather: function of a tensor to those of all processes, on a new first axis (Collectives.gather).
+        rescale: of the guided noise.
     """
 
     halves = False
 
-    def __init__(self, dit, sampler, guided, part, gather):
+    def __init__(self, dit, sampler, guided, part, gather, rescale=0.0):
         super().__init__(auto_prefix=False)
-        self.dit, self.sampler, self.guided = dit, sampler, guided
+        self.dit, self.sampler, self.guided, self.rescale = dit, sampler, guided, rescale
         config, p = dit.config, dit.config.patch_size
         self.channels = config.in_channels
         self.band = (part.first_row, part.bands[part.band])
@@ -190,7 +193,8 @@ class PartStep(nn.Cell):
         self.exchange_keys = None
         if len(part.bands) > 1:
             self.exchange_keys = KeyExchange(part, config.kv_compression, gather)
-        self.exchange_noise = NoiseExchange(part, p, self.channels, gather)
+        sent = config.out_channels if sampler.learned_variance else self.channels
+        self.exchange_noise = NoiseExchange(part, p, sent, gather)
 
     def position(self, shape):
         """Position embedding (1, tokens of the band, C) for latents of the whole image's shape (N, c, h, w)."""
@@ -204,8 +208,11 @@ class PartStep(nn.Cell):
         band = latents[:, :, self.top : self.bottom]
         inputs = ops.concat((band, band), 0) if self.both else band
         prediction = self.dit.denoise(inputs, modulation, text_kv, position, self.exchange_keys)
-        noise = guide(self.exchange_noise(prediction), guidance_scale, self.guided, self.channels)
-        return self.sampler(latents, history, numbers, noise, None, fresh)
+        prediction = self.exchange_noise(prediction)
+        noise, variance = guide(prediction, guidance_scale, self.guided, self.channels, self.rescale), None
+        if self.sampler.learned_variance:
+            variance = variance_of(prediction, self.guided, self.channels)
+        return self.sampler(latents, history, scalars(numbers), noise, variance, fresh)
 
 
 class ParallelGraphs(DenoisingGraphs):
@@ -220,19 +227,18 @@ class ParallelGraphs(DenoisingGraphs):
         half = self.parallel.half
         return super().halves(unconditional, conditional) if half is None else (unconditional, conditional)[half]
 
-    def step(self, sampler, guided, shape, halves=False, kind=PLAIN):
+    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0):
         """PartStep for latents of this shape; only of the plain kind."""
         if kind != PLAIN:
             raise MindSigmaError("text_reuse and block_reuse (--text-reuse, --block-reuse) are for one process")
         if halves:
             raise MindSigmaError("guidance_halves (--guidance-halves) is for one process; several divide the work")
-        if sampler.learned_variance:
-            raise MindSigmaError("a sampler that takes the learned variance is for one process, not for several")
         config = self.dit.config
         part = self.parallel.part(config, guided, shape[2] // config.patch_size, shape[3] // config.patch_size)
-        key = type(sampler), guided, part
+        key = sampler.graph, guided, part, rescale
         if key not in self._steps:
-            self._steps[key] = PartStep(self.dit, sampler, guided, part, self.parallel.collectives.gather)
+            gather = self.parallel.collectives.gather
+            self._steps[key] = PartStep(self.dit, sampler, guided, part, gather, rescale)
         return self._steps[key]
 
 

@@ -16,7 +16,7 @@ from mindsigma.errors import MindSigmaError, one_line, say
 from mindsigma.pipeline.components import Components, Held
 from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 from mindsigma.runtime import resolve_dtype, set_device
-from mindsigma.sampling.options import SamplingOptions
+from mindsigma.sampling.options import OWN, SamplingOptions
 from mindsigma.training.checkpoints import RunCheckpoints, read_state
 from mindsigma.training.inputs import StepInputs
 from mindsigma.training.learner import AdapterLearner, WholeLearner
@@ -287,8 +287,8 @@ class Trainer:
         args = self.args
         options = SamplingOptions(
             sampler=args.sample_sampler,
-            num_inference_steps=args.sample_steps,
-            guidance_scale=args.sample_guidance,
+            num_inference_steps=OWN if args.sample_steps is None else args.sample_steps,
+            guidance_scale=OWN if args.sample_guidance is None else args.sample_guidance,
             max_sequence_length=args.max_length,
             **size,
         )

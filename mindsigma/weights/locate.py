@@ -47,14 +47,14 @@ def locate(name_or_path, subfolders=None):
         names = ", ".join(sorted(entry.name for entry in there.iterdir())[:8])
         raise MindSigmaError(f"{text}: no such file or folder; {there} holds {names or 'nothing'}")
     if re.fullmatch(r"[\w.-]+/[\w.-]+(/[\w./-]+)?", text) and not text.startswith(".") and not path.is_absolute():
-        return _from_hub(text, subfolders)
+        return _from_hub(text, subfolders, [] if release is None else [f"transformer/{release.weight_file}"])
     raise MindSigmaError(
         f"{text}: no such file or folder, and no bundled model of that name (bundled: {', '.join(bundled_names())}); "
         f"a hub id has the form owner/name{advice(text)}"
     )
 
 
-def _from_hub(text, subfolders):
+def _from_hub(text, subfolders, besides=()):
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -65,6 +65,7 @@ def _from_hub(text, subfolders):
         wanted = list(HUB_FILES)
         if subfolders is not None:
             wanted = ["*.json"] + [f"{folder}/{pattern}" for folder in subfolders for pattern in HUB_FILES]
+        wanted += [file for file in besides if file.endswith(".bin")]
         folder = Path(snapshot_download(f"{owner}/{name}", allow_patterns=wanted, ignore_patterns=list(HUB_IGNORE)))
         if subfolders is None or any((folder / subfolder).is_dir() for subfolder in subfolders):
             return folder

@@ -5,7 +5,9 @@ and tools/convert_pixart_to_diffusers.py of PixArt-alpha/PixArt-sigma at 1ce521a
 256x256 .pth has no pos_embed (issue 37 of PixArt-sigma), the 512-MS repository holds the transformer alone (issue 113,
 and diffusers' tests use it so), those of 1024-MS, Sigma and alpha, are whole pipelines (model cards). Not looked up, as
 the hub was out of reach: that the repositories of 256x256 and 2K-MS hold the transformer alone and that the other alpha
-ones are whole.
+ones are whole. Of the two distilled alpha models, from listings of their repositories: LCM's is whole, with a
+transformer of 2.45 GB; DMD's is a transformer alone, 2.44 GB in a .bin file. How they are sampled: app_lcm.py of
+PixArt-alpha, app/app_pixart_dmd.py of PixArt-sigma. No .pth of them is known.
 
 Sizes: LISTED ones stand with a checksum in a public download script; the others follow from the shapes. A safetensors
 file's is exact, header included (the same computation gives the LISTED ones to the byte); a .pth file's is that of its
@@ -47,6 +49,8 @@ class Release:
             safetensors file in fp32.
         source: LISTED or COMPUTED, of diffusers_bytes.
         scaling_factor: of the VAE.
+        sampler: what it was distilled for (sampling/__init__.py), whose steps and guidance are its own; None: nothing.
+        weight_file: of the transformer in the diffusers folder.
     """
 
     name: str
@@ -63,6 +67,8 @@ class Release:
     diffusers_bytes: int = 0
     source: str = COMPUTED
     scaling_factor: float = 0.13025
+    sampler: Optional[str] = None
+    weight_file: str = "diffusion_pytorch_model.safetensors"
 
     def files(self):
         """Patterns of what a pipeline needs of the repository."""
@@ -119,7 +125,25 @@ def _alpha(name, about, input_size, scale, official_bytes):
     )
 
 
+_ALPHA_512 = _alpha("PixArt-XL-2-512x512", "alpha, 512 px", 64, 1.0, 2_450_109_056)
 _ALPHA_1024 = _alpha("PixArt-XL-2-1024-MS", "alpha, 1024 px bins, micro conditions", 128, 2.0, 2_466_237_056)
+_ALPHA_1024 = replace(  # with the two embeddings of image size and aspect ratio
+    _ALPHA_1024,
+    config=_ALPHA_1024.config.override(micro_condition=True),
+    parameters=611_349_152,
+    tensors=443,
+    diffusers_tensors=612,
+    diffusers_bytes=2_447_431_856,
+    source=LISTED,
+)
+
+
+def _distilled(base, name, about, **changes):
+    """Release of a model distilled from another one, of the same network."""
+    return replace(
+        base, name=name, about=about, repository=f"PixArt-alpha/{name}", official=None, source=COMPUTED, **changes
+    )
+
 
 RELEASES = (
     _sigma("PixArt-Sigma-XL-2-256x256", "Sigma, 256 px", 2_448_339_584),
@@ -135,16 +159,16 @@ RELEASES = (
     ),
     _alpha("PixArt-XL-2-SAM-256x256", "alpha, 256 px, before aesthetic tuning", 32, 1.0, 2_446_570_112),
     _alpha("PixArt-XL-2-256x256", "alpha, 256 px", 32, 1.0, 2_446_570_112),
-    _alpha("PixArt-XL-2-512x512", "alpha, 512 px", 64, 1.0, 2_450_109_056),
-    # With the two embeddings of image size and aspect ratio.
-    replace(
-        _ALPHA_1024,
-        config=_ALPHA_1024.config.override(micro_condition=True),
-        parameters=611_349_152,
-        tensors=443,
-        diffusers_tensors=612,
-        diffusers_bytes=2_447_431_856,
-        source=LISTED,
+    _ALPHA_512,
+    _ALPHA_1024,
+    _distilled(_ALPHA_1024, "PixArt-LCM-XL-2-1024-MS", "alpha, 1024 px bins, for 2 to 8 steps of LCM", sampler="lcm"),
+    _distilled(
+        _ALPHA_512,
+        "PixArt-Alpha-DMD-XL-2-512x512",
+        "alpha, 512 px, for one step (DMD)",
+        sampler="one-step",
+        whole=False,
+        weight_file="diffusion_pytorch_model.bin",
     ),
 )
 
@@ -178,6 +202,12 @@ def release_of(path):
             if release.config and name in (release.name, f"models--{release.repository.replace('/', '--')}"):
                 return release
     return None
+
+
+def default_sampler(model):
+    """Name of the sampler that a model, given by name or path, was distilled for, or "dpm"."""
+    release = release_named(model) or release_of(model)
+    return (release and release.sampler) or "dpm"
 
 
 def advice(text):
@@ -258,6 +288,8 @@ def listing():
             )
         else:
             lines.append(f"  T5, VAE    {release.components}")
+        if release.sampler:
+            lines.append(f"  sampler    {release.sampler}, by default")
         config = release.config
         if config is not None:
             lines.append(
