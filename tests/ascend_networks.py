@@ -15,6 +15,10 @@ from mindsigma import PixArtSigmaPipeline
 from mindsigma.backends.ascend import align_heads
 from mindsigma.models.dit import DiT
 from mindsigma.runtime import DTYPES, device, set_device
+from mindsigma.sampling.denoising import DenoisingGraphs, denoising_steps
+from mindsigma.sampling.dpm_solver import DPMSolver
+from mindsigma.sampling.inpainting import Inpainting
+from mindsigma.sampling.perturbed import PerturbedAttention
 
 
 def dit(case, dtype, **options):
@@ -90,10 +94,26 @@ def sample(name, dtype):
     return {"latents": latents, "images": made.decode(Tensor(latents))}
 
 
+def guided(name, dtype):
+    """Latents after two steps under a mask, with perturbed attention in the last block of a reference case."""
+    case = Case(name)
+    latents, _, caption, kept = case.inputs()
+    given, mask = latents.asnumpy(), np.zeros((1, 1, *latents.shape[2:]), np.float32)
+    mask[..., : mask.shape[3] // 2] = 1
+    run = denoising_steps(
+        DenoisingGraphs(align_heads(dit(case, dtype).set_train(False))), latents,
+        Inpainting(DPMSolver(), given[:, ::-1], given, mask), 2, (caption, kept), 4.5, (-caption, kept),
+        pag=PerturbedAttention((case.build().config.depth - 1,), 3.0),
+    )  # fmt: skip
+    return {"latents": [*run][-1].latents}
+
+
 def compute(name, dtype):
     """Arrays of a network by their names, in float32."""
     if name.startswith("gradients-"):
         parts = gradients(name.split("-")[1], dtype)
+    elif name.startswith("guided-"):
+        parts = guided(name.split("-")[1], dtype)
     elif name in ("t5", "vae"):
         parts = {"t5": t5, "vae": vae}[name](dtype)
     else:

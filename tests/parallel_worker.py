@@ -22,14 +22,20 @@ from mindsigma.sampling.denoising import DenoisingGraphs, denoising_steps  # noq
 from mindsigma.sampling.dpm_solver import DPMSolver  # noqa: E402
 from mindsigma.sampling.iddpm import IDDPM  # noqa: E402
 from mindsigma.sampling.parallel import ParallelGraphs, ParallelSampling  # noqa: E402
+from mindsigma.sampling.perturbed import PerturbedAttention  # noqa: E402
 
 STEPS = 3
+
+# Perturbed attention in the cases of these names; of two layers one compresses.
+PAG = {"pag": PerturbedAttention((0,), 3.0), "pag-conv": PerturbedAttention((1,), 3.0)}
 
 # name: (latent height, width, configuration of the DiT); bands of 2 processes are equal, or not where it says so.
 CASES = {
     "plain": (16, 16, {}),
     "conv": (16, 16, {"kv_compression": "conv:2:1"}),
     "uneven": (14, 22, {"kv_compression": "conv:2:1", "qk_norm": True}),  # 7 x 11 tokens: 4 + 3 rows, one is dropped
+    "pag": (16, 16, {"kv_compression": "conv:2:1"}),
+    "pag-conv": (14, 22, {"kv_compression": "conv:2:1"}),
     "every": (14, 10, {"kv_compression": "uniform_every:3:1"}),  # 7 x 5 tokens: 3 + 4 rows
     "uniform": (8, 24, {"kv_compression": "uniform:2:1"}),
     "pool": (32, 16, {"kv_compression": "pool:2:0,1"}),
@@ -80,9 +86,9 @@ def fresh_noise(draw, shape):
     return np.random.default_rng([3, draw]).standard_normal(shape)
 
 
-def draw(graphs, arguments):
+def draw(graphs, arguments, pag):
     """Latents after every step, (steps, N, c, h, w)."""
-    trajectory = denoising_steps(graphs, *arguments, fresh_noise=fresh_noise)
+    trajectory = denoising_steps(graphs, *arguments, fresh_noise=fresh_noise, pag=pag)
     next(trajectory)
     return np.stack([step.latents.asnumpy() for step in trajectory])
 
@@ -99,7 +105,7 @@ def alone(names):
     result = {}
     for name in names:
         dit, arguments = case_inputs(*CASES[name], SAMPLERS.get(name, DPMSolver))
-        result[name] = draw(DenoisingGraphs(dit), arguments)
+        result[name] = draw(DenoisingGraphs(dit), arguments, PAG.get(name))
     return result
 
 
@@ -110,7 +116,7 @@ def together(parallel, names):
         dit, arguments = case_inputs(*CASES[name], SAMPLERS.get(name, DPMSolver))
         graphs = ParallelGraphs(dit, parallel)
         Counter.sent = 0
-        result[name] = draw(graphs, arguments)
+        result[name] = draw(graphs, arguments, PAG.get(name))
         result[f"{name}-sent"] = Counter.sent / STEPS
     return result
 

@@ -18,6 +18,7 @@ DIT_LIMITS = {"fp32": 2e-6, "fp16": 1.1e-3, "bf16": 8.5e-3}
 T5_LIMITS = {"fp32": 2e-6, "fp16": 1.6e-3, "bf16": 1.3e-2}
 MOMENTS_LIMITS = {"fp32": 1e-4, "fp16": 3.5e-4, "bf16": 3.5e-3}  # fp32: MindSpore asks for HF32 in convolutions
 LATENTS_LIMITS = {"fp32": 2e-5, "fp16": 1.2e-2, "bf16": 0.1}  # of 8 steps; 20 steps are no worse
+GUIDED_LIMITS = {"fp32": 2e-5, "fp16": 1.2e-2, "bf16": 0.1}  # of 2 steps
 GRADIENT_LIMITS = {"fp32": (1e-6, 3e-6), "fp16": (1.5e-3, 5e-3), "bf16": (1.2e-2, 4e-2)}  # all, the worst
 PSNR_LIMITS = {"fp32": 75, "fp16": 45, "bf16": 27}  # dB
 
@@ -65,21 +66,30 @@ def check_networks(results):
     return errors
 
 
-GRADIENTS = "gradients-ms_kv_conv"
+GRADIENTS, GUIDED = "gradients-ms_kv_conv", "guided-ms_kv_conv"
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """What one process computes in PyNative mode, and one network as a graph; names of the kernels launched."""
-    jobs = [*jobs_of([*CASES, "t5", GRADIENTS], "pynative"), "ms_kv_conv:fp16:graph"]
+    jobs = [*jobs_of([*CASES, "t5", GRADIENTS], "pynative"), "ms_kv_conv:fp16:graph", *jobs_of([GUIDED], "graph")]
     return on_the_host(tmp_path_factory.mktemp("host"), *jobs)
 
 
 def test_dit_and_t5_are_the_references(quick):
     results, launched = quick
     assert {"aclnnFlashAttentionScore", "aclnnAddmm", "aclnnLayerNorm", "aclnnGelu"} <= launched
-    check_networks({job: value for job, value in results.items() if ":pynative:" in job and GRADIENTS not in job})
+    names = GRADIENTS, GUIDED
+    check_networks({job: value for job, value in results.items() if not job.startswith(names) and ":pynative:" in job})
     assert (results["ms_kv_conv:fp16:graph:out"] == results["ms_kv_conv:fp16:pynative:out"]).all()
+
+
+def test_perturbed_attention_under_a_mask_is_the_cpus(quick):
+    """Two steps, each one graph, of which image, noise and mask are inputs."""
+    results, _ = quick
+    (expected,) = ascend_networks.compute(GUIDED, "fp32").values()
+    for dtype in DIT_LIMITS:
+        within(f"{GUIDED} {dtype}", results[f"{GUIDED}:{dtype}:graph:latents"], expected, GUIDED_LIMITS, dtype)
 
 
 def check_gradients(results, name, mode):

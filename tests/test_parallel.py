@@ -12,7 +12,7 @@ from conftest import load_tool, relative_error
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 from mindspore.train import mind_ir_pb2
-from parallel_worker import CASES, SAMPLERS, alone, tiny_vae
+from parallel_worker import CASES, PAG, SAMPLERS, alone, tiny_vae
 from PIL import Image
 from training_runs import ROOT, Run, free_port, tiny_dit
 
@@ -23,7 +23,7 @@ from mindsigma.models.dit import DiT, DiTConfig, KVCompression
 from mindsigma.models.vae_tiling import decode_tiled
 from mindsigma.ops.operators import composing_for
 from mindsigma.sampling.dpm_solver import DPMSolver
-from mindsigma.sampling.parallel import ParallelSampling, Part, PartStep, bands_of, bytes_sent, keys_of
+from mindsigma.sampling.parallel import ParallelGraphs, ParallelSampling, Part, PartStep, bands_of, bytes_sent, keys_of
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 
@@ -49,7 +49,8 @@ def check(results):
             height, width, changes = CASES[case]
             config = tiny_dit(**changes).config
             part = ParallelSampling(mode, Ranks(rank, len(results))).part(config, True, height // 2, width // 2)
-            foretold = bytes_sent(config, part, images=2, itemsize=4, learned_variance=case in SAMPLERS)
+            layers = PAG[case].layers if case in PAG else ()
+            foretold = bytes_sent(config, part, 2, 4, learned_variance=case in SAMPLERS, perturbed=layers)
             assert result[f"{name}-sent"] == sum(foretold.values()), (name, rank)
     vae, latents = tiny_vae()
     tiles = decode_tiled(vae, latents, tile=16)
@@ -60,7 +61,7 @@ def check(results):
 
 def test_two_processes_are_one(tmp_path):
     """Bands with compressed keys, square and not, equal and not; halves of guidance; tiles of the decoder."""
-    assert len(check(run(tmp_path, 2, "sequence:conv,uneven,variance", "cfg:conv"))) == 4
+    assert len(check(run(tmp_path, 2, "sequence:conv,uneven,variance,pag", "cfg:conv"))) == 5
 
 
 @pytest.mark.slow
@@ -151,6 +152,9 @@ def test_what_cannot_be_divided():
         ParallelSampling("cfg", Ranks(0, 2)).part(DiTConfig(), False, 16, 16)
     with pytest.raises(MindSigmaError, match="5 bands of rows: the image has 9 rows of tokens, in units of 2"):
         bands_of(9, 9, 5, KVCompression())
+    graphs = ParallelGraphs(tiny_dit(), ParallelSampling("cfg", Ranks(0, 2)))
+    with pytest.raises(MindSigmaError, match="pag_scale .* makes more than two halves of guidance"):
+        graphs.step(DPMSolver(), True, (1, 4, 16, 16), perturbed=(1,))
     with pytest.raises(MindSigmaError, match="there is one process only"):
         PixArtSigmaPipeline.from_pretrained("sigma-mini", parallel="sequence")
 

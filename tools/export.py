@@ -35,6 +35,8 @@ def build_parser():
     add("--depth", type=int, help="only so many blocks, of an architecture without weights")
     add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="instead of the model's own; none for none")
     add("--sampler", choices=tuple(SAMPLERS), default="dpm", help="of the denoising step")
+    add("--pag-layers", metavar="LAYERS", help="the step has perturbed attention in these blocks, as in 14 or 3,13-15")
+    add("--inpaint", action="store_true", help="the step sets to a given image what a mask keeps")
     add("--optimizer", default="came", choices=("came", "adamw", "lion"), help="of the training step")
     add("--recompute", action="store_true", help="the training step computes the blocks' activations twice")
     add("--no-weights", action="store_true", help="leave the weights out of the file although there are some")
@@ -54,6 +56,7 @@ def request_of(args):
     return Request(
         args.model, args.part, args.height, args.width, args.batch, args.dtype, args.tokens, args.guidance, args.depth,
         args.kv_compression, args.optimizer, args.recompute, not args.no_weights, args.device, args.sampler,
+        args.pag_layers, args.inpaint,
     )  # fmt: skip
 
 

@@ -32,6 +32,8 @@ def build_parser():
     add("--depth", type=int, help="only so many blocks, of an architecture without weights")
     add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="instead of the model's own; none for none")
     add("--sampler", choices=tuple(SAMPLERS), default="dpm", help="of the denoising step")
+    add("--pag-layers", metavar="LAYERS", help="the step has perturbed attention in these blocks, as in 14 or 3,13-15")
+    add("--inpaint", action="store_true", help="the step sets to a given image what a mask keeps")
     add("--optimizer", default="came", choices=("came", "adamw", "lion"), help="of the training step")
     add("--recompute", action="store_true", help="the training step computes the blocks' activations twice")
     add("--cards", type=int, default=1, help="that train together")
@@ -78,6 +80,7 @@ def main():
         args.model, args.part, args.height, args.width, args.batch,
         args.dtype or ("bf16" if args.part == "train" else "fp16"), args.tokens, depth=args.depth,
         kv_compression=args.kv_compression, optimizer=args.optimizer, recompute=args.recompute, sampler=args.sampler,
+        pag_layers=args.pag_layers, inpaint=args.inpaint,
     )  # fmt: skip
     print("Planned by MindSpore's Ascend backend in a dry run, not measured on an NPU.", flush=True)
     if args.largest:

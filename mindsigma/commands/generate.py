@@ -5,12 +5,13 @@ python tools/generate.py "a penguin on a yellow background"
 
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from mindsigma import __version__, command_line
 from mindsigma.commands.generate_options import build_parser, check, is_png, read_prompts
 from mindsigma.config_file import parse_with_config
-from mindsigma.errors import MindSigmaError, one_line, say
+from mindsigma.errors import MindSigmaError, one_line, printable, say
 
 MAX_NAME_BYTES = 80
 
@@ -47,7 +48,7 @@ def main():
     prompts = [prompt.text for prompt in asked]
     jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]
     sampling = check(args, len(jobs))
-    shapes = shapes_of(args)
+    shapes, sources = shapes_of(args), opened(args)
 
     from mindsigma.pipeline.phases import PhaseClock
     from mindsigma.pipeline.pictures import image_grid, save_png
@@ -84,7 +85,9 @@ def main():
     each = [size_of(prompt, pipeline, args, tell) for prompt in asked]
     given = [size for size in each for _ in range(args.num_images)]
     kinds = dict.fromkeys(given or [(args.height, args.width)])
-    sizes = {pair: drawn_size(pair, pipeline, args, tell) for pair in kinds}
+    sizes = {pair: drawn_size(pair, pipeline, args, sampling, sources, tell) for pair in kinds}
+    if args.verbose:
+        tell(*work(pipeline, args, sampling))
     if args.parallel:
         for size in dict.fromkeys(sizes.values()):
             sent = traffic(pipeline, size, prompts, args, sampling)
@@ -94,7 +97,7 @@ def main():
     make_folder(out)
     if shapes:
         with clock.phase("warm-up"):
-            warm_up_all(pipeline, shapes, sampling, tell)
+            warm_up_all(pipeline, shapes, sampling, args, tell)
     if not jobs:
         if args.verbose:
             tell(*clock.table().split("\n"))
@@ -113,6 +116,7 @@ def main():
             **captions.select(rows),
             seed=[seed for _, seed in batch],
             **{**sampling.as_arguments(), "height": height, "width": width},
+            **sources,
             clock=clock,
         )
         seconds = time.perf_counter() - begin
@@ -151,13 +155,49 @@ def size_of(prompt, pipeline, args, tell):
     return size
 
 
-def drawn_size(asked, pipeline, args, tell):
+def opened(args):
+    """--image and --mask as arguments of the pipeline."""
+    if args.image is None:
+        return {}
+    from mindsigma.pipeline.given_image import open_mask, open_picture
+
+    sources = {"image": open_picture("image", args.image)}
+    return sources if args.mask is None else {**sources, "mask": open_mask(args.mask)}
+
+
+def drawn_size(asked, pipeline, args, sampling, sources, tell):
     """(height, width) that the model works at for what is asked; says so where it is another."""
+    if sources:
+        asked = dict(zip(("height", "width"), asked))
+        given = pipeline.open_images(sources["image"], sources.get("mask"), replace(sampling, **asked))
+        tell(*given.told())
+        return given.canvas
     size = pipeline.image_size(*asked, args.resolution_binning)
     if tuple(side or pipeline.default_size for side in asked) != size:
         text = "the nearest trained one, then resized and cropped"
         tell(f"size: drawn at {size[0]} x {size[1]} (height x width), {text}")
     return size
+
+
+def work(pipeline, args, sampling):
+    """Lines about guidance and strength, where they change what a step costs or which steps are run."""
+    from mindsigma.sampling.shortcuts import cost
+
+    solver = sampling.solver(args.convention)
+    begin = sampling.first_step(solver, args.image is not None, args.mask is not None) or 0
+    steps, lines = len(solver.table(sampling.num_inference_steps)), []
+    if args.image is not None:
+        strength = sampling.strength_of(args.mask is not None)
+        lines.append(f"strength {strength:g}: the last {steps - begin} of {steps} steps")
+    depth = pipeline.components.opened("dit").config.depth
+    pag = sampling.pag(depth)
+    if pag is not None:
+        rows = solver.table(sampling.num_inference_steps, begin)
+        plan = pag.limit(sampling.shortcuts.plan(len(rows), sampling.guided, begin, True), rows)
+        ratio = cost(plan, depth, pag.layers[0]) / cost([replace(how, perturbed=False) for how in plan], depth)
+        layers = ", ".join(map(str, pag.layers))
+        lines.append(f"perturbed attention in block {layers} of {depth}: {ratio:.2f} times as many block evaluations")
+    return lines
 
 
 def batches_of(sizes, batch_size):
@@ -178,13 +218,13 @@ def shapes_of(args):
     return [Shape.parse(text, args.max_sequence_length) for text in args.warm_up]
 
 
-def warm_up_all(pipeline, shapes, sampling, tell):
+def warm_up_all(pipeline, shapes, sampling, args, tell):
     """Compile the graphs of all shapes and say how many there were."""
     from mindsigma.pipeline.warm_up import warm_up
 
     for shape in shapes:
         begin = time.perf_counter()
-        graphs = warm_up(pipeline, shape, sampling)
+        graphs = warm_up(pipeline, shape, sampling, args.image is not None, args.mask is not None)
         tell(
             f"warm-up: {shape.height} x {shape.width}, batch {shape.batch}, {shape.tokens} tokens: {graphs} graphs in "
             f"{time.perf_counter() - begin:.1f} s"
@@ -218,8 +258,9 @@ def encode_all(pipeline, prompts, args, guided):
 def traffic(pipeline, size, prompts, args, sampling):
     """What the processes send each other, in a line."""
     images = min(args.batch_size, args.num_images * len(prompts))
-    sampler = sampling.solver(args.convention)
-    sent = pipeline.bytes_sent(*size, images, sampling.guided, sampler.learned_variance)
+    sampler, pag = sampling.solver(args.convention), sampling.pag(pipeline.components.opened("dit").config.depth)
+    perturbed = pag.layers if pag else ()
+    sent = pipeline.bytes_sent(*size, images, sampling.guided, sampler.learned_variance, perturbed)
     return (
         f"parallel {args.parallel}: {pipeline.parallel.ranks.count} processes, each sends "
         f"{sum(sent.values()) / 1e6:.2f} MB a step ({sent['keys'] / 1e6:.2f} keys and values, "
@@ -247,6 +288,8 @@ def metadata(args, sampling, drawn, size, notes=()):
         **({"lora": ", ".join(args.lora)} if args.lora else {}),
         **({"notes": "\n".join(notes)} if notes else {}),
         **sampling.metadata(),
+        **({name: printable(getattr(args, name)) for name in ("image", "mask") if getattr(args, name) is not None}),
+        **({} if args.image is None else sampling.image_metadata(args.mask is not None)),
         **({} if args.vae_tiling is None else {"vae_tiling": args.vae_tiling}),
         "convention": args.convention,
         "size": f"{size[0]}x{size[1]}",

@@ -32,6 +32,12 @@ def build_parser():
     add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="as in uniform:2:14-27, for modes without weights")
     add("--lora", action="append", metavar="FILE[:WEIGHT]", help="LoRA or DoRA to merge into the model; repeatable")
     add("--negative-prompt", default="", help="what to lead away from")
+    add(
+        "--image",
+        metavar="FILE",
+        help="draw from this picture, as far as --strength has it, instead of from noise alone",
+    )
+    add("--mask", metavar="FILE", help="of the size of --image: draw anew where it is white, keep the rest")
     add_sampling_arguments(parser)
     add("--seed", type=int, default=0, help="image i of each prompt is drawn from seed + i")
     add("--num-images", type=int, default=1, help="images a prompt")
@@ -104,7 +110,11 @@ def check(args, count):
     from mindsigma.weights.released import default_sampler
 
     sampling = SamplingOptions.of_arguments(args, sampler=args.sampler or default_sampler(args.model))
-    sampling.solver(args.convention).table(sampling.num_inference_steps)
+    solver = sampling.solver(args.convention)
+    solver.table(sampling.num_inference_steps)
+    if args.mask is not None and args.image is None:
+        raise MindSigmaError("--mask needs --image, the picture that it belongs to")
+    sampling.first_step(solver, args.image is not None, args.mask is not None)
     if os.environ.get("MS_WORKER_NUM") and not args.parallel:
         raise MindSigmaError("msrun started this: give --parallel, or each of its processes would draw the same")
     out = Path(args.out)

@@ -91,6 +91,14 @@ def decode(file):
                 return _decoded(image, orientation)
 
 
+def of_pil(image):
+    """`decode` of a PIL image that somebody opened or made; it stays as it is."""
+    with _explained():
+        _checked(image).load()
+        upright, orientation = _to_rgb(image), _orientation(image)
+    return upright.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else upright
+
+
 def cover_and_crop(image, height, width, resampling):
     """Resize a PIL image to cover height x width, its shape kept, and cut out the centre.
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Optional
 
 import mindspore as ms
+import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
 from mindsigma.backends.ascend import align_heads
@@ -18,8 +19,8 @@ from mindsigma.models.vae_config import VAEConfig
 from mindsigma.ops.operators import composing_for
 from mindsigma.runtime import DTYPES
 from mindsigma.sampling.denoising import GuidedStep, TextKV
+from mindsigma.sampling.inpainting import Inpainting
 from mindsigma.sampling.options import SamplingOptions
-from mindsigma.sampling.sampler import no_history
 from mindsigma.training.loss import COLUMNS
 from mindsigma.weights.loading import Pending, open_dit, open_t5, open_vae
 from mindsigma.weights.locate import bundled_names
@@ -47,6 +48,8 @@ class Request:
         weights: read the weights where the model has any.
         device: whose kernels the graph holds: "Ascend" or "CPU".
         sampler: of the step.
+        pag_layers: of the step: "14" or "3,13-15", blocks whose self-attention is perturbed; None for no such guidance.
+        inpaint: the step sets to a given image what a mask keeps.
     """
 
     model: str
@@ -64,6 +67,8 @@ class Request:
     weights: bool = True
     device: str = "Ascend"
     sampler: str = "dpm"
+    pag_layers: Optional[str] = None
+    inpaint: bool = False
 
     def __post_init__(self):
         if self.part not in PARTS:
@@ -197,14 +202,25 @@ def _step(request):
     _for_sampling(request, dit)
     # What the step takes from the caption is what the caption's graph gives.
     text_kv = like(export_graph(_caption_cell(request, dit)).results)
-    sampler = SamplingOptions(sampler=request.sampler).solver("diffusers")
-    step = GuidedStep(dit, sampler, request.guided)
+    options = SamplingOptions(
+        sampler=request.sampler, pag_scale=0.0 if request.pag_layers is None else 1.0, pag_layers=request.pag_layers
+    )
+    pag, sampler, scale = options.pag(dit.config.depth), options.solver("diffusers"), zeros(((), ms.float32))
     latents = (request.batch, dit.config.in_channels, request.height // 8, request.width // 8)
+    if request.inpaint:
+        given = np.zeros(latents, np.float32)
+        sampler = Inpainting(sampler, given, given, given)
+    step = GuidedStep(dit, sampler, request.guided, perturbed=pag.layers if pag else ())
+    if pag:
+        scale = scale, zeros(((), ms.float32))
+        text_kv = tuple(
+            _more_images(pair, request.batch if i >= pag.layers[0] else 0) for i, pair in enumerate(text_kv)
+        )
     arguments = [
         zeros((latents, ms.float32)),
-        no_history(sampler, latents),
+        sampler.start_history(latents),
         zeros(((len(sampler.table(sampler.steps)[0].numbers),), ms.float32)),
-        zeros(((), ms.float32)),
+        scale,
         text_kv,
         # What the timestep and the size alone decide is made before the first step.
         zeros(((1, 6 * dit.config.depth + 2, dit.config.hidden_size), dit.dtype)),
@@ -213,6 +229,11 @@ def _step(request):
     if sampler.draws:
         arguments.append(zeros((latents, ms.float32)))
     return FlatInputs(step, step, arguments), request
+
+
+def _more_images(tensors, count):
+    """Tensors of zeros like these, of `count` more images."""
+    return tuple(zeros(((tensor.shape[0] + count, *tensor.shape[1:]), tensor.dtype)) for tensor in tensors)
 
 
 def _conditions(dit, rows):

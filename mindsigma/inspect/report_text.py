@@ -25,7 +25,9 @@ def text_of(report, short=False):
             else ""
         )
         + (f", {request['depth']} blocks" if request["depth"] else "")
-        + (f", kv_compression {request['kv_compression']}" if request["kv_compression"] else ""),
+        + (f", kv_compression {request['kv_compression']}" if request["kv_compression"] else "")
+        + (f", perturbed attention in blocks {request['pag_layers']}" if request["pag_layers"] else "")
+        + (", under a mask" if request["inpaint"] else ""),
         f"Graph of {SEEN}",
         "",
         *_sampler(report["sampler"]),

@@ -13,7 +13,7 @@ from mindsigma.models.checks import check_caption, check_latents, check_modulati
 from mindsigma.models.dit_config import DiTConfig, KVCompression
 from mindsigma.models.embeddings import ScalarEmbedder, position_tensor
 from mindsigma.models.linear import LayerNorm, Linear, cast, normal, parameter, xavier_uniform
-from mindsigma.ops.heads import head_width, join_heads, mask_column, project_heads, widen_tokens
+from mindsigma.ops.heads import head_width, join_heads, mask_column, project_heads, project_last, widen_tokens
 from mindsigma.ops.operators import (
     add_layer_norm,
     attention,
@@ -69,11 +69,15 @@ class SelfAttention(nn.Cell):
             self.sr = Linear(r * r, channels, average, dtype=dtype, shape=(channels, 1, r, r))
             self.norm = LayerNorm(channels, COMPRESSION_NORM_EPS, dtype)
 
-    def construct(self, x, height, width, gather=None):
+    def construct(self, x, height, width, gather=None, perturbed=0):
         """x (N, T, C) to (N, T, C).
 
         `gather`: None, or a function (k, v) from the keys and values (N, K, C) of a band of rows to those of the image.
+        `perturbed`: so many images at the end, whose tokens each attend to itself alone (arXiv 2403.17377).
         """
+        every, count = x, x.shape[0] - perturbed
+        if perturbed > 0:
+            x = narrow(every, 0, 0, count)
         q, k, v = project_heads(x, self.qkv, self.heads, self.width, 3, self.widened)
         if self.qk_norm:
             q = widen_tokens(self.q_norm(q), self.heads[0], self.heads[1], self.width)
@@ -88,7 +92,13 @@ class SelfAttention(nn.Cell):
         if self.in_fp32:
             q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
         out = attention(q, k, v, self.number, self.scale).astype(x.dtype)  # (N, T, heads * width)
+        if perturbed > 0:
+            out = ops.concat((out, self.values(narrow(every, 0, count, perturbed))), 0)
         return join_heads(out, self.proj, self.heads, self.width)
+
+    def values(self, x):
+        """What attention gives where every token of x (N, T, C) attends to itself alone: (N, T, heads * width)."""
+        return project_last(x, self.qkv, self.heads, self.width, 3)
 
     def compress(self, x, height, width):
         """Keep one of r * r of the keys or values x (N, T, C): (N, K, C). Rows and columns left over are dropped.
@@ -171,7 +181,7 @@ class DiTBlock(nn.Cell):
         """What `construct` takes of a projected caption (N, L, C) and its mask (N, L) or None: a pair of tensors."""
         return self.cross_attn.text_kv(caption, mask)
 
-    def construct(self, x, modulation, text_k, text_v, height, width, gather=None, text_change=None):
+    def construct(self, x, modulation, text_k, text_v, height, width, gather=None, text_change=None, perturbed=0):
         """Transform tokens x (N, T, C).
 
         Args:
@@ -181,13 +191,15 @@ class DiTBlock(nn.Cell):
             gather: None, or a function (k, v) from the keys and values (N, K, C) of a band of rows of the image, after
                 their compression, to those of the whole image.
             text_change: (N, T, C), what cross-attention adds, where it is known from a call before.
+            perturbed: so many images at the end have the identity for a map of self-attention, with all their values
+                also in a layer that compresses them (sampling/perturbed.py).
 
         Returns:
             the tokens (N, T, C), and what cross-attention added.
         """
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = rows_of(modulation, self.training)
         h = modulated_norm(x, shift, scale)
-        x = multiply_add(x, self.attn(h, height, width, gather), gate)
+        x = multiply_add(x, self.attn(h, height, width, gather, perturbed), gate)
         if text_change is None:
             text_change = self.cross_attn(x, text_k, text_v)
         x, h = add_modulated_norm(x, text_change, mlp_shift, mlp_scale)

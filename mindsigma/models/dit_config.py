@@ -10,6 +10,15 @@ MAX_LAYERS = 10_000
 SAMPLING_MODES = ("conv", "pool", "ave", "uniform", "uniform_every")
 
 
+def layer_numbers(text):
+    """Tuple of the numbers that a text such as "3,14-27" names. Raises ValueError."""
+    spans = [part.partition("-") for part in text.split(",")]
+    ranges = [range(int(low), int(high or low) + 1) for low, _, high in spans]
+    if any(one.stop > MAX_LAYERS for one in ranges):
+        raise ValueError(text)
+    return tuple(i for one in ranges for i in one)
+
+
 @dataclass(frozen=True)
 class KVCompression:
     """Which self-attention layers shrink their keys and values, how, and by which factor a side (paper section 3.2).
@@ -44,12 +53,7 @@ class KVCompression:
             return cls._from_dict(value)
         try:
             sampling, factor, layers = str(value).split(":")
-            spans = [part.partition("-") for part in layers.split(",")]
-            ranges = [range(int(low), int(high or low) + 1) for low, _, high in spans]
-            if any(one.stop > MAX_LAYERS for one in ranges):
-                raise ValueError(layers)
-            indices = [i for one in ranges for i in one]
-            return cls(sampling, int(factor), tuple(indices))
+            return cls(sampling, int(factor), layer_numbers(layers))
         except ValueError as error:
             if isinstance(error, MindSigmaError):
                 raise

@@ -48,6 +48,20 @@ def project_heads(x, linear, heads, width, parts=1, widened=None, first=0.0):
     return result
 
 
+def project_last(x, linear, heads, width, parts):
+    """The last of the `parts` of `project_heads` alone, its heads of `width` columns: (N, T, heads * width)."""
+    number, head_dim = heads
+    channels = number * head_dim
+    if len(linear.changes) > 0:
+        return widen_tokens(narrow(linear(x), 2, (parts - 1) * channels, channels), number, head_dim, width)
+    weight, bias = linear.weights(x.dtype)
+    # Of an aligned network all parts are wide, or the last one is narrow.
+    rows = number * width if weight.shape[0] == parts * number * width else channels
+    begin = weight.shape[0] - rows
+    weight = widen_rows(narrow(weight, 0, begin, rows), number, head_dim, width)
+    return dense(x, weight, widen_rows(narrow(bias, 0, begin, rows), number, head_dim, width))
+
+
 def join_heads(x, linear, heads, width):
     """A Linear map of x (N, T, heads * width), whose weight has narrow or wide columns."""
     number, head_dim = heads

@@ -14,8 +14,10 @@ from tqdm import tqdm
 from mindsigma.arguments import array, flag, one_of, path_like, seeds_for, texts_of, whole
 from mindsigma.data.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
 from mindsigma.errors import MindSigmaError
-from mindsigma.models.vae_tiling import decode_tiled
+from mindsigma.models.vae import sample_posterior
+from mindsigma.models.vae_tiling import decode_tiled, encode_tiled
 from mindsigma.pipeline.components import Components
+from mindsigma.pipeline.given_image import GivenImages, given_images
 from mindsigma.pipeline.pictures import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.text_cleaning import clean_caption as clean_text
 from mindsigma.pipeline.text_cleaning import plain_caption
@@ -24,8 +26,9 @@ from mindsigma.sampling import CONVENTIONS
 from mindsigma.sampling.captions import caption_pair, each, given_caption, pad, repeat_rows
 from mindsigma.sampling.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
 from mindsigma.sampling.finite_latents import FiniteLatents, require_finite
+from mindsigma.sampling.inpainting import Inpainting
 from mindsigma.sampling.options import SamplingOptions
-from mindsigma.sampling.parallel import ParallelGraphs, ParallelSampling, bytes_sent
+from mindsigma.sampling.parallel import NOT_HALVED, ParallelGraphs, ParallelSampling, bytes_sent
 from mindsigma.weights.loading import kinds_in_file, open_dit, open_t5, open_vae
 from mindsigma.weights.locate import locate
 from mindsigma.weights.released import default_sampler, release_named
@@ -36,6 +39,9 @@ OUTPUT_TYPES = ("pil", "np", "latent")
 
 # Latent pixels above which the decoder works in tiles, unless told otherwise: the 1024 px bins decode whole.
 TILE_ABOVE = 128 * 128
+
+# Number of the draw that samples an image's latents: one that no sampler comes to.
+ENCODING = 1 << 16
 
 # Sides beyond this are refused: 4K is the largest the family was made for, and its longest bin has 8192 pixels.
 LARGEST_SIDE = 8192
@@ -230,17 +236,17 @@ class PixArtSigmaPipeline:
     def _bins(self):
         return inference_bins(bin_base(self._config("dit").input_size))
 
-    def bytes_sent(self, height, width, images=1, guided=True, learned_variance=False):
+    def bytes_sent(self, height, width, images=1, guided=True, learned_variance=False, perturbed=()):
         """Bytes that each of several processes sends a step (parallel.bytes_sent), for images of height x width pixels.
 
-        Raises:
+        `perturbed`: layers of perturbed attention. Raises:
             MindSigmaError: the processes cannot share such images.
         """
         config = self._config("dit")
         unit = self._config("vae").downsampling * config.patch_size
         part = self.parallel.part(config, guided, height // unit, width // unit)
         itemsize = 4 if self.components.opened("dit").dtype == ms.float32 else 2
-        return bytes_sent(config, part, images, itemsize, learned_variance)
+        return bytes_sent(config, part, images, itemsize, learned_variance, perturbed)
 
     def start_noise(self, seeds, height, width):
         """Standard normal latents (N, c, h, w) fp32 for images of height x width pixels; each from its own seed."""
@@ -253,15 +259,18 @@ class PixArtSigmaPipeline:
         sequences = [np.random.SeedSequence(seed, spawn_key=(draw,)) for seed in seeds]
         return np.stack([np.random.default_rng(one).standard_normal(shape[1:], np.float32) for one in sequences])
 
-    def denoise(self, latents, caption, negative=None, options=None, fresh_noise=None, begin=None):
+    def denoise(self, latents, caption, negative=None, options=None, fresh_noise=None, clean=None, mask=None):
         """Generator over the denoising of latents (N, c, h, w): first the caption's keys and values, then a Step each.
 
         Args:
-            latents: standard normal noise, or, if `begin` is given, as that row of the sampler's table has them.
+            latents: standard normal noise.
             caption: Caption of N images.
             negative: Caption of 1 or N images; needed if guidance_scale > 1.
             options: SamplingOptions.
-            fresh_noise, begin: see denoising_steps.
+            fresh_noise: see denoising_steps.
+            clean: latents of images to draw from, (1 or N, c, h, w), see `encode`; of the steps those are run that the
+                options' strength leaves.
+            mask: (1 or N, 1, h, w), 1 where the latents are drawn anew, 0 where they become the image's.
         """
         options = options or SamplingOptions(self.sampler)
         if options.guided and negative is None:
@@ -276,15 +285,24 @@ class PixArtSigmaPipeline:
                     f"for {length} tokens, not {negative.states.shape[1]} (encode_prompts(..., min_length={length}))"
                 )
             caption, negative = pad(caption, length), pad(negative, length)
-            mask = caption.mask if self.convention == "official" else repeat_rows(negative.mask, batch)
-            unconditional = (repeat_rows(negative.states, batch), mask)
+            tokens = caption.mask if self.convention == "official" else repeat_rows(negative.mask, batch)
+            unconditional = (repeat_rows(negative.states, batch), tokens)
+        if mask is not None and clean is None:
+            raise MindSigmaError("a mask needs the clean latents of the image that it belongs to")
+        sampler = options.solver(self.convention)
+        begin, noise = options.first_step(sampler, clean is not None, mask is not None), latents
+        if begin is not None:
+            row = sampler.table(options.num_inference_steps, begin)[0]
+            latents = row.alpha * clean + row.sigma * noise
+        if mask is not None:
+            sampler = Inpainting(sampler, clean, noise, mask)
         if self._steps is None:
             alone = self.parallel is None
             self._steps = DenoisingGraphs(self.dit) if alone else ParallelGraphs(self.dit, self.parallel)
         return denoising_steps(
             self._steps,
             Tensor(np.asarray(latents, np.float32)),
-            options.solver(self.convention),
+            sampler,
             options.num_inference_steps,
             (caption.states, caption.mask),
             options.guidance_scale,
@@ -295,6 +313,7 @@ class PixArtSigmaPipeline:
             fresh_noise,
             options.guidance_rescale,
             begin,
+            options.pag(self._config("dit").depth),
         )
 
     def _conditions(self, h, w):
@@ -307,13 +326,58 @@ class PixArtSigmaPipeline:
         ratio = closest_bin(h * scale, w * scale, self._bins())[0] if side in INPUT_SIZES else h / w
         return Tensor(size), Tensor(np.array([[ratio]], np.float32))
 
+    def open_images(self, image, mask, options):
+        """GivenImages of the call's image and mask, laid out for what is drawn; None without an image."""
+        if image is None:
+            if mask is not None:
+                raise MindSigmaError("mask needs an image: give the picture that it belongs to, too (--image)")
+            return None
+        given, height, width = given_images(image, mask), options.height, options.width
+        first, binning = given[0].size, options.use_resolution_binning
+        if height is None and width is None:
+            return GivenImages(given, self.size_of_ratio(first[0] / first[1], binning), options.image_fit)
+        height = max(1, round(width * first[0] / first[1])) if height is None else height
+        width = max(1, round(height * first[1] / first[0])) if width is None else width
+        canvas = self.image_size(height, width, binning)
+        return GivenImages([one.resized(height, width) for one in given], canvas, options.image_fit, (height, width))
+
+    def encode_given(self, source, seeds, options):
+        """Latents (1 or N, c, h, w), float32, of GivenImages for N images that are drawn from these seeds."""
+        if len(source) not in (1, len(seeds)):
+            raise MindSigmaError(f"{len(source)} images to draw {len(seeds)} from; give one, or one for each")
+        pixels, noise = source.pixels(), None
+        if options.image_latents == "sample":
+            factor, channels = self._config("vae").downsampling, self._config("vae").latent_channels
+            shape = len(seeds), channels, pixels.shape[2] // factor, pixels.shape[3] // factor
+            noise = self.fresh_noise(seeds, ENCODING, shape)
+        return self.encode(pixels, noise)
+
+    def encode(self, images, noise=None):
+        """Scaled latents (N, c, h, w), float32, of images (1 or N, 3, H, W) in [-1, 1]; one after the other.
+
+        `noise`: standard normal (N, c, h, w), for samples of the posterior; None for its mode.
+        """
+        encoded, factor = [], self._config("vae").downsampling
+        tiled = self._in_tiles(images.shape[2] // factor, images.shape[3] // factor)
+        for i in range(len(images)):
+            one = images[i : i + 1]
+            moments = Tensor(encode_tiled(self.vae, one)) if tiled else self.vae.encode(Tensor(one)).astype(ms.float32)
+            encoded.append(moments.asnumpy())
+        moments = require_finite("the encoded images", np.concatenate(encoded), HALF_OVERFLOWS)
+        noise = None if noise is None else Tensor(noise)
+        return sample_posterior(Tensor(moments), noise, self._config("vae")).asnumpy()
+
+    def _in_tiles(self, h, w):
+        """Whether the VAE works in tiles on latents of this size."""
+        return h * w > TILE_ABOVE if self.vae_tiling is None else self.vae_tiling
+
     def decode(self, latents):
         """Images (N, H, W, 3), float32 in [0, 1], of scaled latents (N, c, h, w); one after the other."""
         if not isinstance(latents, Tensor) or latents.ndim != 4:
             latents = Tensor(array("latents", latents).astype(np.float32))
             if latents.ndim != 4:
                 raise MindSigmaError(f"latents of shape {latents.shape}: expected (N, c, h, w)")
-        tiled = latents.shape[2] * latents.shape[3] > TILE_ABOVE if self.vae_tiling is None else self.vae_tiling
+        tiled = self._in_tiles(*latents.shape[2:])
         apply = map if self.parallel is None else self.parallel.apply
         ones = [latents[i : i + 1] for i in range(latents.shape[0])]
         if tiled:
@@ -340,6 +404,8 @@ class PixArtSigmaPipeline:
         progress=True,
         clock=None,
         step_noise=None,
+        image=None,
+        mask=None,
         **sampling,
     ):
         """Draw images.
@@ -356,6 +422,11 @@ class PixArtSigmaPipeline:
             clock: PhaseClock that is told about the phases text, denoise and decode.
             step_noise: function (k, shape) of the k-th draw (N, c, h, w) of a sampler that draws, instead of each
                 image's own from its seed; k counts from the sampler's first_draw.
+            image: what to draw from instead of noise alone: a path, a PIL image, an array (H, W, 3) of bytes or of
+                floats in [0, 1], or a list of one for each image that is drawn. Without height and width it decides
+                the size.
+            mask: of the image's size, white where to draw anew: the same kinds, also (H, W); with a list of images one
+                for all or one for each.
             sampling: the fields of SamplingOptions, such as height, width, num_inference_steps and guidance_scale.
 
         Returns:
@@ -380,8 +451,13 @@ class PixArtSigmaPipeline:
             whole("seed", seed, 0)
         if self.parallel is not None and options.shortcuts != NO_SHORTCUTS:
             raise MindSigmaError("guidance_interval, text_reuse and block_reuse are for one process, not for several")
+        if self.parallel is not None and self.parallel.half is not None and options.perturbed:
+            raise MindSigmaError(NOT_HALVED)
+        options.pag(self._config("dit").depth)
+        begin = options.first_step(options.solver(self.convention), image is not None, mask is not None)
+        source = self.open_images(image, mask, options)
         height, width = options.height, options.width
-        size = self.image_size(height, width, options.use_resolution_binning)
+        size = self.image_size(height, width, options.use_resolution_binning) if source is None else source.canvas
         phase = clock.phase if clock is not None else lambda name: nullcontext()
 
         with phase("text"):
@@ -408,17 +484,26 @@ class PixArtSigmaPipeline:
         if latents is None:
             noise = self.start_noise(seeds, *size)
         else:
-            noise = self._check_latents(latents, count, size if height is not None or width is not None else None)
+            fixed = source is not None or height is not None or width is not None
+            noise = self._check_latents(latents, count, size if fixed else None)
+        clean = latent_mask = None
+        if source is not None:
+            with phase("encode"):
+                clean = self.encode_given(source, seeds, options)
+                latent_mask = source.latent_masks(self._config("vae").downsampling)
 
         progress = progress and (self.parallel is None or self.parallel.first)
         with phase("denoise"):
             fresh_noise = partial(self.fresh_noise, seeds) if step_noise is None else partial(given_noise, step_noise)
-            trajectory = self.denoise(noise, caption, negative, options, fresh_noise)
-            latents = self._run(trajectory, options.num_inference_steps, callback_on_step_end, progress)
+            trajectory = self.denoise(noise, caption, negative, options, fresh_noise, clean, latent_mask)
+            steps = options.num_inference_steps - (begin or 0)
+            latents = self._run(trajectory, steps, callback_on_step_end, progress)
         if output_type == "latent":
             return PipelineOutput(latents.asnumpy(), seeds)
         with phase("decode"):
             images = self.decode(latents)
+            if source is not None:
+                return PipelineOutput(source.finished(images, options.paste, output_type), seeds)
             if options.use_resolution_binning and (height is not None or width is not None):
                 images = cover_and_crop(images, height or self.default_size, width or self.default_size)
         return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds)

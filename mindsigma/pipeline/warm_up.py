@@ -35,7 +35,7 @@ class Shape:
         return cls(*numbers) if len(numbers) == 4 else cls(*numbers, *(1,) * (3 - len(numbers)), tokens)
 
 
-def warm_up(pipeline, shape, options=None):
+def warm_up(pipeline, shape, options=None, image=False, mask=False):
     """Compile the graphs of the DiT and of the VAE's decoder that drawing images of a Shape needs.
 
     Captions are padded to the bucket of the shape's tokens, as those of prompts are. T5 is not run: its graph follows
@@ -43,6 +43,7 @@ def warm_up(pipeline, shape, options=None):
 
     Args:
         options: SamplingOptions, of which the size does not count.
+        image, mask: whether images will be drawn from others, and under masks.
 
     Returns:
         number of graphs that were compiled.
@@ -56,9 +57,12 @@ def warm_up(pipeline, shape, options=None):
     negative = Caption(caption.states[:1], caption.mask[:1]) if options.guided else None
     seeds = list(range(shape.batch))
     noise, fresh_noise = pipeline.start_noise(seeds, *size), partial(pipeline.fresh_noise, seeds)
-    trajectory = pipeline.denoise(noise, caption, negative, options, fresh_noise)
-    # The first step is like all, but for shortcuts, whose kinds of steps need a whole trajectory.
-    steps = 1 if options.shortcuts == Shortcuts() else options.num_inference_steps
+    clean = pipeline.encode(np.zeros((1, 3, *size), np.float32)) if image else None
+    latent_mask = np.ones((1, 1, *noise.shape[2:]), np.float32) if mask else None
+    trajectory = pipeline.denoise(noise, caption, negative, options, fresh_noise, clean, latent_mask)
+    # The first step is like all, but for shortcuts and a scale that falls to 0, which need a whole trajectory.
+    alike = options.shortcuts == Shortcuts() and options.pag_adaptive_scale == 0
+    steps = 1 if alike else options.num_inference_steps
     for step in islice(trajectory, 1, 1 + steps):  # the first item is the caption's keys and values
         latents = step.latents
     pipeline.decode(latents)

@@ -8,8 +8,8 @@ from mindspore import Tensor, nn, ops
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.operators import mean, narrow, split, unstack
+from mindsigma.sampling.perturbed import PerturbedDiT, perturbed_text_kv
 from mindsigma.sampling.reuse import ReusingDiT, conditional_half
-from mindsigma.sampling.sampler import no_history
 from mindsigma.sampling.shortcuts import KEEP_BLOCKS, KEEP_TEXT, PLAIN, Shortcuts
 
 NO_SHORTCUTS = Shortcuts()
@@ -25,17 +25,23 @@ class Step:
     latents: Tensor
 
 
-def guide(prediction, guidance_scale, guided, channels, rescale=0.0):
+def guide(prediction, guidance_scale, guided, channels, rescale=0.0, perturbed=None):
     """Noise (N, channels, h, w) fp32 of a DiT's prediction (2 * N or N, channels or more, h, w).
 
     `guided`: the prediction holds the unconditional half, then the conditional one; `rescale`: how far the guided
-    noise is brought back to the standard deviation of the conditional one.
+    noise is brought back to the standard deviation of the conditional one; `perturbed`: the prediction with perturbed
+    attention for N images, and `guidance_scale` is a pair, the second for it.
     """
     noise = narrow(prediction, 1, 0, channels).astype(ms.float32)
-    if not guided:
+    if not guided and perturbed is None:
         return noise
-    unconditional, conditional = split(noise, 2, 0)
-    noise = unconditional + guidance_scale * (conditional - unconditional)  # arXiv 2207.12598
+    scale, pag_scale = (guidance_scale, None) if perturbed is None else guidance_scale
+    conditional = noise
+    if guided:
+        unconditional, conditional = split(noise, 2, 0)
+        noise = unconditional + scale * (conditional - unconditional)  # arXiv 2207.12598
+    if perturbed is not None:
+        noise = noise + pag_scale * (conditional - narrow(perturbed, 1, 0, channels).astype(ms.float32))
     if rescale:  # arXiv 2305.08891
         noise = noise * (rescale * deviation(conditional) / deviation(noise) + (1 - rescale))
     return noise
@@ -64,11 +70,15 @@ class GuidedStep(nn.Cell):
         halves: compute the two halves one after the other, in half the memory.
         kind: what it keeps for later steps or takes from an earlier one: of a StepPlan.
         rescale: of the guided noise, see `guide`.
+        perturbed: layers of perturbed attention, of the plain kind only; none by default.
     """
 
-    def __init__(self, dit, sampler, guided, halves=False, kind=PLAIN, rescale=0.0):
+    def __init__(self, dit, sampler, guided, halves=False, kind=PLAIN, rescale=0.0, perturbed=()):
         super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
-        self.network, self.sampler = ReusingDiT(dit, kind), sampler
+        self.network, self.sampler, self.perturbed = ReusingDiT(dit, kind), sampler, len(perturbed) > 0
+        self.conditional_network = self.network  # of the conditional half, or of both at once
+        if self.perturbed:
+            self.conditional_network = PerturbedDiT(dit, perturbed, guided and not halves)
         self.position = dit.position
         self.channels = dit.config.in_channels
         self.guided, self.halves, self.kind, self.rescale = guided, guided and halves, kind, rescale
@@ -81,8 +91,10 @@ class GuidedStep(nn.Cell):
         Args:
             latents: (N, c, h, w) fp32; history: tuple of such, what the sampler keeps, the newest first.
             numbers: fp32, of the step's Row; fresh: standard normal noise like the latents, for a sampler that `draws`.
-            guidance_scale: fp32, a scalar tensor or (1, c, 1, 1), one for each channel.
-            text_kv: of the DiT for 2 * N captions, or N if not guided; with `halves` a pair, each for N captions.
+            guidance_scale: fp32, a scalar tensor or (1, c, 1, 1), one for each channel; with perturbed attention a pair
+                of this and of its scale, a scalar tensor.
+            text_kv: of the DiT for 2 * N captions, or N if not guided; with `halves` a pair, each for N captions. With
+                perturbed attention that of the conditional half, or of both at once, is of `perturbed_text_kv`.
             modulation: (1, 6 * depth + 2, C): rows of all blocks and of the final layer for this timestep.
             position: of DiT.position.
             kept: what an earlier step returned, for the kinds that take it; with `halves` a pair, one for each half.
@@ -95,12 +107,16 @@ class GuidedStep(nn.Cell):
             unconditional, first = self.network(latents, modulation, text_kv[0], position, first)
             # Else a scheduler may run both halves at once, in twice the memory.
             modulation = ops.depend(modulation, unconditional)
-            conditional, second = self.network(latents, modulation, text_kv[1], position, second)
+            conditional, second = self.conditional_network(latents, modulation, text_kv[1], position, second)
             prediction, kept = ops.concat((unconditional, conditional), 0), (first, second)
         else:
             inputs = ops.concat((latents, latents), 0) if self.guided else latents
-            prediction, kept = self.network(inputs, modulation, text_kv, position, kept)
-        noise, variance = guide(prediction, guidance_scale, self.guided, self.channels, self.rescale), None
+            prediction, kept = self.conditional_network(inputs, modulation, text_kv, position, kept)
+        perturbed = None
+        if self.perturbed:
+            perturbed = kept[1] if self.halves else kept
+        noise = guide(prediction, guidance_scale, self.guided, self.channels, self.rescale, perturbed)
+        variance = None
         if self.sampler.learned_variance:
             variance = variance_of(prediction, self.guided, self.channels)
         latents, history = self.sampler(latents, history, scalars(numbers), noise, variance, fresh)
@@ -144,9 +160,9 @@ class DenoisingGraphs:
         self.text_kv, self.modulations = TextKV(dit), Modulations(dit)
         self._steps = {}
 
-    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0):
+    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0, perturbed=()):
         """The step for latents of this shape, arguments as of GuidedStep. Samplers of one graph share it."""
-        how = guided, guided and halves, kind, guided and rescale
+        how = guided, guided and halves, kind, rescale if guided or perturbed else 0.0, perturbed
         if (sampler.graph, how) not in self._steps:
             self._steps[sampler.graph, how] = GuidedStep(self.dit, sampler, *how)
         return self._steps[sampler.graph, how]
@@ -158,7 +174,7 @@ class DenoisingGraphs:
 
 def denoising_steps(
     graphs, latents, sampler, num_steps, caption, guidance_scale, unconditional=None, conditions=None, halves=False,
-    shortcuts=NO_SHORTCUTS, fresh_noise=None, rescale=0.0, begin=None,
+    shortcuts=NO_SHORTCUTS, fresh_noise=None, rescale=0.0, begin=None, pag=None,
 ):  # fmt: skip
     """Generate the trajectory of the latents.
 
@@ -176,6 +192,7 @@ def denoising_steps(
         fresh_noise: function (k, shape) of the k-th draw of a sampler that `draws`, float32 (N, c, h, w).
         rescale: of the guided noise, see `guide`.
         begin: row of the table where the trajectory begins; None: it is a whole one.
+        pag: PerturbedAttention, or None.
 
     Yields:
         first the prepared text_kv (so that the caller can free the text encoder), then a Step for each of the table;
@@ -186,8 +203,9 @@ def denoising_steps(
     guided, table = unconditional is not None, sampler.table(num_steps, begin or 0)
     if begin is None and sampler.start_scale(table) != 1:
         latents = latents * sampler.start_scale(table)
-    plan = shortcuts.plan(len(table), guided)
-    step = graphs.step(sampler, guided, latents.shape, halves, rescale=rescale)
+    plan = shortcuts.plan(len(table), guided, begin or 0, pag is not None)
+    plan = plan if pag is None else pag.limit(plan, table)
+    step = graphs.step(sampler, guided, latents.shape, halves, rescale=rescale, perturbed=pag.layers if pag else ())
     halves = step.halves
     if halves:
         text_kv = graphs.text_kv(*unconditional), graphs.text_kv(*caption)
@@ -203,19 +221,27 @@ def denoising_steps(
     position = step.position(latents.shape)
     in_graph = ms.get_context("mode") == ms.GRAPH_MODE
     mutable = ms.mutable if in_graph else lambda value: value  # inputs of the graph, not constants of it
-    text_kv = mutable(text_kv)
-    conditional = None if all(how.guided == guided for how in plan) else mutable(conditional_text_kv(text_kv, halves))
+    of_captions = {}  # by what is guided and perturbed
+    for how in plan:
+        if (how.guided, how.perturbed) not in of_captions:
+            own = text_kv if how.guided == guided else conditional_text_kv(text_kv, halves)
+            if how.perturbed:
+                own = with_perturbed(own, pag.layers[0], latents.shape[0], how.guided and halves)
+            of_captions[how.guided, how.perturbed] = mutable(own)
     scale = scale_of_channels(guidance_scale, sampler.guided_channels, latents.shape[1])
-    history = no_history(sampler, latents.shape)
+    history = sampler.start_history(latents.shape)
     varying = mutable if history else tuple  # no tuple without elements is an input of a graph
     kept, kept_guided = None, guided
     drawn = draws_ahead(sampler, table, fresh_noise, latents.shape)
     for i, (row, how) in enumerate(zip(table, plan)):
         numbers = Tensor(np.array(row.numbers, np.float32)) if in_graph else row.numbers
         fresh = drawn[i]
-        step = graphs.step(sampler, how.guided, latents.shape, halves, how.kind, rescale)
-        of_caption = text_kv if how.guided == guided else conditional
-        inputs = latents, varying(history), numbers, scale, of_caption, modulations[i], position
+        perturbed, scales = (), scale
+        if how.perturbed:
+            perturbed, scales = pag.layers, mutable((scale, Tensor(pag.scale_at(row.timestep), ms.float32)))
+        step = graphs.step(sampler, how.guided, latents.shape, halves, how.kind, rescale, perturbed)
+        of_caption = of_captions[how.guided, how.perturbed]
+        inputs = latents, varying(history), numbers, scales, of_caption, modulations[i], position
         inputs += () if fresh is None and how.kind == PLAIN else (fresh,)
         if how.kind == PLAIN:
             latents, history = step(*inputs)
@@ -255,3 +281,10 @@ def conditional_text_kv(text_kv, halves):
     if halves:
         return text_kv[1]
     return tuple((split(k, 2, 0)[1], split(v, 2, 0)[1]) for k, v in text_kv)
+
+
+def with_perturbed(text_kv, first, count, halves):
+    """What a DiT takes of the captions, for perturbed attention from block `first` on of `count` images."""
+    if halves:
+        return text_kv[0], perturbed_text_kv(text_kv[1], first, count)
+    return perturbed_text_kv(text_kv, first, count)

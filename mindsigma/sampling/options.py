@@ -2,12 +2,16 @@
 
 import argparse
 from dataclasses import asdict, dataclass, fields
+from operator import index
 from typing import Optional, Tuple
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.models.dit_config import layer_numbers
 from mindsigma.sampling import SAMPLER_OPTIONS, SAMPLERS, sampler_class
 
 OWN = "the sampler's own"
+PAG_OPTIONS = ("pag_scale", "pag_layers", "pag_adaptive_scale")
+FITS = ("crop", "pad")  # of an image to draw from
 
 # Options of the command line that have another name than the field.
 OPTION_NAMES = {"num_inference_steps": "steps", "use_resolution_binning": "resolution_binning"}
@@ -22,6 +26,10 @@ class SamplingOptions:
         num_inference_steps: steps of its table.
         guidance_scale: 1 or less draws without guidance, in half the time.
         guidance_rescale: 0 ... 1, how far guided noise is brought back to the conditional one's standard deviation.
+        pag_scale: of perturbed-attention guidance, which goes with guidance or without; 0 is none.
+        pag_adaptive_scale: by how much pag_scale falls with every timestep from 1000 down; 0 keeps it.
+        pag_layers: numbers of the blocks whose self-attention is perturbed, from 0: a text such as "14" or "3,13-15", a
+            number or several; None is the middle block.
         solver_order: 1, 2 or 3.
         eta: how much noise a stochastic sampler adds; 0 is none.
         spacing: of the timesteps: "leading", "trailing" or "linspace".
@@ -37,6 +45,12 @@ class SamplingOptions:
         guidance_interval: guide only in this part of the way from noise (0) to image (1); approximate.
         text_reuse: from this part of the way on repeat the outputs of cross-attention; approximate, 1 is never.
         block_reuse: run the middle half of the blocks at every n-th step only; approximate, 1 is every step.
+        strength: of drawing from an image: above 0 and at most 1, the part of the steps that is run, the last ones; as
+            in diffusers int(steps * strength) of them. None is 0.6, with a mask 1.
+        image_fit: how an image meets the size that is drawn: "crop" or "pad".
+        image_latents: what the VAE's encoder makes of an image: "mode", its mean, or "sample", with noise from the seed
+            of what is drawn.
+        paste: with a mask, leave every pixel of the image that the mask keeps as it is.
 
     Raises:
         MindSigmaError: a value that no model could take.
@@ -46,6 +60,9 @@ class SamplingOptions:
     num_inference_steps: int = OWN
     guidance_scale: float = OWN
     guidance_rescale: float = 0.0
+    pag_scale: float = 0.0
+    pag_adaptive_scale: float = 0.0
+    pag_layers: Optional[Tuple[int, ...]] = None
     solver_order: Optional[int] = None
     eta: Optional[float] = None
     spacing: Optional[str] = None
@@ -62,9 +79,14 @@ class SamplingOptions:
     guidance_interval: Tuple[float, float] = (0.0, 1.0)
     text_reuse: float = 1.0
     block_reuse: int = 1
+    strength: Optional[float] = None
+    image_fit: str = "crop"
+    image_latents: str = "mode"
+    paste: bool = True
 
     def __post_init__(self):
-        from mindsigma.arguments import flag, fraction, number, numbers, whole  # not above: a parser needs no NumPy
+        # Not above: a parser needs no NumPy.
+        from mindsigma.arguments import flag, fraction, is_number, number, numbers, one_of, shown, whole
 
         def keep(name, value):
             object.__setattr__(self, name, value)
@@ -81,19 +103,87 @@ class SamplingOptions:
             keep("num_inference_steps", sampler.steps)
         keep("guidance_scale", number("guidance_scale", self.guidance_scale))
         keep("guidance_rescale", fraction("guidance_rescale", self.guidance_rescale))
-        if self.guidance_rescale and not self.guided:
+        self._check_pag(keep)
+        if self.guidance_rescale and not self.guided and not self.perturbed:
             raise MindSigmaError("guidance_rescale needs guidance, a guidance_scale above 1")
         keep("num_inference_steps", whole("num_inference_steps", self.num_inference_steps))
         keep("max_sequence_length", whole("max_sequence_length", self.max_sequence_length))
-        for name in ("use_resolution_binning", "clean_caption", "guidance_halves"):
+        for name in ("use_resolution_binning", "clean_caption", "guidance_halves", "paste"):
             keep(name, flag(name, getattr(self, name)))
+        one_of("image_fit", self.image_fit, FITS)
+        one_of("image_latents", self.image_latents, ("mode", "sample"))
+        if self.strength is not None and not (is_number(self.strength) and 0 < self.strength <= 1):
+            raise MindSigmaError(f"strength must be a number above 0 and at most 1, not {shown(self.strength)}")
         sampler.table(self.num_inference_steps)
-        self.shortcuts.plan(self.num_inference_steps, self.guided)
+        self.shortcuts.plan(self.num_inference_steps, self.guided, perturbed=self.perturbed)
+
+    def _check_pag(self, keep):
+        from mindsigma.arguments import number, shown
+
+        for name in ("pag_scale", "pag_adaptive_scale"):
+            keep(name, number(name, getattr(self, name)))
+            if getattr(self, name) < 0:
+                raise MindSigmaError(f"{name} must be at least 0, not {shown(getattr(self, name))}")
+        layers = self.pag_layers
+        if layers is not None:
+            given = layers if isinstance(layers, (list, tuple, range)) else [layers]
+            try:
+                layers = layer_numbers(layers) if isinstance(layers, str) else tuple(map(index, given))
+            except (TypeError, ValueError):
+                layers = ()
+            if not layers or min(layers) < 0 or any(isinstance(layer, bool) for layer in given):
+                raise MindSigmaError(
+                    f"pag_layers must be numbers of blocks, as in 14 or 3,13-15, not {shown(self.pag_layers)}"
+                )
+            keep("pag_layers", layers)
+        if not self.perturbed and (layers is not None or self.pag_adaptive_scale):
+            raise MindSigmaError("pag_layers and pag_adaptive_scale need a pag_scale above 0 (--pag-scale 3)")
 
     @property
     def guided(self):
-        """Whether there is guidance."""
+        """Whether there is guidance by an unconditional half."""
         return self.guidance_scale > 1
+
+    @property
+    def perturbed(self):
+        """Whether there is guidance by perturbed attention."""
+        return self.pag_scale > 0
+
+    def pag(self, depth):
+        """PerturbedAttention for a DiT of `depth` blocks, or None. Raises MindSigmaError for blocks that it lacks."""
+        if not self.perturbed:
+            return None
+        from mindsigma.sampling.perturbed import PerturbedAttention, chosen_layers
+
+        return PerturbedAttention(chosen_layers(self.pag_layers, depth), self.pag_scale, self.pag_adaptive_scale)
+
+    def first_step(self, sampler, image, mask):
+        """Index of the first step that is run of a Sampler's table; None for a whole trajectory, from noise alone.
+
+        Args:
+            image, mask: whether something is drawn from an image, and under a mask.
+
+        Raises:
+            MindSigmaError: a strength without an image, or one that leaves no step, or none that is to be guided.
+        """
+        if not image:
+            if self.strength is not None:
+                raise MindSigmaError("strength is of drawing from an image: give an image, or no strength")
+            return None
+        steps = len(sampler.table(self.num_inference_steps))
+        strength = self.strength_of(mask)
+        run = min(int(steps * strength), steps)
+        if run < 1:
+            raise MindSigmaError(
+                f"strength {strength:g} of {steps} steps makes no step; take more steps, or a strength of at least "
+                f"{1 / steps:.3g}"
+            )
+        self.shortcuts.plan(run, self.guided, steps - run, self.perturbed)
+        return None if mask and run == steps else steps - run
+
+    def strength_of(self, mask):
+        """The strength, or its default; mask: whether there is one."""
+        return (1.0 if mask else 0.6) if self.strength is None else self.strength
 
     @property
     def shortcuts(self):
@@ -128,12 +218,18 @@ class SamplingOptions:
         """dict of keyword arguments that make the same."""
         return asdict(self)
 
+    def image_metadata(self, mask):
+        """dict for a picture that was drawn from an image; mask: whether there was one."""
+        told = {"strength": self.strength_of(mask), "image_fit": self.image_fit, "image_latents": self.image_latents}
+        return {**told, "paste": self.paste} if mask else told
+
     def metadata(self):
         """dict of texts and numbers for a picture; of a sampler's own options and of speed-ups those that were set."""
         told = {
             "sampler": self.sampler,
             "steps": self.num_inference_steps,
             "guidance_scale": self.guidance_scale,
+            **{name: getattr(self, name) for name in PAG_OPTIONS if self.perturbed and getattr(self, name)},
             **{name: getattr(self, name) for name in SAMPLER_OPTIONS if getattr(self, name) is not None},
             "clean_caption": self.clean_caption,
             "max_sequence_length": self.max_sequence_length,
@@ -175,6 +271,20 @@ def add_arguments(parser):
         metavar="FRACTION",
         help="bring guided noise back to the deviation of the unguided one; 0 leaves it as it is",
     )
+    add("--pag-scale", type=float, default=default.pag_scale, help="weight of perturbed-attention guidance; 0 is none")
+    add(
+        "--pag-layers",
+        type=str,  # said aloud, so that a number in a config file is one, too
+        metavar="LAYERS",
+        help="blocks whose self-attention it perturbs, from 0, as in 14 or 3,13-15; default the middle one",
+    )
+    add(
+        "--pag-adaptive-scale",
+        type=float,
+        default=default.pag_adaptive_scale,
+        metavar="FALL",
+        help="by how much its weight falls with every timestep from 1000 down",
+    )
     add(
         "--guidance-halves",
         action=flag,
@@ -210,5 +320,28 @@ def add_arguments(parser):
     add("--timesteps", type=float, nargs="+", metavar="T", help="instead of the sampler's own; falling, one a step")
     add("--sigmas", type=float, nargs="+", metavar="S", help="noise levels instead; falling, the last is the end's")
     add("--guided-channels", type=int, metavar="N", help="guide only the first N channels of the latents")
+    add(
+        "--strength",
+        type=float,
+        help="part of the steps that is run when drawing from --image, the last ones; default 0.6, with --mask 1",
+    )
+    add(
+        "--image-fit",
+        choices=FITS,
+        default=default.image_fit,
+        help="cut off what of --image does not fit the size that is drawn, or fill up with its edges",
+    )
+    add(
+        "--image-latents",
+        choices=("mode", "sample"),
+        default=default.image_latents,
+        help="begin with the mean that the VAE gives of --image, or with a sample, from the seed",
+    )
+    add(
+        "--paste",
+        action=flag,
+        default=default.paste,
+        help="with --mask, leave the pixels that it keeps as they are; the picture then has the size of --image",
+    )
     add("--clean-caption", action=flag, default=default.clean_caption, help="strip web debris from the prompts")
     add("--max-sequence-length", type=int, default=default.max_sequence_length, help="longest prompt, in tokens")

@@ -16,9 +16,11 @@ from mindsigma.distributed import Collectives, join_ranks
 from mindsigma.errors import MindSigmaError
 from mindsigma.sampling.captions import Caption
 from mindsigma.sampling.denoising import DenoisingGraphs, guide, scalars, variance_of
+from mindsigma.sampling.perturbed import PerturbedDiT
 from mindsigma.sampling.shortcuts import PLAIN
 
 MODES = ("sequence", "cfg", "both")
+NOT_HALVED = "pag_scale (--pag-scale) makes more than two halves of guidance: take parallel sequence, or one process"
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def keys_of(bands, columns, compression=None):
     return tuple((rows // factor) * (columns // factor) for rows in bands)
 
 
-def bytes_sent(config, part, images, itemsize, learned_variance=False):
+def bytes_sent(config, part, images, itemsize, learned_variance=False, perturbed=()):
     """Bytes that one process sends to the others in a step: dict with `keys` (keys and values) and `noise`.
 
     What it contributes to a gather it sends to each of the others, padded to the longest contribution.
@@ -97,6 +99,7 @@ def bytes_sent(config, part, images, itemsize, learned_variance=False):
         images: images drawn at once.
         itemsize: bytes of an activation.
         learned_variance: whether the sampler takes it; it is counted as noise.
+        perturbed: layers of perturbed attention, whose images send keys in the other layers after the first of them.
     """
     guided = images * (2 if part.half is None else 1)
     others = part.processes - 1
@@ -104,7 +107,9 @@ def bytes_sent(config, part, images, itemsize, learned_variance=False):
     if len(part.bands) > 1:
         for layer in range(config.depth):
             longest = max(keys_of(part.bands, part.columns, config.layer_compression(layer)))
-            keys += guided * longest * 2 * config.hidden_size * itemsize
+            more = images if perturbed and layer > perturbed[0] and layer not in perturbed else 0
+            keys += (guided + more) * longest * 2 * config.hidden_size * itemsize
+    guided += images if perturbed else 0
     pixels = max(part.bands) * part.columns * config.patch_size**2
     channels = config.out_channels if learned_variance else config.in_channels
     return {"keys": keys * others, "noise": guided * channels * pixels * itemsize * others}
@@ -178,11 +183,12 @@ class PartStep(nn.Cell):
         part: Part.
         gather: function of a tensor to those of all processes, on a new first axis (Collectives.gather).
         rescale: of the guided noise.
+        perturbed: layers of perturbed attention; none by default.
     """
 
     halves = False
 
-    def __init__(self, dit, sampler, guided, part, gather, rescale=0.0):
+    def __init__(self, dit, sampler, guided, part, gather, rescale=0.0, perturbed=()):
         super().__init__(auto_prefix=False)
         self.dit, self.sampler, self.guided, self.rescale = dit, sampler, guided, rescale
         config, p = dit.config, dit.config.patch_size
@@ -190,6 +196,7 @@ class PartStep(nn.Cell):
         self.band = (part.first_row, part.bands[part.band])
         self.top, self.bottom = part.first_row * p, (part.first_row + part.bands[part.band]) * p
         self.both = guided and part.half is None
+        self.network = PerturbedDiT(dit, perturbed, self.both) if perturbed else None
         self.exchange_keys = None
         if len(part.bands) > 1:
             self.exchange_keys = KeyExchange(part, config.kv_compression, gather)
@@ -207,9 +214,16 @@ class PartStep(nn.Cell):
         """
         band = latents[:, :, self.top : self.bottom]
         inputs = ops.concat((band, band), 0) if self.both else band
-        prediction = self.dit.denoise(inputs, modulation, text_kv, position, self.exchange_keys)
-        prediction = self.exchange_noise(prediction)
-        noise, variance = guide(prediction, guidance_scale, self.guided, self.channels, self.rescale), None
+        perturbed = None
+        if self.network is None:
+            prediction = self.dit.denoise(inputs, modulation, text_kv, position, self.exchange_keys)
+            prediction = self.exchange_noise(prediction)
+        else:
+            both = self.network(inputs, modulation, text_kv, position, None, self.exchange_keys)
+            both = self.exchange_noise(ops.concat(both, 0))
+            prediction, perturbed = both[: inputs.shape[0]], both[inputs.shape[0] :]
+        noise = guide(prediction, guidance_scale, self.guided, self.channels, self.rescale, perturbed)
+        variance = None
         if self.sampler.learned_variance:
             variance = variance_of(prediction, self.guided, self.channels)
         return self.sampler(latents, history, scalars(numbers), noise, variance, fresh)
@@ -227,18 +241,20 @@ class ParallelGraphs(DenoisingGraphs):
         half = self.parallel.half
         return super().halves(unconditional, conditional) if half is None else (unconditional, conditional)[half]
 
-    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0):
+    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0, perturbed=()):
         """PartStep for latents of this shape; only of the plain kind."""
+        if perturbed and self.parallel.half is not None:
+            raise MindSigmaError(NOT_HALVED)
         if kind != PLAIN:
             raise MindSigmaError("text_reuse and block_reuse (--text-reuse, --block-reuse) are for one process")
         if halves:
             raise MindSigmaError("guidance_halves (--guidance-halves) is for one process; several divide the work")
         config = self.dit.config
         part = self.parallel.part(config, guided, shape[2] // config.patch_size, shape[3] // config.patch_size)
-        key = sampler.graph, guided, part, rescale
+        key = sampler.graph, guided, part, rescale, perturbed
         if key not in self._steps:
             gather = self.parallel.collectives.gather
-            self._steps[key] = PartStep(self.dit, sampler, guided, part, gather, rescale)
+            self._steps[key] = PartStep(self.dit, sampler, guided, part, gather, rescale, perturbed)
         return self._steps[key]
 
 

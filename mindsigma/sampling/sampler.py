@@ -119,6 +119,10 @@ class Sampler(nn.Cell):
         """Factor of standard normal noise at the start of a whole trajectory, of which these are the rows."""
         return 1.0
 
+    def start_history(self, shape):
+        """Tuple of the `kept` latents before the first step, for latents of a shape."""
+        return tuple(ops.zeros(shape, ms.float32) for _ in range(self.kept))
+
     def construct(self, latents, history, numbers, noise, variance, fresh=None):
         """Advance the latents by one step.
 
@@ -211,8 +215,3 @@ class PredictorCorrector(Sampler):
         for i in range(kept):
             latents = latents + numbers[6 + kept + i] * predictions[i]
         return latents, ((part,) + predictions)[:kept]
-
-
-def no_history(sampler, shape):
-    """History before the first step, for latents of a shape."""
-    return tuple(ops.zeros(shape, ms.float32) for _ in range(sampler.kept))

@@ -22,10 +22,17 @@ KEEP_BLOCKS, TAKE_BLOCKS = "keep-blocks", "take-blocks"
 
 @dataclass(frozen=True)
 class StepPlan:
-    """guided: both halves of guidance run, else the conditional one alone; kind: PLAIN or one of KEEP_, TAKE_."""
+    """What a step does.
+
+    Attributes:
+        guided: both halves of guidance run, else the conditional one alone.
+        kind: PLAIN or one of KEEP_, TAKE_.
+        perturbed: images with perturbed attention may run, too (sampling/perturbed.py).
+    """
 
     guided: bool
     kind: str
+    perturbed: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,24 +68,33 @@ class Shortcuts:
         if self.text_reuse < 1 and self.block_reuse > 1:
             raise MindSigmaError("text_reuse and block_reuse exclude each other; give one of them")
 
-    def plan(self, num_steps, guided):
+    def plan(self, num_steps, guided, before=0, perturbed=False):
         """List of `num_steps` StepPlan.
 
         Args:
             num_steps: at least 1.
-            guided: whether there is guidance at all.
+            guided: whether there is guidance by two halves at all.
+            before: steps of the trajectory that are left out before these.
+            perturbed: whether there is guidance by perturbed attention, which keeps to the same interval.
 
         Raises:
-            MindSigmaError: guidance_interval is given without guidance, or no step lies within it.
+            MindSigmaError: guidance_interval is given without guidance, or no step lies within it; reuse together with
+                perturbed attention.
         """
         begin, end = self.guidance_interval
-        if (begin, end) != (0, 1) and not guided:
+        if (begin, end) != (0, 1) and not (guided or perturbed):
             raise MindSigmaError("guidance_interval needs guidance, a guidance_scale above 1")
-        halves = [guided and begin <= (i + 0.5) / num_steps <= end for i in range(num_steps)]
-        if guided and not any(halves):
+        if perturbed and (self.text_reuse < 1 or self.block_reuse > 1):
+            raise MindSigmaError("text_reuse and block_reuse exclude pag_scale; leave out one of them")
+        places = [(i + 0.5) / (before + num_steps) for i in range(before, before + num_steps)]
+        inside = [begin <= place <= end for place in places]
+        if (guided or perturbed) and not any(inside):
             raise MindSigmaError(f"guidance_interval {begin} {end} holds the middle of none of {num_steps} steps")
+        if perturbed:
+            return [StepPlan(guided and within, PLAIN, within) for within in inside]
+        halves = [guided and within for within in inside]
         keep, take = (KEEP_TEXT, TAKE_TEXT) if self.text_reuse < 1 else (KEEP_BLOCKS, TAKE_BLOCKS)
-        wanted = [self._takes(i, num_steps) for i in range(num_steps)]
+        wanted = [i > 0 and self._takes(before + i, before + num_steps) for i in range(num_steps)]
         steps, kept = [], None  # kept: whether what was kept holds both halves; None: nothing is
         for i, both in enumerate(halves):
             if wanted[i] and kept is not None and kept >= both:
@@ -91,9 +107,7 @@ class Shortcuts:
         return steps
 
     def _takes(self, i, num_steps):
-        """Whether step i would take what an earlier one kept."""
-        if i == 0:
-            return False
+        """Whether step i, not the first, would take what an earlier one kept."""
         if self.text_reuse < 1:
             return i / num_steps >= self.text_reuse
         return i % self.block_reuse != 0
@@ -107,8 +121,11 @@ def repeated_blocks(depth):
     return outer, depth - outer
 
 
-def cost(plan, depth):
-    """Block evaluations of a plan, the two halves of guidance counted as two; cross-attention is not looked at."""
+def cost(plan, depth, first_perturbed=None):
+    """Block evaluations of a plan, the two halves of guidance counted as two; cross-attention is not looked at.
+
+    `first_perturbed`: block from which on perturbed images run, too.
+    """
     total = 0
     for step in plan:
         blocks = depth
@@ -116,4 +133,6 @@ def cost(plan, depth):
             first, last = repeated_blocks(depth)
             blocks -= last - first
         total += blocks * (2 if step.guided else 1)
+        if step.perturbed:
+            total += depth - first_perturbed
     return total

@@ -20,7 +20,7 @@ FREE = (
     "data", "class_data", "model", "components", "batch_size", "accumulation",
     "config", "output", "steps", "save_every", "keep", "log_every", "validate_every", "validation_data", "overwrite",
     "validation_points", "validation_batches", "prompts", "sample_every", "sample_sampler", "sample_steps",
-    "sample_guidance", "threads",
+    "sample_guidance", "sample_pag_scale", "sample_pag_layers", "threads",
     "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero", "max_bad_images",
 )  # fmt: skip
 
@@ -36,6 +36,7 @@ NOT_NEGATIVE = (
     "loss_scale",
     "seed",
     "sample_guidance",
+    "sample_pag_scale",
     "prior_weight",
     "max_bad_images",
 )
@@ -135,6 +136,8 @@ def build_parser():
     add("--sample-sampler", choices=tuple(SAMPLERS), default="dpm", help="how to go from noise to the images")
     add("--sample-steps", type=int, help="sampling steps; default the sampler's own, 20 of dpm")
     add("--sample-guidance", type=float, help="guidance scale; default the sampler's own, 4.5 of dpm")
+    add("--sample-pag-scale", type=float, default=0.0, help="of perturbed-attention guidance; 0 is none")
+    add("--sample-pag-layers", metavar="LAYERS", help="its blocks, as in 14 or 3,13-15; default the middle one")
     add("--sample-height", type=int, help="default the base resolution")
     add("--sample-width", type=int, help="default the base resolution")
     add("--tensorboard", action="store_true", help="write events for TensorBoard")

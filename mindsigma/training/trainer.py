@@ -289,9 +289,12 @@ class Trainer:
             sampler=args.sample_sampler,
             num_inference_steps=OWN if args.sample_steps is None else args.sample_steps,
             guidance_scale=OWN if args.sample_guidance is None else args.sample_guidance,
+            pag_scale=args.sample_pag_scale,
+            pag_layers=args.sample_pag_layers,
             max_sequence_length=args.max_length,
             **size,
         )
+        options.pag(self.dit.config.depth)
         return {**options.as_arguments(), "seed": args.seed}
 
     def run(self):

@@ -37,23 +37,32 @@ class FastBlock(DiTBlock):
         kept = kernels.kept_tokens(mask, caption.shape[:2])
         return caption if self.training else kernels.linear(caption, *tensors(self.cross_attn.kv_linear)), kept
 
-    def construct(self, x, modulation, text_k, text_v, height, width, gather=None, text_change=None):
+    def construct(self, x, modulation, text_k, text_v, height, width, gather=None, text_change=None, perturbed=0):
         """See DiTBlock; modulation may be Rows. In training there is no second result."""
         if self.training:
+            if perturbed:
+                raise NotImplementedError("perturbed attention is for sampling: set_train(False) first")
             return self.learn(x, modulation, text_k, text_v, height, width), None
         out, change = kernels.empty(*x.shape), kernels.empty(*x.shape) if text_change is None else None
-        self.transform(x, modulation, (text_k, text_v), height, width, gather, text_change, out, change)
+        self.transform(
+            x, modulation, (text_k, text_v), height, width, gather, text_change, out, change, perturbed=perturbed
+        )
         return out, text_change if change is None else change
 
-    def transform(self, x, modulation, text_kv, height, width, gather, text_change, out, change=None, twice=False):
+    def transform(
+        self, x, modulation, text_kv, height, width, gather, text_change, out, change=None, twice=False, perturbed=0
+    ):
         """Outside training: the tokens to `out`, which may be x, and what cross-attention adds to `change`, if given.
 
         `twice`: the second half of the images is as the first, those of guidance before they saw their captions.
+        `perturbed`: see DiTBlock; not together with `twice`.
         """
         m, shape, every, rows = self.mlp, x.shape, kernels.memory(x), Rows.of(modulation)
         x1, x2 = kernels.spare("x1", *shape), kernels.spare("x2", *shape)
-        half = shape[0] // 2 if twice else shape[0]
+        half = shape[0] // 2 if twice else shape[0] - perturbed
         self.attend_to_themselves(every.images(0, half), rows, height, width, gather, x1.images(0, half))
+        if perturbed:
+            self.keep_to_themselves(every.images(half, shape[0]), rows.from_image(half), x1.images(half, shape[0]))
         if twice:
             kernels.array(x1)[half:] = kernels.array(x1)[:half]
         if text_change is None:
@@ -72,6 +81,15 @@ class FastBlock(DiTBlock):
             k, v = gather(*map(kernels.as_tensor, (k, v)))
         answer = kernels.attention(q, k, v, a.number, a.scale, out=kernels.spare("answer", *x.shape))
         kernels.linear(answer, *tensors(a.proj), rows=rows, gate_row=GATE, residual=x, out=out)
+
+    def keep_to_themselves(self, x, rows, out):
+        """out = x + gated self-attention of tokens that each attend to itself alone."""
+        a, channels = self.attn, x.shape[-1]
+        weight, bias = map(kernels.memory, tensors(a.qkv))
+        weight, bias = weight.images(2 * channels, 3 * channels), bias.columns(2 * channels, channels)
+        v = kernels.spare("answer", *x.shape)
+        kernels.linear(x, weight, bias, rows=rows, norm_row=SHIFT, eps=NORM_EPS, out=v)
+        kernels.linear(v, *tensors(a.proj), rows=rows, gate_row=GATE, residual=x, out=out)
 
     def queries_keys_values(self, x, rows, height, width):
         """What self-attention attends with and to: (N, T, C) and twice (N, K, C)."""

@@ -206,6 +206,10 @@ class Rows(NamedTuple):
         """The rows without the first ones."""
         return Rows(self.row(index), self.channels, self.step, self.owner)
 
+    def from_image(self, index):
+        """The rows of the images without the first ones."""
+        return Rows(self.address + 4 * index * self.step, self.channels, self.step, self.owner)
+
 
 def linear(x, weight, bias=None, *, rows=None, norm_row=None, gate_row=None, norm_weight=None, eps=0.0, gelu=False,
            factor=None, residual=None, kept=None, out=None):  # fmt: skip
