@@ -14,9 +14,10 @@ KINDS = ("words", "sentences")
 
 # Twenty short words, no two of them alike: none counts as another in TextAtlasEval's tolerant comparison. Each is one
 # token of sigma-mini's T5, where it is not in quotes; other words would come to it letter by letter.
-VOCABULARY = tuple(
-    "open taxi bank fish milk park zoo hotel music bus book gift stop train world love fire cold queen star".split()
-)
+VOCABULARY = (
+    "open", "taxi", "bank", "fish", "milk", "park", "zoo", "hotel", "music", "bus",
+    "book", "gift", "stop", "train", "world", "love", "fire", "cold", "queen", "star",
+)  # fmt: skip
 INKS = ("black", "red", "blue", "green")
 PICTURE_SHARE = 0.5  # of pages with an emoji
 SENTENCE = (3, 10)  # words of a sentence, least and most
@@ -101,12 +102,12 @@ def draw(page, height, width):
         emoji = sprite(page.thing.stem).resize((side, side), Image.Resampling.BICUBIC)
         picture.paste(emoji, ((width - side) // 2, round(0.28 * height - side / 2)), emoji)
         below = 0.52
-    font, lines = _fitted(page, short, WIDEST * width, (1 - below) * WIDEST * height)
+    letters, lines = _fitted(page, short, WIDEST * width, (1 - below) * WIDEST * height)
     pencil = ImageDraw.Draw(picture)
     left, middle = page.shift[0] * short, ((below + 1) / 2 + page.shift[1]) * height
     for number, line in enumerate(lines):
-        y = middle + (number - (len(lines) - 1) / 2) * LINE_SPACING * font.size
-        pencil.text((width / 2 + left, y), line, fill=COLOURS[page.ink], font=font, anchor="mm")
+        y = middle + (number - (len(lines) - 1) / 2) * LINE_SPACING * letters.size
+        pencil.text((width / 2 + left, y), line, fill=COLOURS[page.ink], font=letters, anchor="mm")
     return picture
 
 
@@ -114,20 +115,20 @@ def _fitted(page, short, width, height):
     """Font and lines of a page's text: of the usual size, or the largest that fits width and height in pixels."""
     size = max(1, round((LETTERS if page.large else SMALL_LETTERS) * short))
     while True:
-        font = _font(size)
-        lines = _wrapped(page.words, font, width)
-        fits = max(map(font.getlength, lines)) <= width and len(lines) * LINE_SPACING * size <= height
+        letters = font(size)
+        lines = _wrapped(page.words, letters, width)
+        fits = max(map(letters.getlength, lines)) <= width and len(lines) * LINE_SPACING * size <= height
         if fits or size == 1:
-            return font, lines
+            return letters, lines
         size -= 1
 
 
-def _wrapped(words, font, width):
+def _wrapped(words, letters, width):
     """Lines of words, as many on each as fit; list of texts."""
     lines = []
     for word in words:
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
+        if lines and letters.getlength(longer) <= width:
             lines[-1] = longer
         else:
             lines.append(word)
@@ -135,7 +136,7 @@ def _wrapped(words, font, width):
 
 
 @lru_cache(maxsize=64)
-def _font(size):
+def font(size):
     """DejaVu Sans Bold, as matplotlib ships it with its licence (fonts/ttf/LICENSE_DEJAVU)."""
     import matplotlib
 

@@ -96,10 +96,21 @@ def _factor(covariance):
     return np.sqrt(values[kept])[:, None] * vectors[:, kept].T
 
 
-def write_statistics(path, statistics):
-    """Write an .npz that pytorch-fid and clean-fid read: mu and sigma, and here n beside them."""
+def write_statistics(path, statistics, features=None):
+    """Write an .npz (Path) that pytorch-fid and clean-fid read: mu and sigma, here with n, and with feats if given."""
+    more = {} if features is None else {"feats": features}
     with replacing(path) as file:
-        np.savez(file, mu=statistics.mean, sigma=statistics.covariance, n=np.int64(statistics.count))
+        np.savez(file, mu=statistics.mean, sigma=statistics.covariance, n=np.int64(statistics.count), **more)
+
+
+def read_features(path):
+    """Features (n, d) of an .npz of `write_statistics`, or of clean-fid for KID. Raises MindSigmaError."""
+    features = read_arrays(path, ("feats",)).get("feats")
+    if features is None:
+        raise MindSigmaError(f"{path}: holds no features; make it with: evaluate.py statistics --features")
+    if features.ndim != 2 or features.dtype.kind != "f" or not np.isfinite(features).all():
+        raise MindSigmaError(f"{path}: its features are no finite numbers (n, d); make the file again")
+    return features
 
 
 def read_statistics(path):
