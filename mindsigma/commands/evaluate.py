@@ -220,11 +220,8 @@ def tell_result(args, result, tell, collectives):
     for name, value in result.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {number:.6g}" for key, number in value.items())
-        tell(
-            f"{name.replace('_', ' ')}: {value:.6g}"
-            if isinstance(value, float)
-            else f"{name.replace('_', ' ')}: {value}"
-        )
+        shown = f"{value:.6g}" if isinstance(value, float) else value
+        tell(f"{name.replace('_', ' ')}: {shown}")
     if args.json and collectives.ranks.first:
         write_json(Path(args.json), result)
 

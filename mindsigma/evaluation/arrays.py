@@ -1,4 +1,4 @@
-"""Arrays of .npz files that strangers wrote: headers are checked before memory is taken, objects are never unpickled."""
+"""Arrays of .npz files that strangers wrote: headers are checked before memory is taken, nothing is unpickled."""
 
 import zipfile
 

@@ -1,4 +1,4 @@
-"""Features of folders of images: decoded ahead, in batches of one size, in bounded memory, by one process or several."""
+"""Features of folders of images: decoded ahead, in batches of one size, in bounded memory, by several processes."""
 
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor

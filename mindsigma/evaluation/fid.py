@@ -1,7 +1,7 @@
 """Fréchet distance of two sets of features: running means and covariances, the distance, files of statistics.
 
-FID is this distance of Inception's features (`inception.py`): |m1 - m2|² + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), with means m
-and covariances S (n - 1) in float64.
+FID is this distance of Inception's features (`inception.py`): |m1 - m2|² + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2), with
+means m and covariances S (n - 1) in float64.
 """
 
 from dataclasses import dataclass

@@ -1,9 +1,9 @@
 """Inception v3 up to its 2048 pooled features: the network of FID, and torchvision's, which TextAtlas uses.
 
-They differ in the pools of the mixed blocks alone. FID's was converted from TensorFlow's (2015-12-05): its average pools
-leave out the padding, and its last block has a maximum pool. Weights are `pt_inception-2015-12-05-6726825d.pth` of
-pytorch-fid and `inception_v3_google-0cc3c7bd.pth` of torchvision, both with torchvision's names. Images are (N, 3, 299,
-299) in [-1, 1]; `inception_inputs.py` makes them.
+They differ in the pools of the mixed blocks alone. FID's was converted from TensorFlow's (2015-12-05): its average
+pools leave out the padding, and its last block has a maximum pool. Weights are `pt_inception-2015-12-05-6726825d.pth`
+of pytorch-fid and `inception_v3_google-0cc3c7bd.pth` of torchvision, both with torchvision's names. Images are
+(N, 3, 299, 299) in [-1, 1]; `inception_inputs.py` makes them.
 """
 
 import mindspore as ms
@@ -255,9 +255,7 @@ def _folded(source, name, shape):
         full = f"{name}.{tensor}"
         if full not in source or source.shape(full) != wanted:
             found = f"is of shape {source.shape(full)}" if full in source else "is missing"
-            raise MindSigmaError(
-                f"{source.path}: {full} {found}, expected {wanted}; these are not Inception v3's weights"
-            )
+            raise MindSigmaError(f"{source.path}: {full} {found}, expected {wanted}; give Inception v3's weights")
         return np.asarray(source.read(full), np.float64)
 
     gain, shift, mean, variance = (

@@ -1,7 +1,7 @@
 """Folders of pictures as the scorers of other benchmarks read them: which file gets which prompt.
 
-Their scores need networks that exist in PyTorch only, so pictures are drawn here and scored there. The layouts are those of
-the benchmarks' own code:
+Their scores need networks that exist in PyTorch only, so pictures are drawn here and scored there. The layouts are
+those of the benchmarks' own code:
 
 * GenEval (djghosh13/geneval): `00000/samples/00000.png`, four a prompt, and `00000/metadata.jsonl`, the prompt's line.
 * DPG-Bench (TencentQQGYLab/ELLA): `NAME.png` for `NAME.txt`, a grid of 2 x 2 images.
@@ -79,9 +79,7 @@ def compbench_jobs(path, images, seed):
     for prompt in filter(None, prompts):
         # The scorers take the prompt from the file's name, up to the first underscore.
         if "_" in prompt or not is_picture_name(f"{prompt}_000000.png") or "/" in prompt:
-            raise MindSigmaError(
-                f"{path}: the prompt '{one_line(prompt)}' is no name of a file, as its scorer needs it"
-            )
+            raise MindSigmaError(f"{path}: the prompt '{one_line(prompt)}' is no file's name, as its scorer needs it")
         jobs += [Job(f"samples/{prompt}_{len(jobs) + i:06d}.png", prompt, (seed + i,)) for i in range(images)]
     return jobs
 

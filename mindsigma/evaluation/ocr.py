@@ -130,7 +130,7 @@ class Reader:
         self.about = {**self._engine.about, "settings": {str(k): v for k, v in self._engine.settings.items()}}
 
     def __call__(self, image):
-        """The text on a PIL image: its lines, stripped, joined by spaces, in the engine's order; "" where there is none.
+        """The text on a PIL image: its lines, stripped, joined by spaces, in the engine's order; "" of none.
 
         As in TextAtlas, whatever an engine raises for a picture means that nothing was read.
         """

@@ -1,4 +1,4 @@
-"""Improved precision and recall (Kynkäänniemi et al. 2019): which pictures lie among the others, by nearest neighbours."""
+"""Improved precision and recall (Kynkäänniemi et al. 2019): which pictures lie among the others, by neighbours."""
 
 import numpy as np
 

@@ -8,7 +8,7 @@ LARGEST_TEXT = 1 << 20  # bytes
 
 
 def prompt_of(path):
-    """The prompt of a picture's file (Path): of NAME.txt beside it, or of the PNG's metadata; "" where there is none."""
+    """The prompt of a picture's file (Path): of NAME.txt beside it, or of the PNG's metadata; "" of neither."""
     beside = path.with_suffix(".txt")
     if beside.is_file():
         try:

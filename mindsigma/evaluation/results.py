@@ -1,4 +1,4 @@
-"""What an evaluation leaves: JSON, CSV, a Markdown row beside the published ones, a sheet of pictures with their texts."""
+"""What an evaluation leaves: JSON, CSV, a Markdown row beside the published ones, a sheet of pictures and texts."""
 
 import csv
 import io
@@ -71,11 +71,10 @@ def items_csv(scores):
 def markdown(result):
     """Tables: the result beside the published rows, and the figures behind it."""
     names = list(result["subsets"])
-    engine = result["ocr"] or {}
+    engine = result["ocr"]
     lines = [
         "CLIP score / accuracy % / F1 % / CER. Published: arXiv 2502.07870v2, read by PaddleOCR 2.9.1; here by "
-        f"{engine.get('engine', 'no OCR')} {engine.get('version', '')}. CLIP is the paper's, which loses the end of long "
-        "prompts.",
+        f"{engine['engine']} {engine['version']}. CLIP is the paper's, which loses the end of long prompts.",
         "",
         f"| model | {' | '.join(names)} |",
         f"|---|{'---|' * len(names)}",
@@ -85,7 +84,7 @@ def markdown(result):
         lines += [f"| {row} | {' | '.join(published_cell(row, name) for name in names)} |" for row in ROWS]
     lines += [
         "",
-        "| subset | pictures | hits / read / wanted words | precision % | F1 % (95 %) | F1 against other texts % | exact |",
+        "| subset | pictures | hits / read / wanted | precision % | F1 % (95 %) | F1 against other texts % | exact |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, one in [*result["subsets"].items(), ("all", result["overall"])]:
@@ -162,9 +161,9 @@ def told(result):
     for name, one in [*result["subsets"].items(), ("all", result["overall"])]:
         low, high = one["intervals_95"]["f1"]
         text = (
-            f"{name}: {one['pictures']} pictures, accuracy {one['accuracy']:.2f} %, precision {one['precision']:.2f} %, "
-            f"F1 {one['f1']:.2f} % ({low:.2f} to {high:.2f}), CER {one['cer']:.3f}; {one['hits']} hits, {one['read']} read, "
-            f"{one['wanted']} wanted; against other texts F1 {one['f1_of_other_texts']:.2f} %"
+            f"{name}: {one['pictures']} pictures, accuracy {one['accuracy']:.2f} %, precision {one['precision']:.2f} "
+            f"%, F1 {one['f1']:.2f} % ({low:.2f} to {high:.2f}), CER {one['cer']:.3f}; {one['hits']} hits, "
+            f"{one['read']} read, {one['wanted']} wanted; against other texts F1 {one['f1_of_other_texts']:.2f} %"
         )
         if "clip" in one:
             text += f"; CLIP {one['clip']['sliced']:.4f} as the paper cuts, {one['clip']['truncated']:.4f} cut rightly"

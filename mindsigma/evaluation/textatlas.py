@@ -248,7 +248,7 @@ def _parquet_rows(file):
         missing = [name for name in COLUMNS if name not in names]
         if missing:
             raise MindSigmaError(
-                f"{file}: lacks the columns {', '.join(missing)}; it has {one_line(', '.join(names))}. TextAtlasEval has "
+                f"{file}: lacks the columns {', '.join(missing)}; it has {one_line(', '.join(names))}, TextAtlasEval "
                 f"{', '.join((IMAGE, *COLUMNS))}"
             )
         if opened.metadata.num_rows > MOST_ITEMS:

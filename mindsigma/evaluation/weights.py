@@ -1,4 +1,4 @@
-"""Weights of the networks that judge: from a path or the hub; a missing file is told with the command that fetches it."""
+"""Weights of the networks that judge, from a path or the hub; a missing one is told with the command to fetch it."""
 
 import re
 import zipfile
