@@ -22,11 +22,13 @@ FREE = (
     "validation_points", "validation_batches", "prompts", "sample_every", "sample_sampler", "sample_steps",
     "sample_guidance", "threads",
     "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero", "max_bad_images",
+    "evaluate", "evaluate_every",
 )  # fmt: skip
 
 AT_LEAST_1 = (
     "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
     "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps", "class_count",
+    "evaluate_every",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "learning_rate",
@@ -137,6 +139,12 @@ def build_parser():
     add("--sample-guidance", type=float, help="guidance scale; default the sampler's own, 4.5 of dpm")
     add("--sample-height", type=int, help="default the base resolution")
     add("--sample-width", type=int, help="default the base resolution")
+    add(
+        "--evaluate",
+        metavar="FILE.yaml",
+        help="score the texts on pictures of fixed prompts; configs/evaluate/words.yaml",
+    )
+    add("--evaluate-every", type=int, default=500, help="steps between these scores")
     add("--tensorboard", action="store_true", help="write events for TensorBoard")
     return parser
 
