@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import zipfile
 import zlib
 
@@ -12,9 +13,10 @@ from mindspore import Tensor
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from mindsigma.distributed import Collectives, Ranks
 from mindsigma.errors import MindSigmaError
 from mindsigma.evaluation.clip import Clip, cosines, cut_ids, scores
-from mindsigma.evaluation.features import InceptionFeatures, batched
+from mindsigma.evaluation.features import InceptionFeatures, batched, features_of, statistics_of
 from mindsigma.evaluation.inception import features, load_inception
 from mindsigma.evaluation.inception_inputs import clean_resized, prepared
 
@@ -193,3 +195,73 @@ def test_bad_clip_folders(tmp_path, clip):
             Clip(path)
     with pytest.raises(MindSigmaError, match="hf download openai/absent-model"):
         Clip("openai/absent-model")
+
+
+class Meeting:
+    """Two processes as two threads: what each sends, both get."""
+
+    def __init__(self):
+        self.barrier, self.sent = threading.Barrier(2, timeout=30), [None, None]
+
+    def all_sent(self, rank, value):
+        self.barrier.wait()
+        self.sent[rank] = value
+        self.barrier.wait()
+        return list(self.sent)
+
+
+class Together(Collectives):
+    """The Collectives of one of two threads."""
+
+    def __init__(self, rank, meeting):
+        self.ranks, self.alone, self.meeting = Ranks(rank, 2), False, meeting
+
+    def total(self, values):
+        return np.sum(self.meeting.all_sent(self.ranks.rank, np.asarray(values, np.float32)), 0).tolist()
+
+    def gather(self, tensor):
+        return Tensor(np.stack(self.meeting.all_sent(self.ranks.rank, tensor.asnumpy())))
+
+
+class Pixels:
+    """An extractor of three numbers of an image."""
+
+    size, batch = 3, 4
+
+    def prepare(self, image):
+        return np.asarray(image, np.float32).mean((0, 1))
+
+    def __call__(self, inputs):
+        return np.stack(inputs)
+
+
+@pytest.mark.parametrize("count", [1, 11])
+def test_two_processes_share_features_and_statistics(count):
+    """Sums of float64 arrive in all their digits, and a process without an image is none too many."""
+    random = np.random.default_rng(1)
+    images = [Image.fromarray(random.integers(0, 256, (5, 7, 3), np.uint8)) for _ in range(count)] + [None]
+
+    def read(image):
+        if image is None:
+            raise MindSigmaError("no image")
+        return image
+
+    wanted = np.stack([Pixels().prepare(image) for image in images[:-1]])
+    meeting, results = Meeting(), [None, None]
+
+    def work(rank):
+        together = Together(rank, meeting)
+        running, left = statistics_of(Pixels(), images, together, read)
+        results[rank] = running, left, features_of(Pixels(), images, together, read)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for running, left, features in results:
+        assert (running.count, left) == (count, 1)
+        np.testing.assert_allclose(running.mean, wanted.astype(np.float64).mean(0), rtol=1e-14)
+        deviations = wanted - wanted.astype(np.float64).mean(0)
+        np.testing.assert_allclose(running.scatter, deviations.T @ deviations, rtol=1e-12, atol=1e-20)
+        assert np.array_equal(np.sort(features, 0), np.sort(wanted, 0))

@@ -206,7 +206,7 @@ def test_draw_and_score(alone):
 
 
 def test_killed_and_gone_on_by_two_processes(alone, data, tmp_path):
-    """A run that is killed after its first picture, continued by two processes, gives what one undisturbed run gives."""
+    """A run that is killed after its first picture, continued by two processes, gives what an undisturbed run gives."""
     folder = tmp_path / "o"
     process = subprocess.Popen([sys.executable, *text_command(data, folder)], cwd=ROOT, stdout=subprocess.DEVNULL)
     while not list(folder.glob("images/*/*.png")) and process.poll() is None:
