@@ -259,9 +259,9 @@ def test_two_processes_share_features_and_statistics(count):
         thread.start()
     for thread in threads:
         thread.join()
-    for running, left, features in results:
+    for running, left, found in results:
         assert (running.count, left) == (count, 1)
         np.testing.assert_allclose(running.mean, wanted.astype(np.float64).mean(0), rtol=1e-14)
         deviations = wanted - wanted.astype(np.float64).mean(0)
         np.testing.assert_allclose(running.scatter, deviations.T @ deviations, rtol=1e-12, atol=1e-20)
-        assert np.array_equal(np.sort(features, 0), np.sort(wanted, 0))
+        assert np.array_equal(np.sort(found, 0), np.sort(wanted, 0))

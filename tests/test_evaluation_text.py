@@ -263,8 +263,8 @@ class Stand:
     def __init__(self, texts):
         self.texts = texts
 
-    def __call__(self, image):
-        return self.texts[image.size[0]]
+    def read(self, image):
+        return self.texts[image.size[0]], ""
 
 
 def test_pictures_that_do_not_open_count_as_nothing_read(data, tmp_path, monkeypatch, capsys):
@@ -362,14 +362,17 @@ def test_paddleocr_is_called_as_textatlas_does(monkeypatch):
 
         def ocr(self, image, cls):
             calls.append((image.shape, image[0, 0].tolist(), cls))
+            if image.shape[0] == 7:
+                raise RuntimeError("out of order")
             return [[[[[0, 0]], (" first line ", 0.9)], [[[0, 0]], ("second", 0.8)]]] if image.shape[0] == 4 else [None]
 
     module = type(sys)("paddleocr")
     module.PaddleOCR, module.__version__ = PaddleOCR, "2.9.1"
     monkeypatch.setitem(sys.modules, "paddleocr", module)
     reader = Reader("paddleocr", ["det_db_thresh=0.2"])
-    assert reader(Image.new("RGB", (6, 4), (1, 2, 3))) == "first line second"
-    assert reader(Image.new("RGB", (6, 5))) == ""
+    assert reader.read(Image.new("RGB", (6, 4), (1, 2, 3))) == ("first line second", "")
+    assert reader.read(Image.new("RGB", (6, 5))) == ("", "")
+    assert reader.read(Image.new("RGB", (6, 7))) == ("", "RuntimeError: out of order")
     assert calls[0] == {"use_angle_cls": True, "lang": "en", "show_log": False, "det_db_thresh": 0.2}
     assert calls[1] == ((4, 6, 3), [3, 2, 1], True)
     assert reader.about["version"] == "2.9.1" and reader.about["settings"]["lang"] == "en"
@@ -383,7 +386,10 @@ def test_tesseract_is_a_program(tmp_path, monkeypatch):
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     reader = Reader("tesseract", ["psm=6"])
-    assert reader(Image.new("RGB", (4, 4))) == "stdin stdout --psm 6 -l eng" and reader.about["version"] == "5.3.0"
+    assert (
+        reader.read(Image.new("RGB", (4, 4))) == ("stdin stdout --psm 6 -l eng", "")
+        and reader.about["version"] == "5.3.0"
+    )
     program.write_text("#!/bin/sh\necho broken >&2; exit 1\n")
     with pytest.raises(MindSigmaError, match="broken"):
         Reader("tesseract")

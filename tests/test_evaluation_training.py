@@ -42,10 +42,10 @@ def test_scores_are_logged(pages, tmp_path, monkeypatch):
         def __init__(self, engine, settings):
             assert (engine, settings) == ("rapidocr", [])
 
-        def __call__(self, image):
+        def read(self, image):
             assert image.size == (64, 64)
             read.append(image)
-            return f"{texts[(len(read) - 1) % 3]} surplus"
+            return f"{texts[(len(read) - 1) % 3]} surplus", ""
 
     monkeypatch.setattr("mindsigma.training.text_evaluation.Reader", Stand)
     lines = trained(pages, tmp_path / "run", "--evaluate", str(pages / "evaluate.yaml"), "--evaluate-every", "1")

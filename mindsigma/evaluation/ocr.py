@@ -129,18 +129,18 @@ class Reader:
         self._engine = ENGINES[name](parsed)
         self.about = {**self._engine.about, "settings": {str(k): v for k, v in self._engine.settings.items()}}
 
-    def __call__(self, image):
-        """The text on a PIL image: its lines, stripped, joined by spaces, in the engine's order; "" of none.
+    def read(self, image):
+        """(text, fault) of a PIL image: its lines, stripped, joined by spaces, in the engine's order; "" of none.
 
-        As in TextAtlas, whatever an engine raises for a picture means that nothing was read.
+        As in TextAtlas, what an engine raises for a picture means that nothing was read; it is told as the fault.
         """
         try:
             lines = self._engine.lines(image)
         except MindSigmaError:
             raise
-        except Exception:
-            return ""
-        return " ".join(line.strip() for line in lines if line.strip())
+        except Exception as error:
+            return "", one_line(f"{type(error).__name__}: {error}", 200)
+        return " ".join(line.strip() for line in lines if line.strip()), ""
 
 
 def parse_settings(texts):

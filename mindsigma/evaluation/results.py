@@ -76,7 +76,7 @@ def markdown(result):
         "CLIP score / accuracy % / F1 % / CER. Published: arXiv 2502.07870v2, read by PaddleOCR 2.9.1; here by "
         f"{engine['engine']} {engine['version']}. CLIP is the paper's, which loses the end of long prompts.",
         "",
-        f"| model | {' | '.join(names)} |",
+        f"| model | {' | '.join(map(_cell, names))} |",
         f"|---|{'---|' * len(names)}",
         f"| **{_cell(result['name'])}** | {' | '.join(_own_cell(result['subsets'][name]) for name in names)} |",
     ]

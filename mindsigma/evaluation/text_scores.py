@@ -69,7 +69,7 @@ class Score:
         item: Item.
         text: what was read.
         counts: Counts.
-        unreadable: why the picture could not be opened, or "".
+        unreadable: why the picture could not be opened or read, or "".
         cosines: cosine with the prompt by how it is cut, "truncated" and "sliced"; empty without CLIP.
         tokens: of the prompt in CLIP's count; 0 without.
     """
@@ -89,7 +89,8 @@ def measure_texts(items, pictures, reader, measurements, done=lambda count: None
         try:
             key = key_of(item), pictures.checksum(item), what
             if measurements.get(*key) is None:
-                measurements.add(*key, {"text": reader(pictures.read(item))})
+                text, fault = reader.read(pictures.read(item))
+                measurements.add(*key, {"text": text, "fault": fault})
         except MindSigmaError as error:
             measurements.add(key_of(item), "unreadable", what, {"text": "", "fault": one_line(error, 300)})
         done(1)

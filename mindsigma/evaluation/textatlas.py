@@ -90,9 +90,17 @@ class TextAtlas:
                     elif limit is None or number < limit:
                         self.items.append(Item(subset, number, name, row["annotation"], row["raw_text"], reference))
                     number += 1
+        self._leave_out_folders(names)
         if not self.items:
             why = f"; the first of {len(self.bad)} that were left out: {self.bad[0]}" if self.bad else ""
             raise MindSigmaError(f"{path}: holds no prompt{why}")
+
+    def _leave_out_folders(self, names):
+        """No picture can have the name of another's folder."""
+        for item in list(self.items):
+            if any((item.subset, str(parent)) in names for parent in PurePosixPath(item.name).parents):
+                self.items.remove(item)
+                self.bad.append(f"{item.subset}: {one_line(item.name)}: its folder has the name of another picture")
 
     @property
     def subsets(self):
@@ -167,13 +175,14 @@ def _from_hub(name):
 
 
 def _subset_of(file):
-    """Name of a file's subset: a known one in its path, the nearest first, or its folder's, or its own."""
-    for part in (file.stem, *(parent.name for parent in file.parents)):
+    """Name of a file's subset, fit for a folder: a known one of its path, or its own, or its folder's."""
+    for part in (file.stem, *(parent.name for parent in list(file.parents)[:2])):
         for subset in SUBSETS:
             if part.lower().startswith(subset):
                 return subset
     shard = re.sub(r"(^|-)\d{5}-of-\d{5}$", "", file.stem).lower()
-    return file.parent.name.lower() or "all" if shard in ("train", "test", "textatlas", "data", "") else shard
+    name = file.parent.name.lower() if shard in ("train", "test", "textatlas", "data", "") else shard
+    return re.sub(r"[^\w.-]+", "-", name).strip(".-") or "all"
 
 
 def _fault(row):

@@ -57,7 +57,7 @@ class TextEvaluation:
                     **self.sampling.as_arguments(),
                 )
                 for item, image in zip(part, result.images):
-                    whole += count(self.reader(image), item.text)
+                    whole += count(self.reader.read(image)[0], item.text)
         sums = [whole.hits, whole.read, whole.wanted, whole.error, whole.distance, whole.rated, whole.pictures]
         whole = Counts(*self.collectives.total(sums))
         return {
