@@ -7,16 +7,20 @@ from pathlib import Path
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import open_regular
 from mindsigma.weights.formats.reader import open_checkpoint
+from mindsigma.weights.locate import locate
 
 
 def open_weights(path, command):
-    """TensorSource of a file, which must exist and be no program.
+    """TensorSource of a file, which must be no program.
 
     Args:
-        path: path of the file.
+        path: path of the file, or owner/name/file on the hub.
         command: what fetches it, for the message where it is missing.
     """
-    path = Path(path).expanduser()
+    try:
+        path = locate(path)
+    except MindSigmaError:
+        path = Path(path)
     if not path.is_file():
         raise MindSigmaError(f"{path}: no such file; fetch it with: {command}")
     refuse_torchscript(path)
