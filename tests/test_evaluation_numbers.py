@@ -115,7 +115,7 @@ def test_statistics_in_parts_are_those_of_the_whole(fid):
         running.add(real[start:stop])
     result = running.result()
     np.testing.assert_allclose(result.mean, real.mean(0), rtol=1e-14)
-    np.testing.assert_allclose(result.covariance, np.cov(real, rowvar=False), rtol=0, atol=1e-18)
+    np.testing.assert_allclose(result.covariance, np.cov(real, rowvar=False), rtol=0, atol=1e-17)
     assert result.count == 300
     with pytest.raises(MindSigmaError, match="at least 2"):
         RunningStatistics().result()

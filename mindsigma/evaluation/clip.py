@@ -8,6 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore.nn.utils import no_init_parameters
+from PIL import Image
 
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.evaluation.extras import extra
@@ -18,7 +19,8 @@ from mindsigma.weights.formats.reader import open_checkpoint
 from mindsigma.weights.tensors import weight_tensor
 
 CUTS = ("truncated", "sliced")  # of prompts that are too long: the end token kept, or lost as in TextAtlas
-FILES = ("config.json", "preprocessor_config.json", "vocab.json", "merges.txt", "tokenizer*.json", "special_tokens*")
+FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer*.json", "special_tokens*")
+MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of the channels, 0 ... 1
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
 
 
@@ -49,7 +51,7 @@ class Clip:
         if device() == "CPU":
             self._replace_patches(config.vision_config)
         self.network.set_train(False)
-        self._processor = self._tokenizer = None
+        self._tokenizer = None
 
     def _load(self):
         """Give the network its weights; names are Hugging Face's."""
@@ -75,17 +77,8 @@ class Clip:
         embeddings.patch_embedding = conv
 
     def pixels(self, images):
-        """float32 (N, 3, side, side) of PIL images, as CLIP's own processor makes them."""
-        if self._processor is None:
-            kind = self._transformers.CLIPImageProcessor
-            size = {"shortest_edge": self._image_size}, {"height": self._image_size, "width": self._image_size}
-            if (self.folder / "preprocessor_config.json").is_file():
-                with understanding(self.folder / "preprocessor_config.json"):
-                    self._processor = kind.from_pretrained(str(self.folder), local_files_only=True)
-            else:
-                self._processor = kind(size=size[0], crop_size=size[1])
-        images = [image.convert("RGB") for image in images]
-        return self._processor(images=images, return_tensors="np").pixel_values.astype(np.float32)
+        """float32 (N, 3, side, side) of PIL images; see `prepared`."""
+        return np.stack([prepared(image, self._image_size) for image in images])
 
     def image_features(self, images):
         """float32 (N, d), not normalised, of PIL images."""
@@ -136,6 +129,21 @@ class Clip:
         """float32 (N, d) of token ids (N, L) and their mask."""
         ids, mask = Tensor(ids, ms.int32), Tensor(mask, ms.int32)
         return self.network.get_text_features(input_ids=ids, attention_mask=mask).asnumpy()
+
+
+def prepared(image, side):
+    """float32 (3, side, side) of a PIL image as CLIP's processor makes it: bicubic, the short side to `side`, centre.
+
+    Columns are resized before rows: Pillow 13 would choose the order itself, and pixels are rounded between the two.
+    """
+    image = image.convert("RGB")
+    width, height = image.size
+    short = min(width, height)
+    size = side * width // short, side * height // short
+    image = image.resize((size[0], height), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
+    return ((pixels - MEAN) / DEVIATION).transpose(2, 0, 1).astype(np.float32)
 
 
 def _stored_name(name):
