@@ -63,7 +63,7 @@ def pages():
 def data(pages, tmp_path_factory):
     """TextAtlasEval in small: two subsets, the second in two shards."""
     folder = tmp_path_factory.mktemp("textatlas")
-    rows = [(png(draw(page, 128, 128)), f"{i:04d}.png", page.caption, page.text) for i, page in enumerate(pages)]
+    rows = [(png(draw(page, 256, 256)), f"{i:04d}.png", page.caption, page.text) for i, page in enumerate(pages)]
     write_parquet(folder / "textvisionblend" / "train-00000-of-00001.parquet", rows[:3])
     for shard in range(2):
         part = [(*rows[3 + shard][:2], "x" * 9000 if shard else rows[3][2], rows[3 + shard][3])]
@@ -88,7 +88,7 @@ def test_parquet(data, pages):
         (i, f"{i:04d}.png", page.caption, page.text) for i, page in enumerate(pages[:3])
     ]
     for item, page in zip(items, pages):
-        assert np.array_equal(np.asarray(atlas.reference(item)), np.asarray(draw(page, 128, 128)))
+        assert np.array_equal(np.asarray(atlas.reference(item)), np.asarray(draw(page, 256, 256)))
     assert [item.number for item in TextAtlas(data, ["StyledTextSynth"]).items] == [0, 1]
     assert len(TextAtlas(data, limit=1).items) == 2
 
@@ -298,7 +298,9 @@ def test_bad_arguments_are_one_line(data, tmp_path, monkeypatch):
     refused("pip install paddleocr", *text, "--reference", "--ocr", "paddleocr")
     refused("no such file; fetch it with: curl", *text, "--reference", "--inception", tmp_path / "absent.pth")
     refused("unknown command paint", "paint")
-    refused("fetch them with: curl -LO https://github", "fid", "--images", data, "--reference", data)
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    refused("fetch them with: curl -LO https://github", "fid", "--images", tmp_path, "--reference", tmp_path)
+    refused("holds no images", "kid", "--images", data, "--reference", data)
 
 
 def test_measurements_survive_a_kill(tmp_path):

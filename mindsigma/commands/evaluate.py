@@ -4,7 +4,6 @@ python tools/evaluate.py textatlas --config configs/evaluate/textatlas.yaml --da
 python tools/evaluate.py fid --images runs/mjhq --reference MJHQ-30K --inception pt_inception-2015-12-05-6726825d.pth
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -26,8 +25,6 @@ def main():
         raise MindSigmaError(f"unknown command {one_line(arguments[0])}; choose from {', '.join(COMMANDS)}")
     args = parse_with_config(build_parser(arguments[0]), arguments[1:])
     check(args)
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
-        return 0  # msrun's scheduler, where it runs the program, has nothing to do
     from mindsigma.commands.evaluate_text import textatlas
 
     run_command = {"textatlas": textatlas, "draw": draw_benchmark, "clip": clip_score, "statistics": statistics}

@@ -65,7 +65,7 @@ class Folder:
     def write(self, job, images, about):
         """Write the picture of a Job from its images; `about`: dict for its metadata."""
         image = images[0] if len(images) == 1 else image_grid(images)
-        entries = {"prompt": job.prompt, "seed": _seeds_text(job), "Software": f"mindsigma {__version__}", **about}
+        entries = {**about, "prompt": job.prompt, "seed": _seeds_text(job), "Software": f"mindsigma {__version__}"}
         save_png(image, self.path / job.name, entries)
 
 

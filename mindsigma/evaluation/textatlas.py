@@ -198,7 +198,7 @@ def _fault(row):
     if not row["annotation"].strip():
         return "the prompt is empty"
     return (
-        "" if is_picture_name(row["image_path"].strip()) else f"image_path '{one_line(row['image_path'])}' is no name"
+        "" if is_picture_name(row["image_path"].strip()) else f"image_path '{one_line(row['image_path'])}' is no name of a file"
     )
 
 
