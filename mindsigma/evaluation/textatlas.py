@@ -197,9 +197,8 @@ def _fault(row):
             return f"{name} holds half a character, which no text has"
     if not row["annotation"].strip():
         return "the prompt is empty"
-    return (
-        "" if is_picture_name(row["image_path"].strip()) else f"image_path '{one_line(row['image_path'])}' is no name of a file"
-    )
+    name = row["image_path"].strip()
+    return "" if is_picture_name(name) else f"image_path '{one_line(name)}' is no name of a file"
 
 
 def is_picture_name(name):
