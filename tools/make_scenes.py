@@ -50,10 +50,11 @@ def build_parser():
     add(
         "--text",
         choices=KINDS,
-        help="pages of text instead: a word of a small vocabulary in large letters, or sentences; half of them with an "
+        help="pages of text instead: a word of a small vocabulary in large letters, or sentences, alone or below an "
         f"emoji. Each set gets a {TEXTS}, which tools/evaluate.py textatlas reads",
     )
     add("--word", action="append", default=[], metavar="WORD", help="write this word alone; may be given again")
+    add("--picture-share", type=float, default=0.5, metavar="SHARE", help="of the pages of --text, with an emoji")
     add("--seed", type=int, default=0, help="another seed composes other scenes")
     add("--threads", type=int, default=4, help="scenes drawn at once")
     return parser
@@ -187,7 +188,7 @@ def main():
         raise MindSigmaError("--word belongs to --text")
     things = load_things(args.only, args.exclude)
     if args.text:
-        maker = PageMaker(things, args.text, args.word, args.seed, args.held_out)
+        maker = PageMaker(things, args.text, args.word, args.seed, args.held_out, args.picture_share)
     else:
         maker = SceneMaker(things, args.seed, args.held_out)
     sizes = sizes_of(args.size, args.aspect_ratios)
@@ -195,7 +196,8 @@ def main():
     sets = [(out / TRAIN if args.held_out else out, args.count, False)]
     if args.held_out_count:
         sets.append((out / HELD_OUT, args.held_out_count, True))
-    options = {name: value for name, value in sorted(vars(args).items()) if name not in ("out", "threads")}
+    left = ("out", "threads") if args.text else ("out", "threads", "text", "word", "picture_share")
+    options = {name: value for name, value in sorted(vars(args).items()) if name not in left}
     require_own(out, [folder for folder, _, _ in sets], {"scenes": options})
     for folder, count, held_out in sets:
         with Held(folder):

@@ -55,14 +55,17 @@ class PageMaker:
         words: vocabulary; default VOCABULARY, or the emojis' names and tags for sentences.
         seed: int.
         held_out: share of the compositions (word with ink, word with picture) that training pages never show.
+        pictures: share of the pages with a picture.
     """
 
     TRIES = 10000
 
-    def __init__(self, things, kind="words", words=(), seed=0, held_out=0.0):
+    def __init__(self, things, kind="words", words=(), seed=0, held_out=0.0, pictures=PICTURE_SHARE):
         if not 0 <= held_out < 1:
             raise MindSigmaError(f"the held-out share must lie in 0 ... 1 (exclusive), not {held_out}")
-        self.things, self.kind, self.seed, self.held_out = things, kind, seed, held_out
+        if not 0 <= pictures <= 1:
+            raise MindSigmaError(f"the share of pages with a picture must lie in 0 ... 1, not {pictures}")
+        self.things, self.kind, self.seed, self.held_out, self.pictures = things, kind, seed, held_out, pictures
         self.words = tuple(words) or (VOCABULARY if kind == "words" else _words_of(things))
 
     def scene(self, number, held_out=False):
@@ -84,7 +87,7 @@ class PageMaker:
         count = 1 if large else int(random.integers(SENTENCE[0], SENTENCE[1] + 1))
         words = tuple(self.words[i] for i in random.integers(len(self.words), size=count))
         ink = INKS[int(random.integers(len(INKS)))]
-        thing = self.things[int(random.integers(len(self.things)))] if random.random() < PICTURE_SHARE else None
+        thing = self.things[int(random.integers(len(self.things)))] if random.random() < self.pictures else None
         shift = tuple(random.uniform(-0.02, 0.02, 2).tolist())
         text = " ".join(words)
         subject = f"the word {text} in {ink} letters" if large else f'the text "{text}" in {ink} letters'
