@@ -28,7 +28,8 @@ from mindsigma.evaluation.words import count, ratio
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed (mindsigma[evaluate])")
 pytest.importorskip("rapidfuzz", reason="rapidfuzz is not installed (mindsigma[evaluate])")
 ROOT = Path(__file__).parents[1]
-QUICK = ["--steps", "2", "--guidance-scale", "1", "--max-sequence-length", "40"]
+FAST_OCR = ["--ocr-setting", "Det.limit_side_len=256"]
+QUICK = ["--steps", "2", "--guidance-scale", "1", "--max-sequence-length", "40", *FAST_OCR]
 
 
 def png(image):
@@ -243,7 +244,8 @@ def test_killed_and_gone_on_by_two_processes(alone, data, tmp_path):
 def test_the_pages_themselves_are_read(data, pages, tmp_path, monkeypatch):
     """The ceiling: every word of the references is read, and against other texts hardly any."""
     pytest.importorskip("rapidocr", reason="rapidocr is not installed (mindsigma[evaluate])")
-    assert evaluate(monkeypatch, "textatlas", "--data", data, "--output", tmp_path / "o", "--reference") == 0
+    options = ("textatlas", "--data", data, "--output", tmp_path / "o", "--reference", *FAST_OCR)
+    assert evaluate(monkeypatch, *options) == 0
     result = json.loads((tmp_path / "o" / "result.json").read_text())
     assert result["overall"]["f1"] == 100 and result["overall"]["exact"] == 5 and result["name"] == "reference pictures"
     lines = (tmp_path / "o" / "items.csv").read_text().splitlines()
@@ -251,7 +253,7 @@ def test_the_pages_themselves_are_read(data, pages, tmp_path, monkeypatch):
     assert Image.open(tmp_path / "o" / "sheet.png").size[0] > 200
     # Measured once, they are not read again.
     monkeypatch.setattr("mindsigma.evaluation.ocr.RapidOcr.lines", lambda *_: ["never"])
-    evaluate(monkeypatch, "textatlas", "--data", data, "--output", tmp_path / "o", "--reference")
+    evaluate(monkeypatch, *options)
     assert json.loads((tmp_path / "o" / "result.json").read_text()) == result
 
 

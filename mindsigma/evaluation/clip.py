@@ -12,6 +12,7 @@ from PIL import Image
 
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.evaluation.extras import extra
+from mindsigma.evaluation.resizing import resized
 from mindsigma.evaluation.weights import model_folder
 from mindsigma.foreign import understanding
 from mindsigma.runtime import device
@@ -132,15 +133,12 @@ class Clip:
 
 
 def prepared(image, side):
-    """float32 (3, side, side) of a PIL image as CLIP's processor makes it: bicubic, the short side to `side`, centre.
-
-    Columns are resized before rows: Pillow 13 would choose the order itself, and pixels are rounded between the two.
-    """
+    """float32 (3, side, side) of a PIL image as CLIP's processor makes it: bicubic, the short side to `side`, centre."""
     image = image.convert("RGB")
     width, height = image.size
     short = min(width, height)
     size = side * width // short, side * height // short
-    image = image.resize((size[0], height), Image.Resampling.BICUBIC).resize(size, Image.Resampling.BICUBIC)
+    image = resized(image, size, Image.Resampling.BICUBIC)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     pixels = np.asarray(image.crop((left, top, left + side, top + side)), np.float32) / 255
     return ((pixels - MEAN) / DEVIATION).transpose(2, 0, 1).astype(np.float32)

@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from mindsigma.data.images import cover_and_crop
+from mindsigma.evaluation.resizing import resized
 
 SIDE = 299
 RESIZES = ("pytorch-fid", "clean", "textatlas")
@@ -54,6 +54,9 @@ def _clean(image):
 
 
 def _textatlas(image):
+    short = min(image.size)
+    image = resized(image, tuple(SIDE * side // short for side in image.size), Image.Resampling.BILINEAR)
+    left, top = (round((side - SIDE) / 2) for side in image.size)
+    pixels = np.asarray(image.crop((left, top, left + SIDE, top + SIDE)), np.float32)
     # Normalised by ImageNet's mean and deviation, then by transform_input back to [-1, 1].
-    pixels = np.asarray(cover_and_crop(image, SIDE, SIDE, "bilinear"), np.float32)
     return (pixels / np.float32(127.5) - 1).transpose(2, 0, 1)
