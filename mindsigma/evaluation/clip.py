@@ -133,7 +133,7 @@ class Clip:
 
 
 def prepared(image, side):
-    """float32 (3, side, side) of a PIL image as CLIP's processor makes it: bicubic, the short side to `side`, centre."""
+    """float32 (3, side, side) of a PIL image as CLIP's processor has it: bicubic, the short side to `side`, centre."""
     image = image.convert("RGB")
     width, height = image.size
     short = min(width, height)
