@@ -395,6 +395,7 @@ def test_tesseract_is_a_program(tmp_path, monkeypatch):
         and reader.about["version"] == "5.3.0"
     )
     program.write_text("#!/bin/sh\necho broken >&2; exit 1\n")
+    assert reader.read(Image.new("RGB", (4, 4))) == ("", "RuntimeError: broken")  # one picture ends no run
     with pytest.raises(MindSigmaError, match="broken"):
         Reader("tesseract")
     with pytest.raises(MindSigmaError, match="psm and lang"):

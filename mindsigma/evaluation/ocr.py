@@ -89,17 +89,17 @@ class Tesseract:
         self._program = shutil.which("tesseract")
         if self._program is None:
             raise MindSigmaError("--ocr tesseract: no such program on the PATH; run: apt install tesseract-ocr")
-        version = self._run(["--version"], None).split("\n")[0]
+        try:
+            version = self._run(["--version"], None).split("\n")[0]
+        except (OSError, RuntimeError, subprocess.TimeoutExpired) as error:
+            raise MindSigmaError(f"--ocr tesseract: {self._program} does not start ({one_line(error)})") from None
         self.about = {"engine": "tesseract", "version": version.removeprefix("tesseract ").strip()}
 
     def _run(self, arguments, data):
-        try:
-            done = subprocess.run([self._program, *arguments], input=data, capture_output=True, timeout=SECONDS)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise MindSigmaError(f"{self._program}: {one_line(error)}") from None
+        done = subprocess.run([self._program, *arguments], input=data, capture_output=True, timeout=SECONDS)
         if done.returncode:
-            fault = one_line(" ".join(done.stderr.decode(errors="replace").split()), 200)
-            raise MindSigmaError(f"{self._program}: {fault or 'failed'}")
+            fault = " ".join(done.stderr.decode(errors="replace").split())
+            raise RuntimeError(fault or f"exit code {done.returncode}")
         return done.stdout.decode(errors="replace")
 
     def lines(self, image):
@@ -136,8 +136,6 @@ class Reader:
         """
         try:
             lines = self._engine.lines(image)
-        except MindSigmaError:
-            raise
         except Exception as error:
             return "", one_line(f"{type(error).__name__}: {error}", 200)
         return " ".join(line.strip() for line in lines if line.strip()), ""
