@@ -82,9 +82,8 @@ class Tesseract:
         unknown = set(self.settings) - {"psm", "lang"}
         if unknown:
             raise MindSigmaError(f"--ocr tesseract has the settings psm and lang, not {one_line(min(unknown))}")
-        if not re.fullmatch(r"1?\d", str(self.settings["psm"])) or not re.fullmatch(
-            r"\w[\w+/-]*", self.settings["lang"]
-        ):
+        mode, language = (str(self.settings[name]) for name in ("psm", "lang"))
+        if not re.fullmatch(r"1?\d", mode) or not re.fullmatch(r"\w[\w+/-]*", language):
             raise MindSigmaError("--ocr tesseract: psm is a number of 0 ... 13, lang as in eng+deu")
         self._program = shutil.which("tesseract")
         if self._program is None:
@@ -106,7 +105,7 @@ class Tesseract:
         """list of the lines read on a PIL image, RGB."""
         file = io.BytesIO()
         image.save(file, "PNG")
-        options = ["--psm", str(self.settings["psm"]), "-l", self.settings["lang"]]
+        options = ["--psm", str(self.settings["psm"]), "-l", str(self.settings["lang"])]
         return self._run(["stdin", "stdout", *options], file.getvalue()).split("\n")
 
 
