@@ -118,7 +118,8 @@ def contact_sheet(scores, pictures):
     """PIL image: each picture, below it what was wanted (grey) and what was read (black)."""
     columns = min(SHEET_COLUMNS, len(scores))
     rows = -(-len(scores) // columns)
-    height = CELL + LINES * (LETTERS + 4) + 8
+    most = max(len(_lines_of(score)) for score in scores)
+    height = CELL + most * (LETTERS + 4) + 8
     sheet = Image.new("RGB", (columns * (CELL + 8) + 8, rows * (height + 8) + 8), "white")
     pencil = ImageDraw.Draw(sheet)
     for place, score in enumerate(scores):
@@ -130,11 +131,16 @@ def contact_sheet(scores, pictures):
         except MindSigmaError:
             pencil.text((left, top), f"cannot be read: {key_of(score.item)}", fill="red", font=font(LETTERS))
         pencil.rectangle((left - 1, top - 1, left + CELL, top + CELL), outline="lightgrey")
-        lines = [("grey", line) for line in _broken(f"wanted: {score.item.text}", 2)]
-        lines += [("black", line) for line in _broken(f"read ({score.counts.hits}): {score.text}", LINES - 2)]
-        for number, (colour, line) in enumerate(lines):
+        for number, (colour, line) in enumerate(_lines_of(score)):
             pencil.text((left, top + CELL + 4 + number * (LETTERS + 4)), line, fill=colour, font=font(LETTERS))
     return sheet
+
+
+def _lines_of(score):
+    """(colour, line) of what stands below a picture."""
+    wanted = _broken(f"wanted: {score.item.text}", 2)
+    read = _broken(f"read, {score.counts.hits} hits: {score.text}", LINES - len(wanted))
+    return [("grey", line) for line in wanted] + [("black", line) for line in read]
 
 
 def _broken(text, most):
