@@ -100,7 +100,7 @@ def test_words_serve_the_trainer_too():
     from mindsigma.training.text_evaluation import build_parser
 
     args = parse_with_config(build_parser(), ["--config", str(ROOT / "configs" / "evaluate" / "words.yaml")])
-    assert args.data == "words/held-out" and args.steps == 20
+    assert (args.data, args.limit, args.steps) == ("words", 20, 20)
 
 
 @pytest.mark.parametrize("name", ["256", "512-MS", "1024-MS", "1024-MS-KV", "2K-MS-KV", "4K-MS-KV"])
