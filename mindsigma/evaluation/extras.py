@@ -1,6 +1,9 @@
 """Packages that only evaluation needs: imported when used, a missing one told with the command that installs it."""
 
+import contextlib
 import importlib
+import io
+import os
 
 from mindsigma.errors import MindSigmaError
 
@@ -12,8 +15,10 @@ COMMANDS = {
 
 def extra(name, purpose):
     """The module `name`; raises MindSigmaError that says what it is for and how it is installed."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        return importlib.import_module(name)
+        with contextlib.redirect_stdout(io.StringIO()):  # mindone and transformers speak of what is none of ours
+            return importlib.import_module(name)
     except ImportError as error:
         command = COMMANDS.get(name.partition(".")[0], 'pip install "mindsigma[evaluate]"')
         raise MindSigmaError(f"{purpose} needs {name}, which cannot be imported ({error}); run: {command}") from None
