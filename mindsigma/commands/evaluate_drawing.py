@@ -7,6 +7,7 @@ from mindsigma.distributed import Collectives, join_ranks
 from mindsigma.errors import MindSigmaError, say
 from mindsigma.runtime import DTYPES, resolve_dtype, set_device
 from mindsigma.sampling.options import SamplingOptions
+from mindsigma.weights.released import default_sampler
 
 
 def collectives_of(args):
@@ -33,10 +34,11 @@ def progress(count, name, collectives):
 def sampling_of(args):
     """SamplingOptions of the arguments; raises for what no model could take."""
     for name in ("steps", "max_sequence_length"):
-        if getattr(args, name) < 1:
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    sampling = SamplingOptions.of_arguments(args)
-    sampling.solver(args.convention).table(args.steps)
+    sampler = args.sampler or (default_sampler(args.model) if args.model else None)
+    sampling = SamplingOptions.of_arguments(args, **({"sampler": sampler} if sampler else {}))
+    sampling.solver(args.convention).table(sampling.num_inference_steps)
     return sampling
 
 
