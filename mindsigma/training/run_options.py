@@ -22,11 +22,13 @@ FREE = (
     "validation_points", "validation_batches", "prompts", "sample_every", "sample_sampler", "sample_steps",
     "sample_guidance", "sample_pag_scale", "sample_pag_layers", "threads",
     "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero", "max_bad_images",
+    "evaluate", "evaluate_every",
 )  # fmt: skip
 
 AT_LEAST_1 = (
     "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
     "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps", "class_count",
+    "evaluate_every",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "learning_rate",
@@ -140,6 +142,12 @@ def build_parser():
     add("--sample-pag-layers", metavar="LAYERS", help="its blocks, as in 14 or 3,13-15; default the middle one")
     add("--sample-height", type=int, help="default the base resolution")
     add("--sample-width", type=int, help="default the base resolution")
+    add(
+        "--evaluate",
+        metavar="FILE.yaml",
+        help="score the texts on pictures of fixed prompts; configs/evaluate/words.yaml",
+    )
+    add("--evaluate-every", type=int, default=500, help="steps between these scores")
     add("--tensorboard", action="store_true", help="write events for TensorBoard")
     return parser
 

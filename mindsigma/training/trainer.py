@@ -30,6 +30,7 @@ from mindsigma.training.run_log import Report
 from mindsigma.training.run_options import FREE, check
 from mindsigma.training.start import build_dit, open_start
 from mindsigma.training.step import StepConfig, TrainingStep
+from mindsigma.training.text_evaluation import TextEvaluation
 from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW
 from mindsigma.training.validation import HeldOutLoss, SampleImages
 from mindsigma.weights.adapters.merging import open_finite_adapter
@@ -276,6 +277,9 @@ class Trainer:
         if args.prompts and self.ranks.first:
             options = self._sampling_options(height=args.sample_height, width=args.sample_width)
             self.samples = SampleImages(self._pipeline(), args.prompts, **options)
+        self.texts = None
+        if args.evaluate:
+            self.texts = TextEvaluation(args.evaluate, self._pipeline(), self.collectives)
 
     def _pipeline(self):
         """PixArtSigmaPipeline around the network that is trained."""
@@ -385,7 +389,7 @@ class Trainer:
         )
 
     def _validate(self, step):
-        """Held-out loss and images where they are due; returns the loss or None."""
+        """Held-out loss, images and scores of texts where they are due; returns the loss or None."""
         args, loss = self.args, None
         if self.held_out and (step % args.validate_every == 0 or step == args.steps):
             result = self.held_out(self.training)
@@ -404,6 +408,11 @@ class Trainer:
                     image.save(file, format="png")
             self._report.images(step, args.prompts, [np.asarray(image) for image in images])
             self._report.say(f"step {step}: images in {folder}")
+        if self.texts and (step % args.evaluate_every == 0 or step == args.steps):
+            result = self.texts(self.training)
+            if self._report:
+                self._report.log({"step": step, **result})
+                self._report.say(f"step {step}: F1 of the texts {result['text_f1']:.2f} %")
         return loss
 
     def _save(self, held_out):
