@@ -178,7 +178,9 @@ def written_once(step, count):
     assert count["InplaceCopy"] == len(step.parameters) + 3 * len(step.groups) + 1
 
 
-@pytest.mark.parametrize(("dtype", "recompute"), [(ms.float16, False), (ms.bfloat16, True)])
+@pytest.mark.parametrize(
+    ("dtype", "recompute"), [(ms.bfloat16, True), pytest.param(ms.float16, False, marks=pytest.mark.slow)]
+)
 def test_training_step_is_one_graph(dtype, recompute, tmp_path):
     """Forward, backward, clip, optimiser and average; attention fused both ways, half precision over fp32 weights."""
     dit = training_dit(dtype, ms.float32)
@@ -194,7 +196,9 @@ def test_training_step_is_one_graph(dtype, recompute, tmp_path):
     assert count["Softmax"] == count["BatchMatMul"] == 0
 
 
-@pytest.mark.parametrize(("dtype", "dora"), [(ms.bfloat16, True), (ms.float16, False)])
+@pytest.mark.parametrize(
+    ("dtype", "dora"), [(ms.float16, False), pytest.param(ms.bfloat16, True, marks=pytest.mark.slow)]
+)
 def test_training_step_of_an_adapter_is_one_graph(dtype, dora, tmp_path):
     """Half precision for the frozen weights, fp32 for what stands beside them; only the adapter is assigned to."""
     from mindsigma.training.learner import AdapterLearner

@@ -119,6 +119,7 @@ MISTAKES = {
     "compare_shortcuts": (["--steps", "x"], "invalid int value"),
     "compare_training": (["--stpes", "3"], "did you mean --steps?"),
     "convert": (["a", "b", "--to", "mindspoor"], "did you mean mindspore?"),
+    "evaluate": (["textatls"], "did you mean textatlas?"),
     "export": (["--sampler", "dmp"], "did you mean dpm?"),
     "extract_features": (["a", "b", "--model", "sigma-mini", "--rank", "3", "--ranks", "2"], "--rank 3 of --ranks 2"),
     "generate": (["a cat", "--steps", "0"], "--steps must be at least 1, not 0"),

@@ -81,6 +81,28 @@ def test_training_file_is_of_options_that_fit_together(train_parser, file):
     )
 
 
+EVALUATION = sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("file", EVALUATION, ids=lambda file: file.stem)
+def test_evaluation_file_opens_with_its_own_command(file):
+    from mindsigma.commands.evaluate_drawing import sampling_of
+    from mindsigma.commands.evaluate_options import build_parser, check
+
+    args = parse_with_config(build_parser("textatlas"), ["--config", str(file), "--data", "d", "--output", "o"])
+    check(args)
+    sampling_of(args)
+    assert f"--config configs/evaluate/{file.name}" in file.read_text()
+    assert args.model is None or "Not run on an NPU here." in file.read_text()
+
+
+def test_words_serve_the_trainer_too():
+    from mindsigma.training.text_evaluation import build_parser
+
+    args = parse_with_config(build_parser(), ["--config", str(ROOT / "configs" / "evaluate" / "words.yaml")])
+    assert (args.data, args.limit, args.steps) == ("words", 20, 20)
+
+
 @pytest.mark.parametrize("name", ["256", "512-MS", "1024-MS", "1024-MS-KV", "2K-MS-KV", "4K-MS-KV"])
 def test_stages_have_the_numbers_of_the_official_configs(train_parser, name):
     args = train_parser(ROOT / "configs" / "train" / f"{name}.yaml")

@@ -207,3 +207,54 @@ def test_a_killed_run_goes_on(tmp_path, monkeypatch, flags):
     if "folder" not in flags:
         with pytest.raises(MindSigmaError, match="good: is not an empty folder"):
             make(tmp_path / "good")
+
+
+# pages of text
+
+
+@pytest.mark.parametrize("kind", ["words", "sentences"])
+def test_pages_say_what_is_written_on_them(things, kind):
+    from mindsigma.data.text_scenes import INKS, SENTENCE, PageMaker
+
+    maker, pictures = PageMaker(things, kind, seed=2), 0
+    for number in range(200):
+        page = maker.scene(number)
+        assert page == maker.scene(number) and page.text == " ".join(page.words)
+        assert page.text in page.caption and f"in {page.ink} letters" in page.caption and page.ink in INKS
+        assert len(page.words) == 1 if kind == "words" else SENTENCE[0] <= len(page.words) <= SENTENCE[1]
+        pictures += page.thing is not None
+        assert (page.thing is None) == page.caption.startswith("the ")
+    assert 70 < pictures < 130
+
+
+def test_held_out_pages_show_what_no_training_page_shows(things):
+    from mindsigma.data.text_scenes import PageMaker
+
+    maker = PageMaker(things, "words", seed=2, held_out=0.1)
+    training = set().union(*(maker.scene(number).compositions() for number in range(300)))
+    for number in range(100):
+        assert maker.scene(number, held_out=True).compositions() - training
+
+
+def test_pages_are_drawn_within_their_borders(things):
+    from mindsigma.data.text_scenes import Page, draw
+
+    for words, large in ((("hotel",), True), (("incomprehensibilities",), True), (("extraordinarily",) * 10, False)):
+        for height, width in ((256, 256), (128, 384)):
+            for thing in (None, things[0]):
+                page = Page("", " ".join(words), words, "black", thing, large)
+                pixels = np.asarray(draw(page, height, width)).astype(int)
+                dark = pixels.sum(-1) < 200
+                assert dark.any() and not (dark[0].any() or dark[-1].any() or dark[:, 0].any() or dark[:, -1].any())
+
+
+def test_text_tool_writes_texts_beside_captions(tmp_path, things):
+    made = run("make_scenes", tmp_path / "t", "--text", "words", "--word", "zoo", "--count", 3, "--size", 64)
+    assert made.returncode == 0, made.stderr
+    rows = json.loads((tmp_path / "t" / "textatlas.json").read_text())
+    assert [row["raw_text"] for row in rows] == ["zoo"] * 3
+    records = open_records(tmp_path / "t")
+    assert [record.prompt for record in records] == [row["prompt"] for row in rows]
+    assert all((tmp_path / "t" / row["original_image_path"]).is_file() for row in rows)
+    refused = run("make_scenes", tmp_path / "u", "--word", "zoo")
+    assert refused.returncode == 2 and refused.stderr == "error: --word belongs to --text\n"

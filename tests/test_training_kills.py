@@ -92,7 +92,8 @@ def test_killed_at_random_instants(data, unkilled, tmp_path):
     assert_resumed(output, unkilled)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 4])
 def test_one_of_two_killed_at_random_instants(data, tmp_path, kills):
     changes = {**CHANGES, "steps": 8, "batch_size": 2, "zero": 1}
     train(options(*data, tmp_path / "unkilled", **changes), tmp_path / "logs", ranks=2)

@@ -54,7 +54,7 @@ def step_of(optimizer="adamw", dit=None, largest=None, **config):
 def variables(training):
     """All that a step may change, by name."""
     kept = {**{f"{name}:ema": row for name, row in training.averages().items()}, **training.own_states()}
-    found = {**{parameter.name: parameter for parameter in training.parameters}, **kept}
+    found = {**(training.weights() or {parameter.name: parameter for parameter in training.parameters}), **kept}
     return {name: value.asnumpy().copy() for name, value in found.items() if name != "controls"}
 
 
@@ -175,6 +175,26 @@ def test_half_precision_learns():
         last = training.run([batch], 1e-2)
     assert last[3] and last[0] < 0.9 * first[0]
     assert training.controls.asnumpy()[SKIPPED] == 0
+
+
+@pytest.mark.parametrize("network", [{"qk_norm": True}, {"kv_compression": "uniform:2:0-0"}])
+def test_masters_change_no_bit(network):
+    """A network of half precision weights, made from fp32 ones at each update, is one that casts those when it runs."""
+    found = {}
+    for masters in (False, True):
+        dit = tiny_dit(depth=1, dtype=ms.float16, **network)
+        training = step_of(dit=dit, accumulation=2, ema_decay=0.9, loss_scale=64.0, masters=masters)
+        results = [training.run([inputs(2 * i), (broken if i == 1 else inputs)(2 * i + 1)], 1e-2) for i in range(3)]
+        assert all((weight.dtype == ms.float16) == masters for weight in training.parameters)
+        found[masters] = results, variables(training), {p.name: p.float().asnumpy() for p in training.parameters}
+    np.testing.assert_array_equal(found[True][0], found[False][0])
+    assert same(found[True][1], found[False][1])
+    for name, weight in found[True][2].items():
+        np.testing.assert_array_equal(weight, found[False][2][name].astype(np.float16))
+        training.show({name: Tensor(weight * 0)})
+    assert not any(weight.asnumpy().any() for weight in training.parameters)
+    training.show(training.weights())
+    assert all((p.float().asnumpy() == found[True][2][p.name]).all() for p in training.parameters)
 
 
 def test_a_scale_too_large_for_half_precision_comes_down():

@@ -37,6 +37,7 @@ class Twice(ms.nn.Cell):
         return x + x
 
 
+@pytest.mark.slow
 def test_whole_networks_count_in_graph_mode():
     clock, cell = PhaseClock(), Twice()
     ms.set_context(mode=ms.GRAPH_MODE)

@@ -19,6 +19,7 @@ def peak_gb(case, tmp_path):
     return json.loads(out.read_text())["cases"][case]["peak_bytes"] / 1e9
 
 
+@pytest.mark.slow
 def test_step_at_256_px(tmp_path):
     assert peak_gb("xl-256", tmp_path) < 8
 

@@ -1,6 +1,7 @@
-"""Compose a data set of captioned emoji scenes, such as the bundled sigma-mini was trained on.
+"""Compose a data set of captioned emoji scenes, such as the bundled sigma-mini was trained on, or of pages of text.
 
 python tools/make_scenes.py scenes/ --count 2000 --aspect-ratios 0.78,1.0,1.29 --held-out 0.1
+python tools/make_scenes.py words/ --text words --held-out 0.1
 
 The same command goes on after a kill.
 """
@@ -21,6 +22,8 @@ SIDE_MULTIPLE = 16  # pixels, of sides that no table gives
 RATIOS = (0.2, 5.0)
 CHUNK = 64  # scenes handed to the threads at once
 DONE = "scenes.json"
+TEXTS = "textatlas.json"  # what is to be read on which image, in TextAtlasEval's layout
+KINDS = ("words", "sentences")  # of pages of text
 
 
 def build_parser():
@@ -45,6 +48,14 @@ def build_parser():
     add("--exclude", action="append", default=[], metavar="NAME", help="leave this emoji out; may be given again")
     add("--layout", choices=("official", "folder"), default="official", help="official layout, or .txt beside images")
     add("--format", choices=("png", "webp", "jpg"), default="png", help="of the images; webp is lossless")
+    add(
+        "--text",
+        choices=KINDS,
+        help="pages of text instead: a word of a small vocabulary in large letters, or sentences, alone or below an "
+        f"emoji. Each set gets a {TEXTS}, which tools/evaluate.py textatlas reads",
+    )
+    add("--word", action="append", default=[], metavar="WORD", help="write this word alone; may be given again")
+    add("--picture-share", type=float, default=0.5, metavar="SHARE", help="of the pages of --text, with an emoji")
     add("--seed", type=int, default=0, help="another seed composes other scenes")
     add("--threads", type=int, default=4, help="scenes drawn at once")
     return parser
@@ -79,18 +90,22 @@ def _equal_area(size, ratio):
 
 def write(noted, maker, count, held_out, sizes, args):
     """Draw `count` scenes into a NotedFolder, which is complete only when all of them are there."""
+    from mindsigma.data import scenes, text_scenes
     from mindsigma.data.prepared import put_lines
     from mindsigma.data.randomness import generator
 
-    official = args.layout == "official"
+    official, texts = args.layout == "official", {}
+    draw = text_scenes.draw if args.text else scenes.draw
 
     def make(number):
         scene = maker.scene(number, held_out)
+        if args.text:
+            texts[number] = scene
         # The first takes the first size, and so on: every size is there in equal numbers.
         pick = generator(args.seed, "size of scene", number // len(sizes)).permutation(len(sizes))[number % len(sizes)]
         height, width = sizes[pick]
         stem = f"{number // 1000:05d}/{number:08d}"
-        name, picture = f"{stem}.{args.format}", drawn(scene, args.format, height, width)
+        name, picture = f"{stem}.{args.format}", encoded(draw(scene, height, width), args.format)
         noted.put(f"InternImgs/{name}" if official else name, lambda file: file.write(picture))
         if not official:
             noted.put(f"{stem}.txt", lambda file: put_lines(file, [scene.caption]))
@@ -111,17 +126,28 @@ def write(noted, maker, count, held_out, sizes, args):
     if official:
         lines = [json.dumps(row) + ("," if row is not rows[-1] else "") for row in rows]
         noted.put("InternData/data_info.json", lambda file: put_lines(file, ["[", *lines, "]"]))
+    if args.text:
+        entries = json.dumps([text_entry(texts[i], row["path"], official) for i, row in enumerate(rows)], indent=1)
+        noted.put(TEXTS, lambda file: put_lines(file, entries.split("\n")))
     noted.complete()
 
 
-def drawn(scene, suffix, height, width):
-    """The bytes of a scene's picture, the same every time."""
-    from mindsigma.data.scenes import draw
+def text_entry(page, path, official):
+    """What TEXTS says of a page: where its image is, its prompt, what is to be read."""
+    return {
+        "image_path": path.rpartition("/")[2],
+        "original_image_path": f"InternImgs/{path}" if official else path,
+        "prompt": page.caption,
+        "raw_text": page.text,
+    }
 
+
+def encoded(picture, suffix):
+    """The bytes of a picture, the same every time."""
     kinds = {"png": ("PNG", {}), "webp": ("WEBP", {"lossless": True}), "jpg": ("JPEG", {"quality": 95})}
     kind, options = kinds[suffix]
     file = io.BytesIO()
-    draw(scene, height, width).save(file, kind, **options)
+    picture.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -147,6 +173,7 @@ def main():
     from mindsigma.data.conversion_note import NotedFolder
     from mindsigma.data.own_folder import Held
     from mindsigma.data.scenes import SceneMaker, load_things
+    from mindsigma.data.text_scenes import PageMaker
     from mindsigma.weights.formats.atomic import write_json
 
     if args.held_out_count is None:
@@ -156,13 +183,20 @@ def main():
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
     if args.held_out_count and not args.held_out:
         raise MindSigmaError("--held-out-count needs --held-out SHARE")
-    maker = SceneMaker(load_things(args.only, args.exclude), args.seed, args.held_out)
+    if args.word and not args.text:
+        raise MindSigmaError("--word belongs to --text")
+    things = load_things(args.only, args.exclude)
+    if args.text:
+        maker = PageMaker(things, args.text, args.word, args.seed, args.held_out, args.picture_share)
+    else:
+        maker = SceneMaker(things, args.seed, args.held_out)
     sizes = sizes_of(args.size, args.aspect_ratios)
     out = Path(args.out)
     sets = [(out / TRAIN if args.held_out else out, args.count, False)]
     if args.held_out_count:
         sets.append((out / HELD_OUT, args.held_out_count, True))
-    options = {name: value for name, value in sorted(vars(args).items()) if name not in ("out", "threads")}
+    left = ("out", "threads") if args.text else ("out", "threads", "text", "word", "picture_share")
+    options = {name: value for name, value in sorted(vars(args).items()) if name not in left}
     require_own(out, [folder for folder, _, _ in sets], {"scenes": options})
     for folder, count, held_out in sets:
         with Held(folder):

@@ -49,6 +49,9 @@ def host_environment(dry=False, gib=None, cards=1, rank=0, trace=None):
     for name, place in (("LD_LIBRARY_PATH", latest / "lib64"), ("PYTHONPATH", latest / "python")):
         rest = [part for part in os.environ.get(name, "").split(os.pathsep) if part and part != str(place)]
         changes[name] = os.pathsep.join([str(place), *rest])
+    # MindSpore's compiler asks for memory in small pieces: it takes a fifth less time with larger caches of them.
+    tunables = "glibc.malloc.tcache_count=20000:glibc.malloc.trim_threshold=1000000000"
+    changes["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", tunables)
     # MindSpore's warnings speak of compilers and drivers that are not here.
     changes["GLOG_v"] = os.environ.get("GLOG_v", "3")  # noqa: SIM112
     if dry:

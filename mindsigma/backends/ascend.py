@@ -1,4 +1,4 @@
-"""A DiT's attention weights in the width that Ascend's kernel takes (ops/heads.py), for sampling."""
+"""A DiT's attention weights in the width that Ascend's kernel takes (ops/heads.py)."""
 
 from contextlib import contextmanager
 
@@ -7,7 +7,7 @@ from mindspore import Tensor
 
 
 def align_heads(dit):
-    """Widen attention's weights once; sampling then does it no more. Not for training. Returns the DiT."""
+    """Widen attention's weights once, so that no step does it. Returns the DiT."""
     if not is_aligned(dit):
         for block in dit.blocks:
             _align(block, wide_rows, wide_columns)
@@ -34,21 +34,44 @@ def published_shapes(dit):
             align_heads(dit)
 
 
-def _align(block, rows, columns):
+def alignments(dit):
+    """dict name of a Parameter -> arguments of heads.widen_stacked, of those that `align_heads` widens."""
+    return {
+        tensor.name: alignment
+        for block in dit.blocks
+        for tensor, alignment in _of_block(block)
+        if alignment[3] != alignment[2] and alignment[5]
+    }
+
+
+def _of_block(block):
+    """list of (Parameter, (columns, heads, D, width, parts, widened, first)) of attention's weights."""
     attention, caption = block.attn, block.cross_attn
     number, head_dim = attention.heads
-    changes = [(tensor, rows, (attention.width, 3, attention.widened)) for tensor in _tensors(attention.qkv)]
-    changes += [(attention.proj.weight, columns, (attention.width,)), (caption.proj.weight, columns, (caption.width,))]
-    changes += [(tensor, rows, (caption.width, 2)) for tensor in _tensors(caption.kv_linear)]
-    changes += [(tensor, rows, (caption.width,)) for tensor in _tensors(caption.q_linear)]
-    for tensor, change, arguments in changes:
+    changes = [
+        (tensor, (False, number, head_dim, attention.width, 3, attention.widened, 0.0))
+        for tensor in _tensors(attention.qkv)
+    ]
+    changes.append((attention.proj.weight, (True, number, head_dim, attention.width, 1, 1, 0.0)))
+    changes.append((caption.proj.weight, (True, number, head_dim, caption.width, 1, 1, 0.0)))
+    changes += [(tensor, (False, number, head_dim, caption.width, 2, 2, 0.0)) for tensor in _tensors(caption.kv_linear)]
+    changes.append((caption.q_linear.weight, (False, number, head_dim, caption.width, 1, 1, 0.0)))
+    # The new column holds the 1 that meets the mask's.
+    return changes + [(caption.q_linear.bias, (False, number, head_dim, caption.width, 1, 1, 1.0))]
+
+
+def _align(block, rows, columns):
+    for tensor, (across, number, head_dim, width, parts, widened, first) in _of_block(block):
         # As whole numbers: NumPy crashes where it joins MindSpore's bfloat16.
         bits = tensor.asnumpy().view(np.uint16 if tensor.itemsize == 2 else np.uint32)
-        if change is wide_rows and tensor is caption.q_linear.bias:  # the new column holds the 1 that meets the mask's
-            one = Tensor([1.0], tensor.dtype).asnumpy().view(bits.dtype)[0]
-            arguments += (1, 1, one)
-        bits = np.ascontiguousarray(change(bits, number, head_dim, *arguments))
-        tensor.set_data(Tensor(bits.view(tensor.asnumpy().dtype)), slice_shape=True)
+        if across:
+            bits = columns(bits, number, head_dim, width)
+        elif first and rows is wide_rows:
+            one = Tensor([first], tensor.dtype).asnumpy().view(bits.dtype)[0]
+            bits = rows(bits, number, head_dim, width, parts, widened, one)
+        else:
+            bits = rows(bits, number, head_dim, width, parts, widened)
+        tensor.set_data(Tensor(np.ascontiguousarray(bits).view(tensor.asnumpy().dtype)), slice_shape=True)
 
 
 def _tensors(linear):

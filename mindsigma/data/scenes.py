@@ -181,10 +181,10 @@ def draw(scene, height, width):
     short = min(height, width)
     for thing, centre, size, shift in scene.objects:
         side = max(1, round(size * short))
-        sprite = _sprite(thing.stem).resize((side, side), Image.Resampling.BICUBIC)
+        emoji = sprite(thing.stem).resize((side, side), Image.Resampling.BICUBIC)
         left = round(centre[0] * width + shift[0] * short - side / 2)
         top = round(centre[1] * height + shift[1] * short - side / 2)
-        picture.paste(sprite, (left, top), sprite)
+        picture.paste(emoji, (left, top), emoji)
     return picture
 
 
@@ -226,6 +226,7 @@ def _unit_hash(text):
 
 
 @lru_cache(maxsize=1024)
-def _sprite(stem):
+def sprite(stem):
+    """RGBA image of an emoji, by the stem of its file; it is cached, and not to be changed."""
     with Image.open(SPRITES / "sprites" / f"{stem}.webp", formats=("WEBP",)) as image:
         return image.convert("RGBA")

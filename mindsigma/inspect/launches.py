@@ -90,7 +90,7 @@ def plan(request, cards=1, zero=0):
 
 def _reason(text):
     """The line of a log that says why, bounded."""
-    lines = [line for line in text.splitlines() if re.match(r"(\w+Error|error)\b", line)]
+    lines = [line for line in text.splitlines() if re.match(r"([\w.]+Error|error)\b", line)]
     lines += [line for line in text.splitlines() if "out of memory" in line.lower() or "not enough" in line.lower()]
     return one_line((lines or text.splitlines() or ["it said nothing"])[0], 300)
 

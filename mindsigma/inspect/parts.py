@@ -255,7 +255,7 @@ def _train(request, ranks=None, zero=0):
         ms.set_context(mode=ms.GRAPH_MODE)  # where a block is a part of the graph that is computed again
         for block in dit.blocks:
             block.recompute()
-    config = StepConfig(loss_scale=65536.0 if request.dtype == "fp16" else 0.0, zero=zero)
+    config = StepConfig(loss_scale=65536.0 if request.dtype == "fp16" else 0.0, zero=zero, masters=True)
     step = TrainingStep(dit, dit.trainable_params(), OptimizerConfig(request.optimizer), config, ranks)
     batch = request.batch
     latents = (batch, dit.config.in_channels, request.height // 8, request.width // 8)

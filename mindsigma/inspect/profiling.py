@@ -82,7 +82,7 @@ def training(model, pixels, dtype, tokens, batch=1):
 
     dtype = resolve_dtype(dtype)
     dit = accelerate(dit_of(model, dtype, parameter_dtype=ms.float32).set_train())
-    config = StepConfig(loss_scale=65536.0 if dtype == ms.float16 else 0.0)
+    config = StepConfig(loss_scale=65536.0 if dtype == ms.float16 else 0.0, masters=True)
     step = accelerate_step(TrainingStep(dit, dit.trainable_params(), None, config))
     rng = np.random.default_rng(1)
     side, tokens = pixels // 8, tokens or dit.config.model_max_length

@@ -133,6 +133,29 @@ def widen_columns(weight, num_heads, head_dim, width):
     return _widen(weight, out * num_heads, head_dim, width).reshape(out, -1)
 
 
+def widen_stacked(x, columns, number, head_dim, width, parts, widened, first):
+    """`widen_columns` or else `widen_rows` of K weights or biases at once, (K, *shape)."""
+    count = x.shape[0]
+    if columns:
+        return _widen(x, count * x.shape[1] * number, head_dim, width).reshape(count, x.shape[1], -1)
+    channels, rest = number * head_dim, tuple(x.shape[2:])
+    plain = (parts - widened) * channels
+    wide = x if plain == 0 else narrow(x, 1, 0, widened * channels)
+    wide = _widen(wide, count * widened * number, head_dim, width, first).reshape((count, -1) + rest)
+    return wide if plain == 0 else ops.concat((wide, narrow(x, 1, widened * channels, plain)), 1)
+
+
+def narrow_stacked(x, columns, number, head_dim, width, parts, widened, first):
+    """The reverse of `widen_stacked`, which its gradient is, too."""
+    count = x.shape[0]
+    if columns:
+        return narrow(x.reshape(count * x.shape[1] * number, width), 1, 0, head_dim).reshape(count, x.shape[1], -1)
+    rest, rows, plain = tuple(x.shape[2:]), widened * number * width, (parts - widened) * number * head_dim
+    wide = x if plain == 0 else narrow(x, 1, 0, rows)
+    heads = narrow(wide.reshape(count * widened * number, width, -1), 1, 0, head_dim).reshape((count, -1) + rest)
+    return heads if plain == 0 else ops.concat((heads, narrow(x, 1, rows, plain)), 1)
+
+
 def widen_tokens(x, num_heads, head_dim, width, first=0.0):
     """Tokens (N, L, heads * D) with aligned heads, where no weight can do it: a copy a call."""
     batch, length, _ = x.shape

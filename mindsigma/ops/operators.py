@@ -160,6 +160,25 @@ def split(x, parts, axis):
     return _split_tensor(x, x.shape[axis] // parts, axis) if fused() else ops.Split(axis, parts)(x)
 
 
+def divide(x, lengths):
+    """Tuple of the pieces of x (K, ...) of these lengths, each in memory of its own."""
+    if len(lengths) == 1:
+        return (x,)
+    if not fused():
+        return ops.split(x, lengths, 0)
+    table, pieces, begin = x.reshape(x.shape[0], -1), (), 0
+    for length in lengths:  # rows of a table, as MindSpore would copy what a view is taken of, by a slow kernel
+        pieces += (embedding(table, _numbers(begin, length)).reshape((length,) + x.shape[1:]),)
+        begin += length
+    return pieces
+
+
+@ops.constexpr
+def _numbers(begin, count):
+    """int32 (count,) from `begin` on, as a constant of the graph."""
+    return Tensor(np.arange(begin, begin + count, dtype=np.int32))
+
+
 def unstack(x, axis):
     """Tuple of what stands side by side on an axis of x, which goes away. On Ascend a view: nothing is moved."""
     return _unstack_view(x, axis) if fused() else ops.unstack(x, axis)

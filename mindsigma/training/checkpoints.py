@@ -162,7 +162,7 @@ class RunCheckpoints:
                 {"rank": str(ranks.rank), "ranks": str(ranks.count)},
             )
         if ranks.first:
-            self._write_product(part / learner.product, learner, None)
+            self._write_product(part / learner.product, learner, training.weights())
             if training.ema:
                 self._write_product(part / learner.average, learner, training.averages())
 
@@ -198,7 +198,8 @@ class RunCheckpoints:
             check_files(path, state["files"], STATE)
         elif self.collectives.ranks.first:
             warnings.warn(f"{path}: was written without checksums, so that damage may go unseen", stacklevel=2)
-        learner.read(path / learner.product)
+        learner.read(path / learner.product, training.weights())
+        training.show(training.weights())
         if training.ema:
             average = path / learner.average
             if not average.exists():

@@ -19,6 +19,7 @@ FREE = (
     "sample_guidance", "sample_pag_scale", "sample_pag_layers", "threads",
     "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero", "max_bad_images",
     "accept_new_data", "tracker",
+    "evaluate", "evaluate_every",
 )  # fmt: skip
 
 # Options that may change when a run goes on: the change is recorded in its checkpoints.
@@ -58,6 +59,7 @@ REASONS = {
 AT_LEAST_1 = (
     "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
     "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps", "class_count",
+    "evaluate_every",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "learning_rate",
@@ -180,6 +182,12 @@ def build_parser():
     add("--sample-pag-layers", metavar="LAYERS", help="its blocks, as in 14 or 3,13-15; default the middle one")
     add("--sample-height", type=int, help="default the base resolution")
     add("--sample-width", type=int, help="default the base resolution")
+    add(
+        "--evaluate",
+        metavar="FILE.yaml",
+        help="score the texts on pictures of fixed prompts; configs/evaluate/words.yaml",
+    )
+    add("--evaluate-every", type=int, default=500, help="steps between these scores")
     add("--tensorboard", action="store_true", help="write events for TensorBoard")
     add("--tracker", choices=TRACKERS, help="also report to Weights & Biases or SwanLab (extras: mindsigma[wandb])")
     return parser

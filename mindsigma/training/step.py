@@ -15,6 +15,7 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.ops.operators import assign, fused, mean, split, stack
 from mindsigma.training.distributed import owners
 from mindsigma.training.loss import diffusion_loss, noisy_latents
+from mindsigma.training.masters import for_network, forms_of, from_network, spans_of, to_half
 from mindsigma.training.optimizers import NUMBERS, OptimizerConfig, averaged, decays, state_shapes, static_arguments
 from mindsigma.training.updates import (
     CONTROLS,
@@ -27,7 +28,7 @@ from mindsigma.training.updates import (
     update_tensors,
 )
 
-LARGEST_GROUP = 1 << 26  # elements, 256 MB: what an update makes in between stays small beside the activations
+LARGEST_GROUP = 1 << 27  # elements, 512 MB: what an update makes in between stays small beside the activations
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class StepConfig:
         loss_scale: the loss is multiplied by it before differentiation, the gradients divided; it halves at each
             overflow and doubles after `scale_window` steps without one. 0: off.
         zero: 1: the optimiser's states are divided among the processes (ZeRO stage 1); 0: each has all.
+        masters: the network's weights become those of its dtype, the step keeps them in fp32 (training/masters.py);
+            else they are fp32 themselves, and cast where they are used.
     """
 
     accumulation: int = 1
@@ -49,6 +52,7 @@ class StepConfig:
     loss_scale: float = 0.0
     scale_window: int = 2000
     zero: int = 0
+    masters: bool = False
 
     def __post_init__(self):
         if self.accumulation < 1:
@@ -85,12 +89,23 @@ class TrainingStep(nn.Cell):
         if config.zero:
             owner = owners([parameter.size for parameter in parameters], self.ranks.count)
         largest = (LARGEST_GROUP if fused() else 0) if largest is None else largest
-        order = sorted(range(len(parameters)), key=lambda i: (owner[i], tuple(parameters[i].shape), i))
+        masters = config.masters and dit.dtype != ms.float32
+        forms = forms_of(dit, parameters) if masters else ((),) * len(parameters)
+        order = sorted(range(len(parameters)), key=lambda i: (owner[i], tuple(parameters[i].shape), forms[i], i))
         self.parameters = ParameterTuple([parameters[i] for i in order])
+        forms = [forms[i] for i in order]
         members = groups_of([owner[i] for i in order], self.parameters, largest)
+        self.spans = tuple(spans_of(forms[begin:end]) for begin, end in members)
+        self.sizes = tuple(sum(parameter.size for parameter in self.parameters[slice(*m)]) for m in members)
         self.owners = tuple(owner[order[begin]] for begin, _ in members)
         mine = [not config.zero or owner == self.ranks.rank for owner in self.owners]
-        self.groups = tuple(Group(optimizer, config, self.parameters[slice(*m)], own) for m, own in zip(members, mine))
+        self.groups = tuple(
+            Group(optimizer, config, self.parameters[slice(*m)], own, masters) for m, own in zip(members, mine)
+        )
+        self.dtype = dit.dtype if masters else ms.float32
+        self.masters = ParameterTuple([master for group in self.groups for master in group.master])
+        if masters:
+            to_half(dit, self.parameters)
         # A graph reads tuples of Parameters, not the attributes of a Group.
         self.group_parameters = tuple(group.parameters for group in self.groups)
         self.group_states = tuple(group.states for group in self.groups)
@@ -113,6 +128,20 @@ class TrainingStep(nn.Cell):
         rows = [row for group in self.groups for row in group.state_rows()]
         return {"controls": self.controls, **{row.name: row for row in rows}}
 
+    def weights(self):
+        """dict name -> Row of the master weights; empty if none are kept."""
+        return {row.name: row for group in self.groups for row in group.master_rows()}
+
+    def show(self, values):
+        """Give the network weights, dict name -> Row or Tensor fp32; the masters stay as they are."""
+        for group, spans in zip(self.groups, self.spans):
+            for begin, end, form in spans:
+                for name, parameter in zip(group.names[begin:end], group.parameters[begin:end]):
+                    if name in values:
+                        one = Tensor(values[name].asnumpy()).expand_dims(0)
+                        (weight,) = for_network(one, ((0, 1, form),), self.dtype)
+                        parameter.set_data(weight.reshape(parameter.shape))
+
     def averages(self):
         """dict name -> Row of the moving averages, under the weights' names; empty if none are kept."""
         return {row.name: row for group in self.groups for row in group.average_rows()}
@@ -121,8 +150,7 @@ class TrainingStep(nn.Cell):
         """Bytes that a process gives to collectives in one update: gradients, and with ZeRO the weights it owns."""
         if self.collectives.alone:
             return 0
-        everything = 4 * sum(parameter.size for parameter in self.parameters)
-        own = 4 * sum(parameter.size for k in self.mine for parameter in self.group_parameters[k])
+        everything, own = 4 * sum(self.sizes), 4 * sum(self.sizes[k] for k in self.mine)
         return everything + (own if self.config.zero else 0)
 
     def loss(self, clean, noise, numbers, timestep, states, mask, scale, image_size=None, aspect_ratio=None):
@@ -148,7 +176,8 @@ class TrainingStep(nn.Cell):
         Returns:
             squared error and bound, fp32 scalars; norm of the gradient and finite, fp32 (1,), 0 and 1 unless `last`.
         """
-        scale = split(self.controls, CONTROLS, 0)[SCALE]
+        controls = stack((self.controls,), 0).reshape(-1)  # split itself, a slow kernel would copy the Parameter first
+        scale = split(controls, CONTROLS, 0)[SCALE]
         (_, mse, bound), gradients = self.differentiate(
             clean, noise, numbers, timestep, states, mask, scale, image_size, aspect_ratio
         )
@@ -160,7 +189,7 @@ class TrainingStep(nn.Cell):
                 return mse, bound, ops.zeros((1,), ms.float32), ops.depend(ops.ones((1,), ms.float32), written)
             gradients = ops.depend(gradients, self.map(empty, self.sums, gradients))
         gradients = self.collectives.mean(gradients)
-        values, norm, finite = self.scale_and_norm(self.square_sums(gradients), rate)
+        values, norm, finite = self.scale_and_norm(self.square_sums(gradients), controls, rate)
         written = self.update(values, finite, gradients)
         # In a graph for Ascend a write that nothing waits for is left out.
         return mse, bound, norm, ops.depend(finite, written)
@@ -169,19 +198,19 @@ class TrainingStep(nn.Cell):
         """Gradients of the tensors as gradients of the groups, (K, *shape) each."""
         result = ()
         for k in range(len(self.begins)):
-            result += (stack(gradients[self.begins[k] : self.ends[k]], 0),)
+            result += (from_network(gradients[self.begins[k] : self.ends[k]], self.spans[k]),)
         return result
 
     def square_sums(self, gradients):
         """Squared norms of the groups' gradients, fp32, one number a group."""
         return ops.concat(self.map(square_sum, gradients))
 
-    def scale_and_norm(self, squares, rate):
+    def scale_and_norm(self, squares, controls, rate):
         """Numbers of the update, norm and finite, fp32 (1,), from squared norms and rate; moves the controls on."""
         config = self.config
         values, norm, finite, controls = unscale_and_clip(
             squares,
-            self.controls,
+            controls,
             rate,
             config.max_norm,
             config.loss_scale > 0,
@@ -200,27 +229,41 @@ class TrainingStep(nn.Cell):
         shared, written = self.config.zero > 0 and not self.collectives.alone, ()
         sent = finite
         for k in range(len(self.group_parameters)):
-            parameters = self.group_parameters[k]
             if k in self.mine:
                 # One after the other, not all at once.
                 gradient = gradients[k] if len(written) == 0 else ops.depend(gradients[k], written[-1])
-                weights, done = self.update_group(values, finite, parameters, gradient, self.group_states[k])
+                weights, done = self.update_group(values, finite, k, gradient)
                 written += (done,)
             else:
-                weights = stack(parameters, 0)
+                weights = self.group_weights(k)
             if shared:
                 # The processes' graphs differ, and MindSpore orders what is independent as it likes: each waits for
                 # the one before, the first for the sums of gradients, so that all processes send in one order.
                 weights = self.collectives.from_rank(self.owners[k], (ops.depend(weights, sent),))[0]
                 sent = weights
-                written += (assign_all(parameters, weights),)
+                written += (self.write_weights(k, weights),)
             if self.config.ema_decay > 0:
                 written += (self.update_average(finite, k, weights),)
         return written
 
-    def update_group(self, values, finite, parameters, gradient, states):
-        """The optimiser of the tensors of one group. Returns their new weights, and what was written."""
-        return update_tensors(self.constants, split(values, NUMBERS, 0), finite, parameters, gradient, states)
+    def group_weights(self, k):
+        """Weights of group k, (K, *shape) fp32."""
+        return self.masters[k] if len(self.masters) > 0 else stack(self.group_parameters[k], 0)
+
+    def update_group(self, values, finite, k, gradient):
+        """The optimiser of the tensors of group k. Returns their new weights (K, *shape) fp32, and what was written."""
+        old, states = self.group_weights(k), self.group_states[k]
+        weights, written = update_tensors(self.constants, split(values, NUMBERS, 0), finite, old, gradient, states)
+        return weights, written + self.write_weights(k, weights)
+
+    def write_weights(self, k, weights):
+        """Give the network, and the masters if there are any, the weights (K, *shape) fp32 of group k."""
+        written = (assign(self.masters[k], weights),) if len(self.masters) > 0 else ()
+        pieces = for_network(weights, self.spans[k], self.dtype)
+        for i in range(len(pieces)):
+            begin, end, _ = self.spans[k][i]
+            written += assign_all(self.group_parameters[k][begin:end], pieces[i])
+        return written
 
     def update_average(self, finite, k, weights):
         """Moving average of the weights of group k. Returns it."""
@@ -256,19 +299,22 @@ class Group:
         config: StepConfig.
         parameters: list of K Parameters of one shape.
         own: whether this process keeps the optimiser's states of them.
+        masters: whether to keep a copy of them, as they are now.
     """
 
-    def __init__(self, optimizer, config, parameters, own):
+    def __init__(self, optimizer, config, parameters, own, masters=False):
         self.parameters = ParameterTuple(parameters)
         self.names = [parameter.name for parameter in parameters]
         self.shapes = state_shapes(optimizer, parameters[0].shape) if own else {}
         count, shape = len(parameters), tuple(parameters[0].shape)
         self.states = ParameterTuple([self._parameter(name, (count, *each)) for name, each in self.shapes.items()])
         self.total = (self._parameter("sum", (count, *shape)),) if config.accumulation > 1 else ()
-        self.average = ()
-        if config.ema_decay > 0:
-            weights = np.stack([parameter.asnumpy() for parameter in parameters])
-            self.average = (self._parameter("ema", weights.shape, weights),)
+        self.master = (self._copy("master"),) if masters else ()
+        self.average = (self._copy("ema"),) if config.ema_decay > 0 else ()
+
+    def _copy(self, what):
+        weights = np.stack([parameter.asnumpy() for parameter in self.parameters])
+        return self._parameter(what, weights.shape, weights)
 
     def _parameter(self, what, shape, values=None):
         values = np.zeros(shape, np.float32) if values is None else values
@@ -281,6 +327,10 @@ class Group:
             Row(f"{name}:{state}", self.states[list(self.shapes).index(state)], self.names.index(name))
             for state, name in named
         ]
+
+    def master_rows(self):
+        """list of Row, the weights."""
+        return [Row(name, master, i) for master in self.master for i, name in enumerate(self.names)]
 
     def average_rows(self):
         """list of Row, the averages of each tensor."""

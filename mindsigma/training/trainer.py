@@ -34,6 +34,7 @@ from mindsigma.training.run_log import Report
 from mindsigma.training.run_options import FREE, MAY_CHANGE, PLANNED, REASONS, check
 from mindsigma.training.start import build_dit, open_start
 from mindsigma.training.step import StepConfig, TrainingStep
+from mindsigma.training.text_evaluation import TextEvaluation
 from mindsigma.training.trackers import open_tracker
 from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW
 from mindsigma.training.validation import HeldOutLoss, SampleImages
@@ -206,7 +207,8 @@ class Trainer:
         optimizer = OptimizerConfig(args.optimizer, args.betas, args.eps, args.weight_decay)
         self.prior = self._record_list(self.class_data, CLASS_DATA) if self.class_data else None
         count = args.accumulation * (2 if self.prior else 1)
-        config = StepConfig(count, args.max_norm, args.ema_decay, scale, zero=args.zero)
+        whole = isinstance(self.learner, WholeLearner)  # an adapter's own tensors are fp32 in the network, too
+        config = StepConfig(count, args.max_norm, args.ema_decay, scale, zero=args.zero, masters=whole)
         self.training = accelerate_step(TrainingStep(self.dit, self.learner.parameters, optimizer, config, self.ranks))
         self.base_rate = scaled_rate(args.learning_rate, self.batch, args.auto_lr)
         self.inputs = self._step_inputs(self.source, args.seed)
@@ -303,6 +305,9 @@ class Trainer:
         if args.prompts and self.ranks.first:
             options = self._sampling_options(height=args.sample_height, width=args.sample_width)
             self.samples = SampleImages(self._pipeline(), args.prompts, **options)
+        self.texts = None
+        if args.evaluate:
+            self.texts = TextEvaluation(args.evaluate, self._pipeline(), self.collectives)
 
     def _pipeline(self):
         """PixArtSigmaPipeline around the network that is trained."""
@@ -415,7 +420,7 @@ class Trainer:
         )
 
     def _validate(self, step):
-        """Held-out loss and images where they are due; returns the loss or None."""
+        """Held-out loss, images and scores of texts where they are due; returns the loss or None."""
         args, loss = self.args, None
         if self.held_out and (step % args.validate_every == 0 or step == args.steps):
             result = self.held_out(self.training)
@@ -432,6 +437,11 @@ class Trainer:
                 save_png(image, folder / f"step_{step:08d}_{i}.png", self._sample_texts(step, i, image))
             self._report.images(step, args.prompts, [np.asarray(image) for image in images])
             self._report.say(f"step {step}: images in {folder}")
+        if self.texts and (step % args.evaluate_every == 0 or step == args.steps):
+            result = self.texts(self.training)
+            if self._report:
+                self._report.log({"step": step, **result})
+                self._report.say(f"step {step}: F1 of the texts {result['text_f1']:.2f} %")
         return loss
 
     def _sample_texts(self, step, i, image):

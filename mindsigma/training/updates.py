@@ -5,7 +5,7 @@ optimiser, moving average.
 import mindspore as ms
 from mindspore import ops
 
-from mindsigma.ops.operators import assign, filled, split, stack
+from mindsigma.ops.operators import assign, filled, split
 from mindsigma.training.optimizers import update
 
 # Elements of the control tensor, which the step itself carries on: it must not depend on the host to know of overflows.
@@ -69,27 +69,24 @@ def if_finite(finite, value, variable):
     return ops.select(keep, value, variable)
 
 
-def update_tensors(constants, values, finite, parameters, gradient, states):
-    """optimizers.update of Parameters of one shape, in place, where `finite` is 1.
+def update_tensors(constants, values, finite, weights, gradient, states):
+    """optimizers.update of K tensors of one shape where `finite` is 1; writes the states.
 
     Args:
         constants: of optimizers.static_arguments.
         values: `numbers` of `unscale_and_clip`, one by one.
-        parameters: tuple of K.
-        gradient: (K, *shape).
-        states: tuple of (K, ...).
+        weights, gradient: (K, *shape) fp32.
+        states: tuple of Parameters (K, ...).
 
     Returns:
-        new values of the Parameters, (K, *shape), and what was written.
+        new weights (K, *shape), and what was written.
     """
     name, betas, eps, weight_decay, clip_threshold = constants
-    old = stack(parameters, 0)
-    news = update(old, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states)
-    weights = if_finite(finite, news[0], old)
-    written = assign_all(parameters, weights)
+    news = update(weights, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states)
+    written = ()
     for j in range(len(states)):
         written += (assign(states[j], if_finite(finite, news[1 + j], states[j])),)
-    return weights, written
+    return if_finite(finite, news[0], weights), written
 
 
 def assign_all(variables, values):

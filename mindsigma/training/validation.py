@@ -13,16 +13,15 @@ from mindsigma.sampling.schedule import NUM_TRAIN_STEPS
 @contextmanager
 def evaluating(training):
     """The network of a TrainingStep out of training mode, with the averaged weights if there are any."""
-    dit, averages = training.dit, training.averages()
-    own = [(parameter, Tensor(parameter)) for parameter in training.parameters if parameter.name in averages]
+    dit, averages, own = training.dit, training.averages(), {}
+    if averages:
+        own = training.weights() or {parameter.name: Tensor(parameter) for parameter in training.parameters}
     dit.set_train(False)
     try:
-        for parameter, _ in own:
-            parameter.set_data(Tensor(averages[parameter.name].asnumpy()))
+        training.show(averages)
         yield dit
     finally:
-        for parameter, value in own:
-            parameter.set_data(value)
+        training.show(own)
         dit.set_train(True)
 
 

@@ -17,10 +17,11 @@ _POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 def accelerate_step(training):
     """Replace the passes over the weights of a TrainingStep. Returns it.
 
-    Nothing is done unless MindSpore runs PyNative on a CPU, the weights that learn are fp32, and there is a library.
+    Nothing is done unless MindSpore runs PyNative on a CPU, the weights that learn are the network's own, in fp32, and
+    there is a library.
     """
     pynative_cpu = ms.get_context("device_target") == "CPU" and ms.get_context("mode") == ms.PYNATIVE_MODE
-    if type(training) is TrainingStep and pynative_cpu and library() is not None:
+    if type(training) is TrainingStep and pynative_cpu and library() is not None and not training.masters:
         object.__setattr__(training, "__class__", FastStep)
     return training
 
@@ -39,9 +40,9 @@ class FastStep(TrainingStep):
             return super().update(values, finite, gradients)
         return ()
 
-    def update_group(self, values, finite, parameters, gradient, states):
+    def update_group(self, values, finite, k, gradient):
         """See TrainingStep; a group is one tensor."""
-        parameter = parameters[0]
+        parameter, states = self.group_parameters[k][0], self.group_states[k]
         if self.optimizer.name == "adamw":
             self._update_adamw(values, parameter, _whole(gradient), *states)
             return parameter.expand_dims(0), ()

@@ -13,6 +13,7 @@ from mindsigma.weights.formats.safetensors_file import MAX_HEADER, MAX_TENSORS, 
 from mindsigma.weights.formats.scaled import unscaled
 from mindsigma.weights.formats.state_dict import find_state_dict
 from mindsigma.weights.formats.torch_file import read_torch
+from mindsigma.weights.formats.torch_legacy import is_legacy, read_torch_legacy
 from mindsigma.weights.formats.weight_files import file_in_folder, find_weights, is_averaged, read_index
 from mindsigma.weights.names.prefixes import find_part, has_averages
 
@@ -102,7 +103,7 @@ class TensorSource:
 
 
 def open_checkpoint(path, ema=False):
-    """Open a weights file (safetensors, PyTorch zip, MindSpore .ckpt), a sharded index or a folder, as a TensorSource.
+    """Open a weights file (safetensors, PyTorch, MindSpore .ckpt), a sharded index or a folder, as a TensorSource.
 
     A shard of several stands for all of them. Names are those of the file: `TensorSource.part` finds a network among
     them. `ema` asks for averaged weights: of a folder the file that is called so, of a PyTorch file the state dict
@@ -123,8 +124,8 @@ def open_checkpoint(path, ema=False):
     notes, averaged = [weights.note], weights.averaged or is_averaged(path.name)
     metadata, extra, beside = {}, {}, []
     kind = _recognise(weights.file)
-    if kind == "torch":
-        tensors, extra, beside, key = find_state_dict(weights.file, read_torch(weights.file), ema)
+    if kind in SAVED:
+        tensors, extra, beside, key = find_state_dict(weights.file, SAVED[kind](weights.file), ema)
         if key and not ema:
             notes.append(f"only averaged (EMA) weights are there: {key}")
         averaged = averaged or bool(key)
@@ -137,7 +138,7 @@ def open_checkpoint(path, ema=False):
 
 
 def _recognise(file):
-    """A key of READERS or 'torch', by the first bytes; whatever is known but not read has its own remedy."""
+    """A key of READERS or of SAVED, by the first bytes; whatever is known but not read has its own remedy."""
     head = map_file(file)[:512].tobytes()
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= MAX_HEADER:
         return "safetensors"
@@ -145,6 +146,8 @@ def _recognise(file):
         return "torch"
     if head.lstrip()[:1] == b"{":
         return "index"
+    if is_legacy(head):
+        return "legacy"
     if head[:1] == b"\x80" and head[1:2] in (b"\x01", b"\x02", b"\x03", b"\x04", b"\x05"):
         raise MindSigmaError(
             f"{file}: an old PyTorch pickle; re-save it with torch.save(torch.load(...)) in PyTorch >= 1.6, "
@@ -196,7 +199,8 @@ def _read_shard(shard):
     kind = _recognise(shard)
     if kind == "index":
         raise MindSigmaError(f"{shard}: a shard must hold weights, but this is a JSON file; download it again")
-    return (find_state_dict(shard, read_torch(shard))[0], {}) if kind == "torch" else READERS[kind](shard)
+    return (find_state_dict(shard, SAVED[kind](shard))[0], {}) if kind in SAVED else READERS[kind](shard)
 
 
+SAVED = {"torch": read_torch, "legacy": read_torch_legacy}  # objects, of which a state dict is a part
 READERS = {"safetensors": read_safetensors, "mindspore": read_mindspore_ckpt, "index": _read_index}

@@ -77,7 +77,7 @@ def read_torch(path):
         raise MindSigmaError(
             f"{path}: byte order is '{one_line(order.decode('latin-1'), 20)}', not little; save it again as safetensors"
         )
-    return _Interpreter(path, members).run(members.content("data.pkl"))
+    return Interpreter(path, members).run(members.content("data.pkl"))
 
 
 class _Members:
@@ -165,7 +165,7 @@ class _Global:
         self.name = name
 
 
-class _Interpreter:
+class Interpreter:
     """The opcodes torch.save writes (pickle protocols 2 to 5), over plain containers and the globals above.
 
     Nothing here walks a nested value, so neither depth nor a value shared many times costs anything.
@@ -176,6 +176,7 @@ class _Interpreter:
         self.stack, self.below, self.memo = [], [], {}  # `below`: the stacks set aside by each MARK
 
     def run(self, pickle):
+        """The object that the bytes of a pickle make."""
         try:
             return self._run(pickle)
         except MindSigmaError:
@@ -284,10 +285,10 @@ class _Interpreter:
             self._require(len(args) == 3 and isinstance(args[0], np.ndarray))
             return args[0]
         if function.name == "torch._utils._rebuild_tensor_v3":
-            self._require(len(args) in (7, 8) and type(args[0]) is _Storage and args[0].untyped)
+            self._require(len(args) in (7, 8) and type(args[0]) is Storage and args[0].untyped)
             self._require(type(args[6]) is str and args[6] in NEW_DTYPES)
             return self._view(args[0].seen_as(NEW_DTYPES[args[6]], self._require), *args[1:4])
-        self._require(len(args) in (6, 7) and type(args[0]) is _Storage and not args[0].untyped)
+        self._require(len(args) in (6, 7) and type(args[0]) is Storage and not args[0].untyped)
         return self._view(*args[:4])
 
     def _storage(self, reference):
@@ -296,7 +297,10 @@ class _Interpreter:
         self._require(type(tag) is str and tag == "storage" and type(key) is str and type(count) is int)
         self._require(type(kind) is _Global and (kind.name in STORAGES or kind.name == BYTES))
         dtype = STORAGES.get(kind.name, np.dtype(np.uint8))
-        return _Storage(key, self.members.storage(key, dtype, count), kind.name == BYTES)
+        return Storage(key, self._stored(key, dtype, count), kind.name == BYTES)
+
+    def _stored(self, key, dtype, count):
+        return self.members.storage(key, dtype, count)
 
     def _view(self, storage, offset, shape, strides):
         """A tensor over its storage: shape and strides in elements, as torch counts them."""
@@ -328,10 +332,12 @@ def _strided(flat, shape, strides):
     return np.lib.stride_tricks.as_strided(plain, shape, strides, writeable=False).view(flat.dtype)
 
 
-class _Storage:
+class Storage:
+    """The flat elements of a storage, which tensors are views of."""
+
     def __init__(self, key, flat, untyped=False):
         self.key, self.flat, self.untyped = key, flat, untyped
 
     def seen_as(self, dtype, require):
         require(self.flat.size % dtype.itemsize == 0)
-        return _Storage(self.key, self.flat.view(dtype))
+        return Storage(self.key, self.flat.view(dtype))

@@ -1,0 +1,1 @@
+"""How good pictures are: text read on them, distances between sets of them, agreement with their prompts."""

@@ -1,0 +1,18 @@
+"""Which prompt belongs to a picture: one beside it as a text, or the one that it tells itself."""
+
+from mindsigma.errors import MindSigmaError
+from mindsigma.evaluation.drawing import png_texts
+from mindsigma.foreign import read_text
+
+LARGEST_TEXT = 1 << 20  # bytes
+
+
+def prompt_of(path):
+    """The prompt of a picture's file (Path): of NAME.txt beside it, or of the PNG's metadata; "" of neither."""
+    beside = path.with_suffix(".txt")
+    if beside.is_file():
+        try:
+            return read_text(beside, LARGEST_TEXT).strip()
+        except MindSigmaError:
+            return ""
+    return png_texts(path).get("prompt", "")

@@ -1,0 +1,61 @@
+"""Master weights (arXiv 1710.03740): fp32 beside a network that computes with weights of half precision.
+
+The network's own weights are then of its dtype and, on Ascend, as wide as attention's kernel wants them (ops/heads.py).
+A step neither casts nor widens them one by one: the update does it for all tensors of one shape at once. Gradients and
+weights are what they were: a cast weight's gradient is cast back. (A weight that is used twice, that of a compression
+of keys and values, has its two gradients added in half precision.)
+"""
+
+import mindspore as ms
+from mindspore import Tensor, ops
+
+from mindsigma.backends.ascend import align_heads, alignments
+from mindsigma.ops.heads import narrow_stacked, widen_stacked
+from mindsigma.ops.operators import divide, fused, stack
+
+
+def forms_of(dit, parameters):
+    """Tuple of the form that each Parameter has in the network beside its dtype: heads.widen_stacked's, or ()."""
+    wanted = alignments(dit) if fused() else {}
+    return tuple(wanted.get(parameter.name, ()) for parameter in parameters)
+
+
+def to_half(dit, parameters):
+    """Turn fp32 Parameters of a DiT into its own dtype and form."""
+    if fused():
+        align_heads(dit)
+    for parameter in parameters:
+        values = Tensor(parameter.asnumpy()).astype(dit.dtype)
+        parameter.set_dtype(dit.dtype)
+        parameter.set_data(values)
+
+
+def spans_of(forms):
+    """Tuple of (begin, end, form) of the neighbours of one form."""
+    spans = []
+    for i, form in enumerate(forms):
+        if spans and spans[-1][2] == form:
+            spans[-1] = (spans[-1][0], i + 1, form)
+        else:
+            spans.append((i, i + 1, form))
+    return tuple(spans)
+
+
+def from_network(tensors, spans):
+    """(K, *shape) fp32 of gradients of K Parameters of a group."""
+    pieces = ()
+    for begin, end, form in spans:
+        piece = stack(tensors[begin:end], 0)
+        pieces += (narrow_stacked(piece, *form) if len(form) > 0 else piece,)
+    whole = pieces[0] if len(pieces) == 1 else ops.concat(pieces, 0)
+    return whole if whole.dtype == ms.float32 else whole.astype(ms.float32)
+
+
+def for_network(weights, spans, dtype):
+    """Tuple of (count, *shape), one a span, of weights (K, *shape) fp32."""
+    weights = weights if dtype == ms.float32 else weights.astype(dtype)
+    parts, pieces = divide(weights, [end - begin for begin, end, _ in spans]), ()
+    for i in range(len(spans)):
+        form = spans[i][2]
+        pieces += (widen_stacked(parts[i], *form) if len(form) > 0 else parts[i],)
+    return pieces
