@@ -1,6 +1,6 @@
 """How near a distilled network comes to its teacher, and how fast: a grid of pictures and a table.
 
-    python tools/compare_students.py --student runs/lcm/checkpoints/step_00000600/adapter_ema.safetensors
+    python tools/compare_students.py --student runs/lcm/checkpoints/step_00000025/adapter_ema.safetensors
 
 Draws every prompt from the same noise by the teacher, with many steps and with few, and by the student. The table has,
 against the teacher's pictures of many steps, means over the prompts: the root mean square of the pixels' difference

@@ -204,8 +204,6 @@ class DMD(Distillation):
         "ema_decay": 0.0,
         "null_mask": "own",
         "sample_sampler": "one-step",
-        "sample_steps": 1,
-        "sample_guidance": 1.0,
     }
 
     @classmethod

@@ -215,8 +215,6 @@ class LCM(Distillation):
         "ema_decay": 0.95,
         "null_mask": "caption",
         "sample_sampler": "lcm",
-        "sample_steps": 4,
-        "sample_guidance": 1.0,
     }
 
     @classmethod

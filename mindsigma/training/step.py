@@ -119,6 +119,8 @@ class TrainingStep(nn.Cell):
         self.group_averages = tuple(group.averages for group in self.groups)
         self.mine = tuple(k for k, own in enumerate(mine) if own)
         self.begins, self.ends = tuple(begin for begin, _ in members), tuple(end for _, end in members)
+        # What a graph may be exported with are the Parameters of a cell's own tuples.
+        self.ema = ParameterTuple([average for group in self.groups for average in group.averages])
         self.sums = ParameterTuple([total for group in self.groups for total in group.total])  # of micro-batches so far
         self.states = ParameterTuple([state for group in self.groups for state in group.states])
         start = np.zeros(CONTROLS, np.float32)
