@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mindsigma import __version__, command_line
-from mindsigma.commands.generate_options import build_parser, check, is_png, read_prompts
+from mindsigma.commands.generate_options import build_parser, check, is_png, make_fast, read_prompts
 from mindsigma.config_file import parse_with_config
 from mindsigma.errors import MindSigmaError, one_line, printable, say
 
@@ -44,6 +44,7 @@ def file_names(jobs):
 def main():
     """Parse, draw, write; returns the exit code."""
     args = parse_with_config(build_parser())
+    make_fast(args)
     asked = read_prompts(args)
     prompts = [prompt.text for prompt in asked]
     jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]

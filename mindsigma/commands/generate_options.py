@@ -10,6 +10,8 @@ from mindsigma.pipeline.prompts import Prompt, read_lines
 from mindsigma.sampling.options import SamplingOptions
 from mindsigma.sampling.options import add_arguments as add_sampling_arguments
 
+FAST = Path(__file__).resolve().parent.parent / "bundled" / "sigma-mini" / "lcm.safetensors"
+
 
 def build_parser():
     """The options of this tool; `--config` may set any of them."""
@@ -38,6 +40,8 @@ def build_parser():
         help="draw from this picture, as far as --strength has it, instead of from noise alone",
     )
     add("--mask", metavar="FILE", help="of the size of --image: draw anew where it is white, keep the rest")
+    fast = "sigma-mini alone: its bundled LCM-LoRA and sampler lcm, 4 steps without guidance"
+    add("--fast", action=argparse.BooleanOptionalAction, default=False, help=fast)
     add_sampling_arguments(parser)
     add("--seed", type=int, default=0, help="image i of each prompt is drawn from seed + i")
     add("--num-images", type=int, default=1, help="images a prompt")
@@ -89,6 +93,21 @@ def read_prompts(args):
         if not is_text(prompt):
             raise MindSigmaError(f"the prompt {prompt!r} is not UTF-8 text")
     return [Prompt.parse(prompt) for prompt in prompts]
+
+
+def make_fast(args):
+    """Make of --fast the options that it stands for."""
+    if not args.fast:
+        return
+    if args.model != "sigma-mini":
+        raise MindSigmaError(
+            "--fast is for the bundled sigma-mini; for another model give an LCM-LoRA, as of tools/distill.py, with "
+            "--lora FILE --sampler lcm"
+        )
+    if args.sampler not in (None, "lcm"):
+        raise MindSigmaError(f"--fast draws with sampler lcm, not {args.sampler}: leave out one of the two")
+    args.sampler = "lcm"
+    args.lora = [str(FAST), *(args.lora or [])]
 
 
 def is_text(value):
