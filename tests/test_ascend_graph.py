@@ -162,13 +162,13 @@ def exported_step(dit, parameters, dtype, folder):
             super().__init__(auto_prefix=False)
             self.step = step
 
-        def construct(self, *inputs):
-            return self.step(*inputs, True)
+        def construct(self, rate, *inputs):
+            return self.step(rate, True, *inputs)
 
     settings = StepConfig(ema_decay=0.9, loss_scale=65536.0 if dtype == ms.float16 else 0.0)
     with composing_for("Ascend"):
         step = TrainingStep(dit, parameters, OptimizerConfig("adamw"), settings)
-    shapes = ((1, 4, 32, 32), (1, 4, 32, 32), (1, len(COLUMNS)), (1,), (1, 16, 32), (1, 16), (1,))
+    shapes = ((1,), (1, 4, 32, 32), (1, 4, 32, 32), (1, len(COLUMNS)), (1,), (1, 16, 32), (1, 16))
     return exported(Exported(step), [Tensor(np.zeros(shape, np.float32)) for shape in shapes], folder), step
 
 

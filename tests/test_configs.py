@@ -56,11 +56,16 @@ TRAINING = sorted((ROOT / "configs" / "train").glob("*.yaml")) + sorted((ROOT / 
 
 @pytest.fixture(scope="module")
 def train_parser():
-    from mindsigma.training.run_options import build_parser
+    """A function from a file to the arguments of the tool that takes it."""
+    from mindsigma.training import distill_options, run_options
 
-    return lambda file: parse_with_config(
-        build_parser(), ["--config", str(file), "--data", "features", "--output", "runs/x"]
-    )
+    def parse(file):
+        arguments = ["--config", str(file), "--data", "features", "--output", "runs/x"]
+        if file.name.startswith("distill-"):
+            return distill_options.complete(parse_with_config(distill_options.build_parser(), arguments))
+        return parse_with_config(run_options.build_parser(), arguments)
+
+    return parse
 
 
 @pytest.mark.parametrize("file", TRAINING, ids=lambda file: f"{file.parent.name}-{file.stem}")

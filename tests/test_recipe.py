@@ -34,10 +34,10 @@ def of_tools(readme):
 
 def parser_of(tool):
     """The parser of a tool."""
-    if tool == "train":  # whose options are the library's
-        from mindsigma.training.run_options import build_parser
+    if tool in ("train", "distill"):  # whose options are the library's
+        from mindsigma.training import distill_options, run_options
 
-        return build_parser()
+        return (run_options if tool == "train" else distill_options).build_parser()
     return load_tool(tool).build_parser()
 
 

@@ -57,7 +57,7 @@ def assert_resumed(output, unkilled):
     assert not [path.name for path in output.rglob("*") if path.suffix in (".part", ".gone", ".old")]
 
 
-def kill_chain(arguments, output, unkilled, ranks, seed, kills):
+def kill_chain(arguments, output, unkilled, ranks, seed, kills, script=TRAIN):
     """Start the run, kill it within a second after a random number of new steps, start it again, until `kills` hit.
 
     A run that ends before it is hit has to be that which was not killed; another one then begins.
@@ -66,7 +66,7 @@ def kill_chain(arguments, output, unkilled, ranks, seed, kills):
     while kills:
         before = steps(output)
         wanted = (before[-1] if before else 0) + draw.choice((0, 0, 1, 1, 2))
-        run = Run(arguments, output / f"logs{starts}", ranks)
+        run = Run(arguments, output / f"logs{starts}", ranks, script)
         starts += 1
         # At step 0 of a start, also before the first computation: while it starts, reads, compiles.
         run.until(lambda wanted=wanted: any(step >= wanted for step in steps(output)) or wanted == 0)

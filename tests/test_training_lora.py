@@ -152,7 +152,7 @@ def test_targets():
 def test_gradients_follow_from_those_of_merged_weights(kind):
     """With G = dL/dW of the merged weights: dB = s G A^T, dA = s B^T G; DoRA: rows of G times m / n, dm = G·V / n."""
     adapter, micro_batch = adapter_of(kind), inputs(1)
-    arguments = (*micro_batch, SCALE)
+    arguments = (SCALE, *micro_batch)
     whole = merged(adapter)
     training = TrainingStep(whole, whole.trainable_params())
     expected_loss, found = training.differentiate(*arguments)
@@ -405,7 +405,7 @@ def test_loss_with_a_prior_is_the_weighted_sum(mini):
     training = step_of(dit, learner)
 
     def measured(micro_batches):
-        results = [training.differentiate(*m, SCALE) for m in micro_batches]
+        results = [training.differentiate(SCALE, *m) for m in micro_batches]
         losses = np.mean([[float(value) for value in values] for values, _ in results], 0)
         return losses, [np.mean([g.asnumpy() for g in column], 0) for column in zip(*(r[1] for r in results))]
 

@@ -314,7 +314,7 @@ def test_every_damage_is_named(done, tmp_path, damage):
     flip(tmp_path / "run" / "step_00000002" / "states-0.safetensors", -1)
     kept = checkpoints.RunCheckpoints(tmp_path / "run", 3, Collectives(Ranks()))
     with pytest.raises(MindSigmaError) as caught:
-        kept.restore(kept.latest(), None, None)
+        kept.restore(kept.latest(), None)
     message = str(caught.value)
     assert f"{tmp_path}/run/step_00000003/{words}" in message
     assert message.endswith(

@@ -13,10 +13,12 @@ from mindsigma.foreign import open_regular
 from mindsigma.sampling.options import SamplingOptions
 from mindsigma.sampling.options import add_arguments as add_sampling_arguments
 
+FAST = Path(__file__).resolve().parent.parent / "bundled" / "sigma-mini" / "lcm.safetensors"
+
 # Options that no picture tells: they are of the machine, of the run, or of the files.
 NOT_OF_PICTURES = (
     "config", "like", "prompts_file", "out", "name_template", "overwrite", "grid", "verbose", "device", "parallel",
-    "warm_up", "batch_size", "num_images", "help", "version", "print_completion",
+    "warm_up", "batch_size", "num_images", "fast", "help", "version", "print_completion",
 )  # fmt: skip
 
 
@@ -58,6 +60,8 @@ def build_parser():
 
     add = parser.add_argument_group("the model").add_argument
     add("--model", default=Unnamed("sigma-mini"), help="bundled name, folder, hub id, or DiT weight file")
+    fast = "sigma-mini alone: its bundled LCM-LoRA and sampler lcm, 4 steps without guidance"
+    add("--fast", action=flag, default=False, help=fast)
     add("--components", help="folder or hub id with vae/, text_encoder/, tokenizer/, if --model is a weight file")
     add("--pe-interpolation", type=float, help="scale of the position grid, where the weight file does not tell")
     add("--input-size", type=int, help="latent side of the base resolution, where the weight file does not tell")
@@ -114,7 +118,24 @@ def parse(argv=None):
 
     args = parse_with_config(parser, argv, like)
     require_model(args)
+    make_fast(args)
     return args, parser
+
+
+def make_fast(args):
+    """Make of --fast the options that it stands for."""
+    if not args.fast:
+        return
+    if args.model != "sigma-mini":
+        raise MindSigmaError(
+            "--fast is for the bundled sigma-mini; for another model give an LCM-LoRA, as of tools/distill.py, with "
+            "--lora FILE --sampler lcm"
+        )
+    if args.sampler not in (None, "lcm"):
+        raise MindSigmaError(f"--fast draws with sampler lcm, not {args.sampler}: leave out one of the two")
+    args.sampler = "lcm"
+    if str(FAST) not in (args.lora or ()):  # a picture that is drawn again tells it
+        args.lora = [str(FAST), *(args.lora or [])]
 
 
 def options_of_picture(path, parser, without_prompt=False):

@@ -11,6 +11,7 @@ from mindsigma.data.features import (
     INDEX,
     LONG_STATES,
     MOMENTS,
+    NOISE,
     STATES,
     Shapes,
     is_feature_folder,
@@ -55,12 +56,25 @@ class FeatureSet:
         self.sizes = np.array([row[3] for row in self._rows], np.int64).reshape(-1, 2)
         self._buckets, self._assigned = self.resolution.buckets(), self.resolution.assign(self.sizes)
 
+    @property
+    def has_noise(self):
+        """Whether these are pairs (tools/make_pairs.py): latents that a teacher made of noise, and the noise."""
+        return "pairs" in self.config
+
     def __len__(self):
         return len(self._rows)
 
     def __iter__(self):
         """(key, prompt, long prompt, (height, width), (tokens of the short caption, of the long one)) of each."""
         return iter(self._rows)
+
+    def __getitem__(self, index):
+        """What iteration gives of a record."""
+        return self._rows[index]
+
+    def bucket(self, index):
+        """Bucket of a record."""
+        return self._buckets[self._assigned[index]]
 
     def caption(self, index, real):
         """Caption of a record, as Record.caption."""
@@ -88,6 +102,15 @@ class FeatureSet:
         if fault:
             raise MindSigmaError(f"{file}: {fault}; delete it and {AGAIN}")
         return tensors[MOMENTS].astype(np.float32), tensors[name].astype(np.float32)
+
+    def noise(self, index):
+        """float32 (c, h, w), what the latents of a record were made of; of pairs only."""
+        file = self.where(index)
+        tensors, _ = read_safetensors(file)
+        fault = self._shapes.fault(tensors, self._buckets[self._assigned[index]], [NOISE])
+        if fault:
+            raise MindSigmaError(f"{file}: {fault}; delete it and run tools/make_pairs.py again")
+        return tensors[NOISE].astype(np.float32)
 
     def null_caption(self, max_length=None):
         """T5's states of the empty caption: (states float32 (max_length, d), mask int32 (max_length,)).

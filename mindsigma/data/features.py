@@ -2,7 +2,7 @@
 
 features.json                what they were made with
 null_caption.safetensors     T5's states of the empty caption
-samples/ab/ab...safetensors  moments and states of a record, or why its image cannot be read
+samples/ab/ab...safetensors  moments and states of a record, or why its image cannot be read; of pairs the noise, too
 index.jsonl                  the records, written when all are there
 left_out.txt                 those whose image cannot be read, if there are any
 """
@@ -31,6 +31,7 @@ CONFIG, INDEX, NULL, SAMPLES = "features.json", "index.jsonl", "null_caption.saf
 LEFT_OUT = "left_out.txt"
 FORMAT = {"format": "mindsigma-features", "format_version": 1}
 MOMENTS, STATES, LONG_STATES = "moments", "states", "long_states"
+NOISE = "noise"  # of pairs: what the teacher made the latents of
 BAD = "bad"  # key of the metadata that tells why there are no features
 AGAIN = "run tools/extract_features.py again"
 LARGEST_CONFIG = 1 << 16  # bytes
@@ -89,6 +90,11 @@ class Shapes:
         """Shape of the moments of an image of a bucket."""
         return 2 * self.latent_channels, bucket.height // self.downsampling, bucket.width // self.downsampling
 
+    def latents(self, bucket):
+        """Shape of the latents of an image of a bucket."""
+        channels, height, width = self.moments(bucket)
+        return channels // 2, height, width
+
     def bucket_of(self, height, width):
         """Bucket of an image of this size."""
         return self.resolution.buckets()[self.resolution.assign([(height, width)])[0]]
@@ -99,8 +105,9 @@ class Shapes:
             if name not in tensors:
                 return f"holds no {name}"
             shape, dtype = tensors[name].shape, tensors[name].dtype
-            if name == MOMENTS:
-                fits, wanted = shape == self.moments(bucket), self.moments(bucket)
+            if name in (MOMENTS, NOISE):
+                wanted = self.moments(bucket) if name == MOMENTS else self.latents(bucket)
+                fits = shape == wanted
             else:
                 wanted = f"(1 to {self.max_length}, {self.state_width})"
                 fits = len(shape) == 2 and shape[1] == self.state_width and 1 <= shape[0] <= self.max_length

@@ -37,6 +37,7 @@ class Batch:
         image_size: float32 (n, 2), height and width of the size condition (Resolution.condition).
         aspect_ratio: float32 (n, 1), key of the bucket.
         replaced: number of rows where another record stands than the one that was drawn, which cannot be read.
+        noise: float32 (n, c, height / 8, width / 8), what the latents were made of, of pairs, else None.
     """
 
     step: int
@@ -52,6 +53,12 @@ class Batch:
     image_size: np.ndarray
     aspect_ratio: np.ndarray
     replaced: int = 0
+    noise: Optional[np.ndarray] = None
+
+    @property
+    def size(self):
+        """(height, width)."""
+        return self.height, self.width
 
 
 def training_image(records, index, height, width, resampling):
@@ -204,6 +211,8 @@ class Loader:
             batch.moments = np.empty((count, *self.source.moments_shape(bucket)), np.float32)
             batch.states = np.zeros((count, self.max_length, width), np.float32)
             batch.mask = np.zeros((count, self.max_length), np.int32)
+            if self.source.has_noise:
+                batch.noise = np.empty(np.array(batch.moments.shape) // (1, 2, 1, 1), np.float32)
         else:
             batch.images = np.empty((count, 3, bucket.height, bucket.width), np.float32)
         tasks = [pool.submit(self._fill, batch, bucket, row, int(i), choices[row]) for row, i in enumerate(indices)]
@@ -265,6 +274,8 @@ class Loader:
 
     def _fill_features(self, batch, row, index, choices):
         moments, states = self.source.read(index, choices[0])
+        if batch.noise is not None:
+            batch.noise[row] = self.source.noise(index)
         batch.moments[row] = moments
         batch.states[row, : len(states)] = states
         batch.mask[row, : len(states)] = 1

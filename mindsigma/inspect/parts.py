@@ -260,8 +260,9 @@ def _train(request, ranks=None, zero=0):
     batch = request.batch
     latents = (batch, dit.config.in_channels, request.height // 8, request.width // 8)
     caption = (batch, request.tokens, dit.config.caption_channels)
-    shapes = (latents, latents, (batch, len(COLUMNS)), (batch,), caption, (batch, request.tokens), (1,))
-    arguments = [*(zeros((shape, ms.float32)) for shape in shapes), True, *_conditions(dit, batch)]
+    shapes = (latents, latents, (batch, len(COLUMNS)), (batch,), caption, (batch, request.tokens))
+    inputs = [zeros((shape, ms.float32)) for shape in shapes]
+    arguments = [zeros(((1,), ms.float32)), True, *inputs, *_conditions(dit, batch)]
     return FlatInputs(step, step, arguments), request
 
 

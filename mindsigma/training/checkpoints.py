@@ -3,6 +3,7 @@
 checkpoints/step_00000200/      renamed to this name when all is written
     dit/ or adapter.safetensors     what the run makes, ready for tools/generate.py
     ema/ or adapter_ema.safetensors its moving average, if kept
+    fake/ or fake.safetensors       of --method dmd: the score of what the network draws
     README.md                       its model card
     states-0.safetensors, ...       optimiser and controls; with ZeRO each process writes what it owns
     state.json                      step, options, what the data were, size and SHA-256 of every file; written last
@@ -15,7 +16,9 @@ import re
 import shutil
 import stat
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Dict, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -37,6 +40,24 @@ STATE = "state.json"
 CARD = "README.md"
 LOCK = ".lock"
 FP32 = np.dtype(np.float32)
+
+
+@dataclass
+class Contents:
+    """What a checkpoint holds besides state.json.
+
+    Attributes:
+        products: name of a file or folder -> (learner that writes and reads it, and dict name -> Parameter or step.Row
+            that it is to hold instead of the learner's own Parameters, or None).
+        states: name -> Parameter or step.Row of what this process keeps between steps.
+        divided: whether the processes keep different states (ZeRO).
+        restored: called when the products have been read, or None.
+    """
+
+    products: Dict[str, Tuple[Any, Any]]
+    states: Dict[str, Any]
+    divided: bool = False
+    restored: Any = None
 
 
 def folder_name(step):
@@ -113,13 +134,12 @@ class RunCheckpoints:
                 )
         return self.folder / folder_name(mine) if mine >= 0 else None
 
-    def save(self, step, learner, training, state, card=""):
+    def save(self, step, contents, state, card=""):
         """Write a checkpoint; every process calls it. Returns its path.
 
         Args:
             step: number of steps done.
-            learner: WholeLearner or AdapterLearner.
-            training: TrainingStep.
+            contents: Contents.
             state: dict for state.json; `validation_loss` in it decides which is the best.
             card: text of the model card that lies beside the weights; "" for none.
         """
@@ -128,7 +148,7 @@ class RunCheckpoints:
         part = self.folder / f".{folder_name(step)}.part"
         try:
             with naming(part):
-                self._write(part, learner, training)
+                self._write(part, contents)
                 self.collectives.barrier()
                 if first and card:
                     (part / CARD).write_text(card, encoding="utf-8")
@@ -147,14 +167,14 @@ class RunCheckpoints:
         self.collectives.barrier()
         return final
 
-    def _write(self, part, learner, training):
+    def _write(self, part, contents):
         ranks = self.collectives.ranks
         if ranks.first:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir()
         self.collectives.barrier()
-        if ranks.first or training.config.zero:
-            states = training.own_states()
+        if ranks.first or contents.divided:
+            states = contents.states
             write_safetensors(
                 part / f"states-{ranks.rank}.safetensors",
                 [TensorSpec(name, FP32, tuple(value.shape)) for name, value in states.items()],
@@ -162,20 +182,16 @@ class RunCheckpoints:
                 {"rank": str(ranks.rank), "ranks": str(ranks.count)},
             )
         if ranks.first:
-            self._write_product(part / learner.product, learner, training.weights())
-            if training.ema:
-                self._write_product(part / learner.average, learner, training.averages())
+            for name, (learner, values) in contents.products.items():
+                path = part / name
+                if path.suffix == "":
+                    path.mkdir()
+                learner.write(path, values)
 
-    @staticmethod
-    def _write_product(path, learner, values):
-        if path.suffix == "":
-            path.mkdir()
-        learner.write(path, values)
-
-    def restore(self, path, learner, training):
+    def restore(self, path, contents):
         """Set all variables of a run from a checkpoint, written by any number of processes; returns state.json."""
         with self.readable(path):
-            return self._restore(path, learner, training)
+            return self._restore(path, contents)
 
     @contextlib.contextmanager
     def readable(self, path):
@@ -192,20 +208,19 @@ class RunCheckpoints:
             names = " and ".join(map(str, bad[:4])) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
             raise MindSigmaError(f"{error}; or remove {names} to {remedy}") from None
 
-    def _restore(self, path, learner, training):
+    def _restore(self, path, contents):
         state = read_state(path)
         if "files" in state:
             check_files(path, state["files"], STATE)
         elif self.collectives.ranks.first:
             warnings.warn(f"{path}: was written without checksums, so that damage may go unseen", stacklevel=2)
-        learner.read(path / learner.product, training.weights())
-        training.show(training.weights())
-        if training.ema:
-            average = path / learner.average
-            if not average.exists():
+        for name, (learner, values) in contents.products.items():
+            if name == learner.average and not (path / name).exists():
                 raise MindSigmaError(f"{path}: has no moving average; resume with --ema-decay 0")
-            learner.read(average, training.averages())
-        states = training.own_states()
+            learner.read(path / name, values)
+        if contents.restored:
+            contents.restored()
+        states = contents.states
         wanted = dict(states)
         for file in sorted(path.glob("states-*.safetensors")):
             source = open_checkpoint(file)

@@ -41,8 +41,8 @@ class Encoders:
         self.components = Components.of_folder(model, dtype)
         vae, t5, tokenizer = (self.components.opened(name) for name in ("vae", "t5", "tokenizer"))
         self.identity = {
-            "vae": _identity(vae.tensors),
-            "text_encoder": _identity(t5.tensors),
+            "vae": identity_of(vae.tensors),
+            "text_encoder": identity_of(t5.tensors),
             "tokenizer": hashlib.blake2b(tokenizer.path.read_bytes(), digest_size=8).hexdigest(),
             "dtype": next(name for name, value in DTYPES.items() if value == resolve_dtype(dtype)),
         }
@@ -248,7 +248,7 @@ class Extraction:
         return stored
 
 
-def _identity(tensors):
+def identity_of(tensors):
     """Text that differs where the networks differ: of all names and shapes, and of the smallest tensors' values."""
     names = sorted(tensors.names())
     text = repr([(name, tensors.shape(name)) for name in names])

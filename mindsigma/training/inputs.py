@@ -20,7 +20,7 @@ class StepInputs:
     Args:
         vae_config: VAEConfig, for the scale of the latents.
         null_caption: (states (L, d) float32, number of its tokens) for dropped captions.
-        loss: LossConfig.
+        loss: LossConfig; of a subclass, what describes its loss.
         max_length: tokens that all captions are padded to.
         seed: int.
         null_mask: a dropped caption is attended to with the "caption"'s mask, as in the official training, or with its
@@ -49,7 +49,7 @@ class StepInputs:
         states, tokens = null_caption
         self.null_states = np.zeros((max_length, states.shape[1]), np.float32)
         self.null_states[: min(max_length, len(states))] = states[:max_length]
-        self.null_tokens = min(tokens, max_length)
+        self.null_kept = (np.arange(max_length) < tokens).astype(np.int32)
 
     def micro_batches(self, batch, count, weight=1.0):
         """The rows of a Batch as `count` micro-batches: tuples of tensors as TrainingStep takes them.
@@ -63,30 +63,50 @@ class StepInputs:
         return [self._inputs(batch, slice(i * size, (i + 1) * size), weight) for i in range(count)]
 
     def _inputs(self, batch, rows, weight):
-        draws = batch.draws[rows]
-        timestep = np.array([generator(self.seed, "timestep", draw).integers(NUM_TRAIN_STEPS) for draw in draws])
-        clean = self.latents(batch, rows)
+        timestep = self.timesteps(batch.draws[rows])
         states, mask = self.captions(batch, rows)
         for row in np.flatnonzero(batch.dropped[rows]):
             states[row] = self.null_states
             if self.null_mask == "own":
-                mask[row] = np.arange(self.max_length) < self.null_tokens
-        return self._tensors(batch, rows, clean, timestep, states, mask, weight)
+                mask[row] = self.null_kept
+        return self.tensors(batch, rows, self.latents(batch, rows), timestep, (states, mask), weight)
 
-    def _tensors(self, batch, rows, clean, timestep, states, mask, weight=1.0):
-        noise = np.stack([self._normal("noise", draw, clean.shape[1:]) for draw in batch.draws[rows]])
-        arrays = [clean, noise, coefficients(timestep, self.loss, weight), timestep.astype(np.float32), states, mask]
-        if self.micro_condition:
-            arrays += [batch.image_size[rows], batch.aspect_ratio[rows]]
-        return tuple(Tensor(np.ascontiguousarray(array)) for array in arrays)
+    def timesteps(self, draws):
+        """int64 (n,) for the numbers of draws."""
+        return np.array([generator(self.seed, "timestep", draw).integers(NUM_TRAIN_STEPS) for draw in draws])
+
+    def tensors(self, batch, rows, clean, timestep, text, weight=1.0):
+        """What the objective takes, from arrays.
+
+        Args:
+            batch, rows: Batch and the slice of its rows.
+            clean: scaled latents (n, c, h, w).
+            timestep: int (n,).
+            text: caption's states and mask.
+            weight: of these rows in the loss.
+        """
+        noise = self.normal("noise", batch.draws[rows], clean.shape[1:])
+        numbers = coefficients(timestep, self.loss, weight)
+        arrays = clean, noise, numbers, timestep.astype(np.float32), *text
+        return (*map(tensor, arrays), *self.conditions(batch, rows))
+
+    def conditions(self, batch, rows):
+        """Tuple of the micro conditions of rows; empty for a network that takes none."""
+        if not self.micro_condition:
+            return ()
+        return tensor(batch.image_size[rows]), tensor(batch.aspect_ratio[rows])
+
+    def null_of(self, text):
+        """Null caption (1, L, d) and the mask (n, L) that it has beside the captions `text`."""
+        mask = text[1] if self.null_mask == "caption" else np.broadcast_to(self.null_kept, text[1].shape)
+        return tensor(self.null_states[None]), tensor(mask)
 
     def fixed(self, batch, timesteps):
         """Iterate over inputs of a whole Batch, one for each int array (n,) of `timesteps`; no caption is dropped."""
         rows = slice(0, len(batch.draws))
-        clean = self.latents(batch, rows)
-        states, mask = self.captions(batch, rows)
+        clean, text = self.latents(batch, rows), self.captions(batch, rows)
         for timestep in timesteps:
-            yield self._tensors(batch, rows, clean, np.asarray(timestep), states, mask)
+            yield self.tensors(batch, rows, clean, np.asarray(timestep), text)
 
     def latents(self, batch, rows):
         """Scaled latents, float32 (n, c, h, w), drawn from the VAE's posterior."""
@@ -97,7 +117,7 @@ class StepInputs:
             moments = [self.vae.encode(Tensor(batch.images[i : i + 1])).asnumpy() for i in range(rows.start, rows.stop)]
             mean, log_variance = np.split(np.concatenate(moments).astype(np.float32), 2, axis=1)
             deviation = np.exp(0.5 * np.clip(log_variance, -30.0, 20.0))
-        noise = np.stack([self._normal("posterior", draw, mean.shape[1:]) for draw in batch.draws[rows]])
+        noise = self.normal("posterior", batch.draws[rows], mean.shape[1:])
         return (mean + deviation * noise - self.vae_config.shift_factor) * self.vae_config.scaling_factor
 
     def captions(self, batch, rows):
@@ -112,5 +132,11 @@ class StepInputs:
         mask[:, : found.shape[1]] = marks
         return states, mask
 
-    def _normal(self, purpose, draw, shape):
-        return generator(self.seed, purpose, draw).standard_normal(shape, np.float32)
+    def normal(self, purpose, draws, shape):
+        """Standard normal float32 (n, *shape), each row from the number of its draw."""
+        return np.stack([generator(self.seed, purpose, draw).standard_normal(shape, np.float32) for draw in draws])
+
+
+def tensor(array):
+    """A Tensor of an array of any layout."""
+    return Tensor(np.ascontiguousarray(array))

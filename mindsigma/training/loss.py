@@ -14,6 +14,7 @@ from mindsigma.choices import WEIGHTINGS
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.operators import filled, mean, split
 from mindsigma.sampling.schedule import alphas_cumprod
+from mindsigma.training.objective import Objective, noise_part
 
 SNR_SWITCH = 249  # above it the snr variant compares noise, up to it clean latents
 
@@ -55,6 +56,38 @@ class LossConfig:
             raise MindSigmaError("the snr loss has no min-snr weighting: choose one of the two")
         if not self.gamma > 0:
             raise MindSigmaError(f"gamma of min-snr must be positive, not {self.gamma!r}")
+
+
+class Denoising(Objective):
+    """The loss of a DiT that predicts the noise in noisy latents, and their variance.
+
+    Args:
+        dit: DiT in training mode.
+        bound: whether the variance is trained, too; None: if the network predicts one.
+    """
+
+    terms = ("mse", "bound")
+
+    def __init__(self, dit, bound=None):
+        super().__init__(dit)
+        self.bound = dit.config.learn_sigma if bound is None else bound
+
+    def construct(self, clean, noise, numbers, timestep, states, mask, image_size=None, aspect_ratio=None):
+        """Squared error and bound of a micro-batch.
+
+        Args:
+            clean, noise: (N, c, h, w) fp32, scaled latents and standard normal noise.
+            numbers: fp32 (N, len(COLUMNS)), for the timesteps.
+            timestep: fp32 (N,), 0 ... 999.
+            states, mask: caption (N, L, d) and (N, L).
+            image_size, aspect_ratio: micro conditions, or None.
+        """
+        noisy = noisy_latents(clean, noise, numbers)
+        output = self.dit(noisy, timestep, states, mask, image_size, aspect_ratio)
+        if not self.bound:
+            output = noise_part(output, clean)
+        mse, bound = diffusion_loss(output, clean, noisy, noise, numbers, self.bound)
+        return mean(mse), mean(bound)
 
 
 @lru_cache(maxsize=8)

@@ -1,4 +1,4 @@
-"""Options of a training run, for the command line and for YAML files, and which of them cannot be meant."""
+"""Options of every training run, for the command line and for YAML files, and which of them cannot be meant."""
 
 import math
 
@@ -8,6 +8,7 @@ from mindsigma.config_file import Unnamed
 from mindsigma.errors import MindSigmaError
 from mindsigma.sampling import SAMPLERS
 from mindsigma.training.learning_rate import AUTO, SCHEDULES, learning_rate
+from mindsigma.training.methods import method_of
 from mindsigma.training.trackers import TRACKERS
 
 # Options that may differ between a run and its continuation: they change what is reported or kept, or are compared as
@@ -58,7 +59,7 @@ REASONS = {
 
 AT_LEAST_1 = (
     "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
-    "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps", "class_count",
+    "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps",
     "evaluate_every",
 )  # fmt: skip
 NOT_NEGATIVE = (
@@ -70,7 +71,6 @@ NOT_NEGATIVE = (
     "seed",
     "sample_guidance",
     "sample_pag_scale",
-    "prior_weight",
     "max_bad_images",
 )
 
@@ -82,6 +82,27 @@ def build_parser():
         "python tools/train.py --config configs/train/sigma-mini.yaml --data features --output runs/first",
         usage="%(prog)s [options] --data PATH --output FOLDER",
     )
+    add_options(parser)
+    add_denoising_options(parser)
+    return parser
+
+
+def add_denoising_options(parser):
+    """Add the options of the ordinary training."""
+    add = parser.add_argument_group("loss").add_argument
+    add("--snr-loss", action="store_true", help="compare clean latents up to timestep 249")
+    add("--loss-weighting", choices=WEIGHTINGS, default="none")
+    add("--snr-gamma", type=float, default=5.0, help="of min-snr")
+
+    add = parser.add_argument_group("prior preservation (DreamBooth)").add_argument
+    add("--class-data", metavar="PATH", help="images or features of the class, as many a step as of --data")
+    add("--class-prompt", metavar="TEXT", help="draw what is missing of --class-count images, before the first step")
+    add("--class-count", type=int, default=100, help="images of --class-prompt")
+    add("--prior-weight", type=float, default=1.0, help="of the loss on the class's images")
+
+
+def add_options(parser):
+    """Add the options of every run, whatever the method."""
     add = parser.add_argument
     add("--config", metavar="FILE", help="YAML file of these options; flags win")
     add("--output", required=True, metavar="FOLDER", help="folder of the run; one that holds checkpoints is resumed")
@@ -130,13 +151,6 @@ def build_parser():
     add("--dora", action="store_true", help="train magnitudes, too")
     add("--init-lora", metavar="FILE", help="go on from a LoRA or DoRA of any format instead; it tells rank and layers")
 
-    group = parser.add_argument_group("prior preservation (DreamBooth)")
-    add = group.add_argument
-    add("--class-data", metavar="PATH", help="images or features of the class, as many a step as of --data")
-    add("--class-prompt", metavar="TEXT", help="draw what is missing of --class-count images, before the first step")
-    add("--class-count", type=int, default=100, help="images of --class-prompt")
-    add("--prior-weight", type=float, default=1.0, help="of the loss on the class's images")
-
     group = parser.add_argument_group("step")
     add = group.add_argument
     add("--steps", type=int, default=1000, help="steps of the whole run")
@@ -158,9 +172,6 @@ def build_parser():
     add("--loss-scale", type=float, help="first dynamic loss scale; default 65536 for fp16, else none")
     add("--recompute", action="store_true", help="compute each block again in the backward pass: less memory")
     add("--zero", type=int, choices=(0, 1), default=0, help="1: divide the optimiser's states among the processes")
-    add("--snr-loss", action="store_true", help="compare clean latents up to timestep 249")
-    add("--loss-weighting", choices=WEIGHTINGS, default="none")
-    add("--snr-gamma", type=float, default=5.0, help="of min-snr")
     add("--max-skipped", type=int, default=20, help="stop after so many steps in a row without finite gradients")
     add("--seed", type=int, default=43)
 
@@ -190,7 +201,6 @@ def build_parser():
     add("--evaluate-every", type=int, default=500, help="steps between these scores")
     add("--tensorboard", action="store_true", help="write events for TensorBoard")
     add("--tracker", choices=TRACKERS, help="also report to Weights & Biases or SwanLab (extras: mindsigma[wandb])")
-    return parser
 
 
 def check(args):
@@ -206,6 +216,7 @@ def check(args):
     if args.fresh and (args.kv_compression or args.grow_to):
         raise MindSigmaError("--fresh has no weights that --kv-compression or --grow-to could change")
     _check_adapter(args)
+    method_of(args).check(args)
     learning_rate(args.steps, 1.0, args.lr_schedule, args.warmup, args.steps)
 
 

@@ -12,10 +12,11 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
 from mindsigma.distributed import Collectives, Ranks
 from mindsigma.errors import MindSigmaError
-from mindsigma.ops.operators import assign, fused, mean, split, stack
+from mindsigma.ops.operators import assign, fused, split, stack
 from mindsigma.training.distributed import owners
-from mindsigma.training.loss import diffusion_loss, noisy_latents
+from mindsigma.training.loss import Denoising
 from mindsigma.training.masters import for_network, forms_of, from_network, spans_of, to_half
+from mindsigma.training.objective import Objective
 from mindsigma.training.optimizers import NUMBERS, OptimizerConfig, averaged, decays, state_shapes, static_arguments
 from mindsigma.training.updates import (
     CONTROLS,
@@ -69,8 +70,8 @@ class TrainingStep(nn.Cell):
     """Trains the `parameters` of a DiT.
 
     Args:
-        dit: DiT in training mode, its parameters fp32.
-        parameters: list of the Parameters that learn.
+        objective: Objective; or a DiT in training mode, which learns to denoise (loss.Denoising).
+        parameters: list of the Parameters that learn, fp32.
         optimizer: OptimizerConfig.
         config: StepConfig.
         ranks: Ranks.
@@ -78,9 +79,10 @@ class TrainingStep(nn.Cell):
             what counts, LARGEST_GROUP; elsewhere 0, each tensor for itself, as a copy is what counts.
     """
 
-    def __init__(self, dit, parameters, optimizer=None, config=None, ranks=None, largest=None):
+    def __init__(self, objective, parameters, optimizer=None, config=None, ranks=None, largest=None):
         super().__init__(auto_prefix=False)
-        self.dit, self.learn_sigma = dit, dit.config.learn_sigma
+        self.objective = objective if isinstance(objective, Objective) else Denoising(objective)
+        self.dit = self.objective.dit
         self.config = config = config or StepConfig()
         self.optimizer = optimizer = optimizer or OptimizerConfig()
         self.ranks = ranks or Ranks()
@@ -89,6 +91,7 @@ class TrainingStep(nn.Cell):
         if config.zero:
             owner = owners([parameter.size for parameter in parameters], self.ranks.count)
         largest = (LARGEST_GROUP if fused() else 0) if largest is None else largest
+        dit = self.dit
         masters = config.masters and dit.dtype != ms.float32
         forms = forms_of(dit, parameters) if masters else ((),) * len(parameters)
         order = sorted(range(len(parameters)), key=lambda i: (owner[i], tuple(parameters[i].shape), forms[i], i))
@@ -99,8 +102,12 @@ class TrainingStep(nn.Cell):
         self.sizes = tuple(sum(parameter.size for parameter in self.parameters[slice(*m)]) for m in members)
         self.owners = tuple(owner[order[begin]] for begin, _ in members)
         mine = [not config.zero or owner == self.ranks.rank for owner in self.owners]
+        averages = self.objective.averages
+        self.own_averages = len(averages) == 0
+        averages = [averages[i] for i in order] if averages else None
         self.groups = tuple(
-            Group(optimizer, config, self.parameters[slice(*m)], own, masters) for m, own in zip(members, mine)
+            Group(optimizer, config, self.parameters[slice(*m)], own, masters, averages and averages[slice(*m)])
+            for m, own in zip(members, mine)
         )
         self.dtype = dit.dtype if masters else ms.float32
         self.masters = ParameterTuple([master for group in self.groups for master in group.master])
@@ -109,9 +116,11 @@ class TrainingStep(nn.Cell):
         # A graph reads tuples of Parameters, not the attributes of a Group.
         self.group_parameters = tuple(group.parameters for group in self.groups)
         self.group_states = tuple(group.states for group in self.groups)
+        self.group_averages = tuple(group.averages for group in self.groups)
         self.mine = tuple(k for k, own in enumerate(mine) if own)
         self.begins, self.ends = tuple(begin for begin, _ in members), tuple(end for _, end in members)
-        self.ema = ParameterTuple([average for group in self.groups for average in group.average])
+        # What a graph may be exported with are the Parameters of a cell's own tuples.
+        self.ema = ParameterTuple([average for group in self.groups for average in group.averages])
         self.sums = ParameterTuple([total for group in self.groups for total in group.total])  # of micro-batches so far
         self.states = ParameterTuple([state for group in self.groups for state in group.states])
         start = np.zeros(CONTROLS, np.float32)
@@ -144,7 +153,9 @@ class TrainingStep(nn.Cell):
 
     def averages(self):
         """dict name -> Row of the moving averages, under the weights' names; empty if none are kept."""
-        return {row.name: row for group in self.groups for row in group.average_rows()}
+        if self.config.ema_decay == 0:
+            return {}
+        return {name: row for group in self.groups for name, row in group.average_rows()}
 
     def sent_bytes(self):
         """Bytes that a process gives to collectives in one update: gradients, and with ZeRO the weights it owns."""
@@ -153,46 +164,41 @@ class TrainingStep(nn.Cell):
         everything, own = 4 * sum(self.sizes), 4 * sum(self.sizes[k] for k in self.mine)
         return everything + (own if self.config.zero else 0)
 
-    def loss(self, clean, noise, numbers, timestep, states, mask, scale, image_size=None, aspect_ratio=None):
-        """Loss times scale (1,), squared error and bound, scalars, of one micro-batch of `construct`'s inputs."""
-        noisy = noisy_latents(clean, noise, numbers)
-        output = self.dit(noisy, timestep, states, mask, image_size, aspect_ratio)
-        mse, bound = diffusion_loss(output, clean, noisy, noise, numbers, self.learn_sigma)
-        mse, bound = mean(mse), mean(bound)
-        return (mse + bound) * scale.reshape(()), mse, bound
+    def loss(self, scale, *inputs):
+        """Loss of a micro-batch times scale (1,), and what the objective gives, of which the loss is a sum."""
+        found = self.objective(*inputs)
+        total = found[0]
+        for i in range(1, len(self.objective.terms)):
+            total = total + found[i]
+        return (total * scale.reshape(()),) + found
 
-    def construct(self, clean, noise, numbers, timestep, states, mask, rate, last, image_size=None, aspect_ratio=None):
+    def construct(self, rate, last, *inputs):
         """A micro-batch; with `last` the update follows.
 
         Args:
-            clean, noise: (N, c, h, w) fp32, scaled latents and standard normal noise.
-            numbers: fp32 (N, len(COLUMNS)), of training/loss.py, for the timesteps.
-            timestep: fp32 (N,), 0 ... 999.
-            states, mask: caption (N, L, d) and (N, L).
             rate: fp32 (1,), learning rate.
             last: bool, whether this is the last micro-batch before an update.
-            image_size, aspect_ratio: micro conditions, or None.
+            inputs: tensors that the objective takes.
 
         Returns:
-            squared error and bound, fp32 scalars; norm of the gradient and finite, fp32 (1,), 0 and 1 unless `last`.
+            what the objective gives; norm of the gradient and finite, fp32 (1,), 0 and 1 unless `last`.
         """
         controls = stack((self.controls,), 0).reshape(-1)  # split itself, a slow kernel would copy the Parameter first
         scale = split(controls, CONTROLS, 0)[SCALE]
-        (_, mse, bound), gradients = self.differentiate(
-            clean, noise, numbers, timestep, states, mask, scale, image_size, aspect_ratio
-        )
+        found, gradients = self.differentiate(scale, *inputs)
+        found = found[1:]
         gradients = self.grouped(gradients)
         if self.config.accumulation > 1:
             gradients = self.map(ops.add, self.sums, gradients)
             if not last:
                 written = self.map(assign, self.sums, gradients)
-                return mse, bound, ops.zeros((1,), ms.float32), ops.depend(ops.ones((1,), ms.float32), written)
+                return found + (ops.zeros((1,), ms.float32), ops.depend(ops.ones((1,), ms.float32), written))
             gradients = ops.depend(gradients, self.map(empty, self.sums, gradients))
         gradients = self.collectives.mean(gradients)
         values, norm, finite = self.scale_and_norm(self.square_sums(gradients), controls, rate)
         written = self.update(values, finite, gradients)
         # In a graph for Ascend a write that nothing waits for is left out.
-        return mse, bound, norm, ops.depend(finite, written)
+        return found + (norm, ops.depend(finite, written))
 
     def grouped(self, gradients):
         """Gradients of the tensors as gradients of the groups, (K, *shape) each."""
@@ -266,29 +272,28 @@ class TrainingStep(nn.Cell):
         return written
 
     def update_average(self, finite, k, weights):
-        """Moving average of the weights of group k. Returns it."""
-        average = self.ema[k]
-        return assign(average, if_finite(finite, averaged(average, weights, self.ema_decay), average))
+        """Moving average of the weights of group k. Returns what was written."""
+        places = self.group_averages[k]
+        average = places[0] if self.own_averages else stack(places, 0)
+        average = if_finite(finite, averaged(average, weights, self.ema_decay), average)
+        return assign(places[0], average) if self.own_averages else assign_all(places, average)
 
     def run(self, micro_batches, rate):
         """A whole step from Python.
 
         Args:
-            micro_batches: list of tuples of `construct`'s inputs up to `mask`, with micro conditions at the end if the
-                model has them; their number is the accumulation.
+            micro_batches: list of tuples of the objective's inputs; their number is the accumulation.
             rate: learning rate.
 
         Returns:
-            squared error and bound, means over the micro-batches, norm of the gradient, and whether it was finite.
+            the loss's terms, means over the micro-batches, norm of the gradient, and whether it was finite.
         """
-        results = []
-        rate = Tensor([rate], ms.float32)
-        for i, inputs in enumerate(micro_batches):
-            last = i + 1 == len(micro_batches)
-            results.append(self(*inputs[:6], rate, last, *inputs[6:]))
-        mse, bound = (float(np.mean([float(result[i].asnumpy()) for result in results])) for i in (0, 1))
-        norm, finite = (float(value.asnumpy()[0]) for value in results[-1][2:])
-        return mse, bound, norm, finite > 0.5
+        terms = len(self.objective.terms)
+        rate, count = Tensor([rate], ms.float32), len(micro_batches)
+        results = [self(rate, i + 1 == count, *inputs) for i, inputs in enumerate(micro_batches)]
+        values = [float(np.mean([float(result[i].asnumpy()) for result in results])) for i in range(terms)]
+        norm, finite = (float(value.asnumpy()[0]) for value in results[-1][-2:])
+        return (*values, norm, finite > 0.5)
 
 
 class Group:
@@ -300,9 +305,11 @@ class Group:
         parameters: list of K Parameters of one shape.
         own: whether this process keeps the optimiser's states of them.
         masters: whether to keep a copy of them, as they are now.
+        averages: list of K Parameters that are to hold the moving averages, or None for one tensor (K, *shape) of its
+            own.
     """
 
-    def __init__(self, optimizer, config, parameters, own, masters=False):
+    def __init__(self, optimizer, config, parameters, own, masters=False, averages=None):
         self.parameters = ParameterTuple(parameters)
         self.names = [parameter.name for parameter in parameters]
         self.shapes = state_shapes(optimizer, parameters[0].shape) if own else {}
@@ -310,7 +317,9 @@ class Group:
         self.states = ParameterTuple([self._parameter(name, (count, *each)) for name, each in self.shapes.items()])
         self.total = (self._parameter("sum", (count, *shape)),) if config.accumulation > 1 else ()
         self.master = (self._copy("master"),) if masters else ()
-        self.average = (self._copy("ema"),) if config.ema_decay > 0 else ()
+        self.averages, self.own_averages = (), averages is None
+        if config.ema_decay > 0:
+            self.averages = ParameterTuple([self._copy("ema")] if averages is None else averages)
 
     def _copy(self, what):
         weights = np.stack([parameter.asnumpy() for parameter in self.parameters])
@@ -333,8 +342,10 @@ class Group:
         return [Row(name, master, i) for master in self.master for i, name in enumerate(self.names)]
 
     def average_rows(self):
-        """list of Row, the averages of each tensor."""
-        return [Row(name, average, i) for average in self.average for i, name in enumerate(self.names)]
+        """list of (name, Row or Parameter), the average of each tensor."""
+        if not self.own_averages:
+            return list(zip(self.names, self.averages))
+        return [(name, Row(name, average, i)) for average in self.averages for i, name in enumerate(self.names)]
 
 
 class Row:

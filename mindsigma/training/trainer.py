@@ -9,7 +9,6 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 
-from mindsigma.backends.cpu.step import accelerate_step
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
 from mindsigma.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.errors import MindSigmaError, one_line, say
@@ -21,19 +20,15 @@ from mindsigma.progress import duration
 from mindsigma.runtime import resolve_dtype, set_device
 from mindsigma.sampling.options import OWN, SamplingOptions
 from mindsigma.training.checkpoints import RunCheckpoints, read_state
-from mindsigma.training.inputs import StepInputs
 from mindsigma.training.learner import AdapterLearner, WholeLearner
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
 from mindsigma.training.lora import TARGETS, AdapterConfig, new_adapter
-from mindsigma.training.loss import LossConfig
+from mindsigma.training.methods import method_of
 from mindsigma.training.model_card import model_card
-from mindsigma.training.optimizers import OptimizerConfig
-from mindsigma.training.prior import DRAWN, class_micro_batches, draw_class_images
 from mindsigma.training.record_list import RecordList
 from mindsigma.training.run_log import Report
 from mindsigma.training.run_options import FREE, MAY_CHANGE, PLANNED, REASONS, check
 from mindsigma.training.start import build_dit, open_start
-from mindsigma.training.step import StepConfig, TrainingStep
 from mindsigma.training.text_evaluation import TextEvaluation
 from mindsigma.training.trackers import open_tracker
 from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW
@@ -43,8 +38,7 @@ from mindsigma.weights.formats.atomic import naming, write_json
 from mindsigma.weights.locate import locate
 
 OPTIONS = "options.json"
-DATA, CLASS_DATA = "data.safetensors", "class_data.safetensors"  # what the run draws from
-FIRST_LOSS_SCALE = 65536.0
+DATA = "data.safetensors"  # what the run draws from
 
 OTHERWISE = "the run would not be the one that it began as"
 
@@ -52,14 +46,15 @@ OTHERWISE = "the run would not be the one that it began as"
 NAMES = {
     "batch": "a batch (--batch-size x --accumulation x processes) of",
     "data": "data (captions, sizes, order) of the fingerprint",
+    "teacher": "a teacher (--model) of the fingerprint",
 }
 
 
 class Trainer:
-    """A run.
+    """A run; what is learned, and how, is its Method's.
 
     Args:
-        args: namespace of arguments.build_parser.
+        args: namespace of run_options.build_parser or distill_options.build_parser.
         stop: callable that tells whether the run was asked to end; it then saves and leaves.
     """
 
@@ -71,20 +66,24 @@ class Trainer:
         self.collectives = Collectives(self.ranks)
         self.folder = Path(args.output)
         self.checkpoints = RunCheckpoints(self.folder / "checkpoints", args.keep, self.collectives)
+        self.method = method_of(args)(self)
         self._open_data()
         self._build_network()
-        self._build_step()
+        self.method.build()
+        self.training = self.method.training
+        self.base_rate = scaled_rate(args.learning_rate, self.batch, args.auto_lr)
         self.step = self._resume()
         self._build_validation()
 
-    def _say(self, *lines):
+    def say(self, *lines):
+        """Print lines, once for all processes."""
         if self.ranks.first:
             say(*lines)
 
     def _open_data(self):
         args = self.args
         self.resolution = Resolution(args.resolution, args.multi_scale, args.table)
-        self.records = self._record_list(args.data, DATA)
+        self.records = self.record_list(args.data, DATA)
         self.source = self.records.source
         self.batch = args.batch_size * args.accumulation * self.ranks.count
         self.loading = {
@@ -94,20 +93,20 @@ class Trainer:
             "threads": args.threads,
             "max_bad_images": args.max_bad_images,
         }
-        self.sampler, self.loader = self._sampled(self.records, args.seed)
-        self._say(*str(self.sampler.summary()).split("\n"))
+        self.sampler, self.loader = self.sampled(self.records, args.seed)
+        self.say(*str(self.sampler.summary()).split("\n"))
 
-    def _record_list(self, path, name):
+    def record_list(self, path, name):
         """RecordList of a data set that is trained on."""
         resumed = bool(self.checkpoints.steps()) and not self.args.overwrite
         records = RecordList(open_data(path), self.folder / name, resumed, self.args.accept_new_data)
         if records.new:
-            self._say(f"{path}: {records.new} records are new; the batches from here on are drawn from all of them")
+            self.say(f"{path}: {records.new} records are new; the batches from here on are drawn from all of them")
         elif records.gone:
-            self._say(f"{path}: {records.gone} records of the run are gone; others of their buckets take their places")
+            self.say(f"{path}: {records.gone} records of the run are gone; others of their buckets take their places")
         return records
 
-    def _sampled(self, records, seed):
+    def sampled(self, records, seed):
         """BucketSampler and Loader of a RecordList."""
         args = self.args
         sampler = BucketSampler(records, self.batch, self.resolution, seed, args.incomplete)
@@ -124,10 +123,10 @@ class Trainer:
         component = open_start(args.model, changes, **known)
         self.components = Components.of_folder(args.components or args.model)
         for line in component.record:
-            self._say(f"changed: {line}")
+            self.say(f"changed: {line}")
         base = component.config.input_size * self.components.opened("vae").config.downsampling
         if base != args.resolution:
-            self._say(
+            self.say(
                 f"note: the network's base resolution is {base} px, the data's {args.resolution}; "
                 "--grow-to moves the network's"
             )
@@ -142,10 +141,10 @@ class Trainer:
             dtype if adapting else ms.float32,
         )
         self.null_caption = self._null_caption(component)
-        self._draw_class()
+        self.method.begin()
         if adapting:
             self.learner = AdapterLearner(self.dit, self._adapter())
-            self._say(self.learner.summary())
+            self.say(self.learner.summary())
         else:
             self.learner = WholeLearner(self.dit, self.null_caption[0], component.record)
         if args.recompute:  # after the adapter is in: MindSpore knows the parameters of this moment only
@@ -162,18 +161,6 @@ class Trainer:
             args.lora_rank, args.lora_alpha, tuple(args.lora_targets or TARGETS), args.rslora, args.dora
         )
         return replace(new_adapter(self.dit, config, args.seed), path=Path(args.model))
-
-    def _draw_class(self):
-        """Draw the class's images that are missing, with the network as it is before training."""
-        args = self.args
-        self.class_data = args.class_data or (str(self.folder / DRAWN) if args.class_prompt else None)
-        if args.class_prompt and self.ranks.first:
-            self._say(f"{args.class_count} images of {args.class_prompt!r} in {self.class_data}, drawn unless there")
-            options = self._sampling_options(height=args.resolution, width=args.resolution)
-            self.dit.set_train(False)
-            draw_class_images(self._pipeline(), self.class_data, args.class_prompt, args.class_count, **options)
-            self.dit.set_train(True)
-        self.collectives.barrier()
 
     def _null_caption(self, component):
         """States (max_length, d) of the null caption and the number of its tokens.
@@ -199,45 +186,12 @@ class Trainer:
             )
         return caption
 
-    def _build_step(self):
-        args = self.args
-        half = self.dit.dtype == ms.float16
-        scale = args.loss_scale if args.loss_scale is not None else (FIRST_LOSS_SCALE if half else 0.0)
-        self.loss = LossConfig(self.dit.config.learn_sigma, args.snr_loss, args.loss_weighting, args.snr_gamma)
-        optimizer = OptimizerConfig(args.optimizer, args.betas, args.eps, args.weight_decay)
-        self.prior = self._record_list(self.class_data, CLASS_DATA) if self.class_data else None
-        count = args.accumulation * (2 if self.prior else 1)
-        whole = isinstance(self.learner, WholeLearner)  # an adapter's own tensors are fp32 in the network, too
-        config = StepConfig(count, args.max_norm, args.ema_decay, scale, zero=args.zero, masters=whole)
-        self.training = accelerate_step(TrainingStep(self.dit, self.learner.parameters, optimizer, config, self.ranks))
-        self.base_rate = scaled_rate(args.learning_rate, self.batch, args.auto_lr)
-        self.inputs = self._step_inputs(self.source, args.seed)
-        if self.prior:
-            # Of another seed, as the numbers of the draws are the same.
-            seed = (args.seed + 1) % 2**64
-            _, self.prior_loader = self._sampled(self.prior, seed)
-            self.prior_inputs = self._step_inputs(self.prior.source, seed)
-
-    def _step_inputs(self, source, seed):
-        from_images = not isinstance(source, FeatureSet)
-        return StepInputs(
-            self.components.opened("vae").config,
-            self.null_caption,
-            self.loss,
-            self.args.max_length,
-            seed,
-            self.args.null_mask,
-            self.components.vae if from_images else None,
-            self.components.text_encoder if from_images else None,
-            self.dit.config.micro_condition,
-        )
-
     def _resume(self):
         """Step that the run goes on from, 0 for a new one."""
         options = {name: value for name, value in vars(self.args).items() if name not in FREE}
         options.update(batch=self.batch, data=self.records.fingerprint)
-        if self.prior:
-            options["class_data"] = self.prior.fingerprint
+        options.update({name: records.fingerprint for name, records in self.method.lists().items()})
+        options.update(self.method.identity())
         self.identity, self.changes = json.loads(json.dumps(options)), []
         if self.args.overwrite:
             self.checkpoints.clear()
@@ -245,16 +199,15 @@ class Trainer:
         step = self._restore(path) if path else 0
         if self.ranks.first:
             write_json(self.folder / OPTIONS, vars(self.args))
-            self.records.write()
-            if self.prior:
-                self.prior.write()
+            for records in (self.records, *self.method.lists().values()):
+                records.write()
         return step
 
     def _restore(self, path):
         with self.checkpoints.readable(path):
             state = read_state(path)
         stored = state["identity"]
-        lists = {"data": self.records, "class_data": self.prior}
+        lists = {"data": self.records, **self.method.lists()}
         changed = {name for name in {*stored, *self.identity} if stored.get(name) != self.identity.get(name)}
         allowed = {name for name in changed if self._may_change(name, lists)}
         for name in sorted(changed - allowed):
@@ -266,8 +219,8 @@ class Trainer:
                 f"{REASONS.get(name, OTHERWISE)}: use that, another --output, or --overwrite"
             )
         self._record(state, allowed)
-        state = self.checkpoints.restore(path, self.learner, self.training)
-        self._say(f"resumed from {path}")
+        state = self.checkpoints.restore(path, self.method.contents())
+        self.say(f"resumed from {path}")
         return state["step"]
 
     def _may_change(self, name, lists):
@@ -284,7 +237,7 @@ class Trainer:
             now = self.identity.get(name) if name in allowed else getattr(self.args, name)
             self.changes.append({"step": state["step"], "option": name, "from": stored.get(name), "to": now})
             then = one_line(repr(stored.get(name)), 60)
-            self._say(f"changed after step {state['step']}: {name.replace('_', '-')} from {then} to {now!r}")
+            self.say(f"changed after step {state['step']}: {name.replace('_', '-')} from {then} to {now!r}")
 
     def _build_validation(self):
         args = self.args
@@ -296,25 +249,25 @@ class Trainer:
             self.held_out = HeldOutLoss(
                 source,
                 sampler,
-                self.inputs,
+                self.method.inputs,
                 self.collectives,
                 args.validation_points,
                 args.validation_batches,
                 **self.loading,
             )
         if args.prompts and self.ranks.first:
-            options = self._sampling_options(height=args.sample_height, width=args.sample_width)
-            self.samples = SampleImages(self._pipeline(), args.prompts, **options)
+            options = self.sampling_options(height=args.sample_height, width=args.sample_width)
+            self.samples = SampleImages(self.pipeline(), args.prompts, **options)
         self.texts = None
         if args.evaluate:
-            self.texts = TextEvaluation(args.evaluate, self._pipeline(), self.collectives)
+            self.texts = TextEvaluation(args.evaluate, self.pipeline(), self.collectives)
 
-    def _pipeline(self):
+    def pipeline(self):
         """PixArtSigmaPipeline around the network that is trained."""
         parts = [self.components.opened(name) for name in ("vae", "t5", "tokenizer")]
         return PixArtSigmaPipeline(Held(self.dit, self.args.model), *parts)
 
-    def _sampling_options(self, **size):
+    def sampling_options(self, **size):
         """Keyword arguments of the pipeline's call; `size`: height and width."""
         args = self.args
         options = SamplingOptions(
@@ -324,6 +277,7 @@ class Trainer:
             pag_scale=args.sample_pag_scale,
             pag_layers=args.sample_pag_layers,
             max_sequence_length=args.max_length,
+            **self.method.sampling(),
             **size,
         )
         options.pag(self.dit.config.depth)
@@ -340,23 +294,20 @@ class Trainer:
                 report = Report(self.folder, args.steps, self.step, args.tensorboard, tracker)
                 self._report = stack.enter_context(report)
             saved = self._loop()
-        for loader in self._loaders():
+        for loader in self.method.loaders():
             if loader.bad:
-                self._say(f"left out: {len(loader.bad)} of {loader.source.path} that cannot be read")
+                self.say(f"left out: {len(loader.bad)} of {loader.source.path} that cannot be read")
         if saved == args.steps:
-            self._say(f"{args.steps} steps in {duration(time.perf_counter() - began)}")
+            self.say(f"{args.steps} steps in {duration(time.perf_counter() - began)}")
         return self.checkpoints.latest()
-
-    def _loaders(self):
-        return [self.loader, self.prior_loader] if self.prior else [self.loader]
 
     def _loop(self):
         """All steps that are left; returns the step of the last checkpoint."""
         args, report, saved, self._seen = self.args, self._report, self.step, set()
         if self.step == 0:
             self._validate(0)
-        for batches in zip(*(loader.batches(self.step, args.steps) for loader in self._loaders())):
-            values, stop = self._one_step(*batches)
+        for batches in zip(*(loader.batches(self.step, args.steps) for loader in self.method.loaders())):
+            values, stop = self._one_step(batches)
             self.step += 1
             if report:
                 show = self.step % args.log_every == 0 or self.step == args.steps
@@ -370,54 +321,52 @@ class Trainer:
                 if report:
                     report.curves()
             if stop:
-                self._say(f"stopped after step {self.step}, saved; the same command goes on from there")
+                self.say(f"stopped after step {self.step}, saved; the same command goes on from there")
                 break
         return saved
 
-    def _one_step(self, batch, class_batch=None):
+    def _one_step(self, batches):
         """(values for the log, whether to stop) after a step, the same on every process."""
         args = self.args
         schedule = args.lr_schedule, args.warmup, args.steps, args.lr_final
         rate = learning_rate(self.step, self.base_rate, *schedule)
-        size = batch.height, batch.width
+        size = batches[0].height, batches[0].width
         first = size not in self._seen
         began = time.perf_counter()
-        micro_batches = self._micro_batches(batch, class_batch)
-        mse, bound, norm, _ = self.training.run(micro_batches, rate)
+        outcome = self.method.train(batches, rate)
         if first:
             self._seen.add(size)
             if self._report:
                 seconds = time.perf_counter() - began
                 self._report.compiled(seconds)
                 self._report.say(f"bucket {size[0]} x {size[1]}: first step, {duration(seconds)} with compilation")
-        count = self.ranks.count
-        replaced = batch.replaced + (class_batch.replaced if class_batch else 0)
-        mse, bound, asked, replaced = self.collectives.total([mse / count, bound / count, self.stop(), replaced])
-        controls = self.training.controls.asnumpy()
-        if controls[SKIPPED_IN_A_ROW] >= args.max_skipped:
-            raise MindSigmaError(
-                f"step {self.step}: the gradients were not finite {int(controls[SKIPPED_IN_A_ROW])} times in a row "
-                f"(loss scale {controls[SCALE]:g}); lower --learning-rate, or use --fp32-attention, --dtype bf16 or "
-                "fp32. The weights are as they were before these steps; the last checkpoint is good"
-            )
-        values = {"loss": mse + bound, "mse": mse, "bound": bound, "grad_norm": norm, "lr": rate}
-        values["skipped"] = int(controls[SKIPPED])
+        means, count = {**outcome.terms, **outcome.beside}, self.ranks.count
+        sums = [value / count for value in means.values()] + [self.stop(), sum(batch.replaced for batch in batches)]
+        *sums, asked, replaced = self.collectives.total(sums)
+        means = dict(zip(means, sums))
+        values = {"loss": sum(means[name] for name in outcome.terms), **means, **outcome.norms, "lr": rate}
+        for name, step in self.method.steps().items():
+            values.update(self._controls(name, step))
         if replaced:
             values["replaced"] = int(replaced)
-        if self.training.config.loss_scale > 0:
-            values.update(loss_scale=float(controls[SCALE]), good_steps=int(controls[GOOD_STEPS]))
         values["height"], values["width"] = size
         return values, asked > 0
 
-    def _micro_batches(self, batch, class_batch):
-        count = self.args.accumulation
-        if class_batch is None:
-            return self.inputs.micro_batches(batch, count)
-        return class_micro_batches(
-            lambda weight: self.inputs.micro_batches(batch, count, weight),
-            lambda weight: self.prior_inputs.micro_batches(class_batch, count, weight),
-            self.args.prior_weight,
-        )
+    def _controls(self, name, step):
+        """What the controls of a TrainingStep tell; raises MindSigmaError where too many steps were left out."""
+        controls, prefix = step.controls.asnumpy(), f"{name}_" if name else ""
+        if controls[SKIPPED_IN_A_ROW] >= self.args.max_skipped:
+            raise MindSigmaError(
+                f"step {self.step}: the {name}{' ' * bool(name)}gradients were not finite "
+                f"{int(controls[SKIPPED_IN_A_ROW])} times in a row (loss scale {controls[SCALE]:g}); lower "
+                "--learning-rate, or use --fp32-attention, --dtype bf16 or fp32. The weights are as they were before "
+                "these steps; the last checkpoint is good"
+            )
+        values = {f"{prefix}skipped": int(controls[SKIPPED])}
+        if step.config.loss_scale > 0:
+            values[f"{prefix}loss_scale"] = float(controls[SCALE])
+            values[f"{prefix}good_steps"] = int(controls[GOOD_STEPS])
+        return values
 
     def _validate(self, step):
         """Held-out loss, images and scores of texts where they are due; returns the loss or None."""
@@ -464,4 +413,4 @@ class Trainer:
             self.args, self.step, self.learner.product, self.identity, len(self.records.source), self.changes, held_out,
             self.learner.summary(),
         )  # fmt: skip
-        self.checkpoints.save(self.step, self.learner, self.training, state, card)
+        self.checkpoints.save(self.step, self.method.contents(), state, card)

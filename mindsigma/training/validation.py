@@ -46,21 +46,19 @@ class HeldOutLoss:
         self.loader = Loader(source, sampler, ranks.rank, ranks.count, **options)
 
     def __call__(self, training):
-        """Returns dict of floats: validation_loss, validation_mse, validation_bound."""
-        sums = np.zeros(3)
+        """Returns dict of floats: validation_loss and, if it is a sum, its terms as validation_mse and so on."""
+        names = training.objective.terms
+        sums = np.zeros(len(names) + 1)
         scale = Tensor([1.0], ms.float32)
         with evaluating(training):
             for batch in self.loader.batches(0, self.batches):
                 rows = len(batch.draws)
                 for fixed in self.inputs.fixed(batch, self._timesteps(batch.draws)):
-                    _, mse, bound = training.loss(*fixed[:6], scale, *fixed[6:])
-                    sums += [float(mse) * rows, float(bound) * rows, rows]
-        mse, bound, count = self.collectives.total(sums)
-        return {
-            "validation_loss": (mse + bound) / count,
-            "validation_mse": mse / count,
-            "validation_bound": bound / count,
-        }
+                    terms = training.loss(scale, *fixed)[1 : 1 + len(names)]
+                    sums += [*(float(term) * rows for term in terms), rows]
+        *totals, count = self.collectives.total(sums)
+        means = {f"validation_{name}": total / count for name, total in zip(names, totals)}
+        return {"validation_loss": sum(totals) / count, **means}
 
     def _timesteps(self, draws):
         """List of int arrays (n,): every draw has its own timesteps, one in each of `points` equal ranges."""

@@ -15,7 +15,7 @@ from training_runs import square_features, tiny_dit
 
 from mindsigma.commands import convert
 from mindsigma.distributed import Collectives, Ranks
-from mindsigma.training.checkpoints import RunCheckpoints
+from mindsigma.training.checkpoints import Contents, RunCheckpoints
 from mindsigma.training.learner import WholeLearner
 from mindsigma.weights.adapters.adapter_file import Adapter, Entry, write_adapter
 
@@ -84,44 +84,21 @@ def _shards(folder):
                     file.addfile(info, io.BytesIO(data))
 
 
-class StandIn:
-    """What RunCheckpoints asks of a TrainingStep."""
-
-    ema = True
-
-    class config:
-        zero = 0
-
-    def __init__(self, learner):
-        self._means = {name: Parameter(Tensor(value)) for name, value in learner.named.items()}
-        self._states = {f"m:{name}": Parameter(Tensor(value)) for name, value in learner.named.items()}
-        self._states["controls"] = Parameter(Tensor(np.ones(7, np.float32)))
-
-    def own_states(self):
-        return self._states
-
-    def averages(self):
-        return self._means
-
-    def weights(self):
-        return {}
-
-    def show(self, values):
-        pass
-
-
-def learner_and_training():
+def contents():
     """What a run is restored into."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
     learner = WholeLearner(tiny_dit(hidden_size=8, depth=1), np.zeros((8, 256), np.float32))
-    return learner, StandIn(learner)
+    means = {name: Parameter(Tensor(value)) for name, value in learner.named.items()}
+    states = {f"m:{name}": Parameter(Tensor(value)) for name, value in learner.named.items()}
+    states["controls"] = Parameter(Tensor(np.ones(7, np.float32)))
+    return Contents({learner.product: (learner, None), learner.average: (learner, means)}, states)
 
 
 def _run(folder):
     kept = RunCheckpoints(folder / "checkpoints", 3, Collectives(Ranks()))
-    learner, training = learner_and_training()
+    whole = contents()
     for step in (1, 2):
-        kept.save(step, learner, training, {"identity": {"seed": 1, "data": "x"}, "ranks": 1, "validation_loss": 0.5})
+        kept.save(step, whole, {"identity": {"seed": 1, "data": "x"}, "ranks": 1, "validation_loss": 0.5})
     lines = [{"step": step, "loss": 1.0 / step} for step in (1, 2)]
     (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 

@@ -151,16 +151,16 @@ def resume():
     if path is not None:
         with kept.readable(path):
             read_state(path)
-        kept.restore(path, *held())
+        kept.restore(path, held())
     kept.best()
 
 
 @functools.cache
 def held():
     """What runs are restored into."""
-    from hostile.data_sources import learner_and_training
+    from hostile.data_sources import contents
 
-    return learner_and_training()
+    return contents()
 
 
 def options():

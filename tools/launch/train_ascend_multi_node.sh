@@ -13,6 +13,8 @@ Run it on every node with the same options and its own NODE_RANK, 0 on the node 
 processes, by default its number of /dev/davinci*; all nodes must have equally many. --output is a folder that all nodes
 share, and the data are seen by all. The nodes wait TIMEOUT seconds for each other. kill -TERM of this script on any
 node saves and ends all.
+
+TOOL=distill.py in the environment starts tools/distill.py with its options instead.
 USAGE
     exit 0
 fi
@@ -21,6 +23,7 @@ nodes=${NODES:-}
 rank=${NODE_RANK:-}
 address=${MASTER_ADDR:-}
 npus=${NPUS:-$(find /dev -maxdepth 1 -name 'davinci[0-9]*' 2> /dev/null | wc -l)}
+tool=${TOOL:-train.py}
 port=${MASTER_PORT:-8118}
 timeout=${TIMEOUT:-600}
 [[ -n $nodes && -n $rank && -n $address ]] || die "set NODES, NODE_RANK and MASTER_ADDR; --help tells more"
@@ -33,6 +36,6 @@ need_number MASTER_PORT "$port" 1024
 need_number TIMEOUT "$timeout" 1
 logs=$(log_folder "$@")
 
-launch train.py --worker_num=$((nodes * npus)) --local_worker_num="$npus" --master_addr="$address" --master_port="$port" \
+launch "$tool" --worker_num=$((nodes * npus)) --local_worker_num="$npus" --master_addr="$address" --master_port="$port" \
     --node_rank="$rank" --cluster_time_out="$timeout" --log_dir="$logs" --bind_core=True --tail_worker_log=0 \
     -- "$@" --device Ascend

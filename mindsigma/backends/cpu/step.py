@@ -62,7 +62,7 @@ class FastStep(TrainingStep):
 
     def update_average(self, finite, k, weights):
         """See TrainingStep; called where the step is finite."""
-        average, parameter = self.ema[k], self.group_parameters[k][0]
+        average, parameter = self.group_averages[k][0], self.group_parameters[k][0]
         _functions().update_average(average.data_ptr(), parameter.data_ptr(), average.size, *self.ema_decay)
         return average
 
