@@ -11,11 +11,11 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.weights.formats.reader import open_checkpoint
 from mindsigma.weights.formats.torch_legacy import MAGIC
 
-FILE = GOLDEN / "torch_legacy.pth"
+FILE = GOLDEN / "legacy" / "torch_legacy.pth"
 
 
 def test_tensors_are_those_that_pytorch_saved():
-    source, wanted = open_checkpoint(FILE), np.load(GOLDEN / "torch_legacy.npz")
+    source, wanted = open_checkpoint(FILE), np.load(GOLDEN / "legacy" / "torch_legacy.npz")
     assert sorted(source.names()) == sorted(wanted.files) and source.extra == {"epoch": 3}
     for name in source.names():
         assert np.array_equal(np.asarray(source.read(name), np.float32), wanted[name]), name
