@@ -32,12 +32,16 @@ def of_tools(readme):
     return [words[1:] for words in commands(readme) if words[0] == "python" and words[1].startswith("tools/")]
 
 
-def parser_of(tool):
-    """The parser of a tool."""
+def parser_of(tool, options):
+    """The parser of a tool for options; what names the work of evaluate.py is taken from them."""
     if tool in ("train", "distill"):  # whose options are the library's
         from mindsigma.training import distill_options, run_options
 
         return (run_options if tool == "train" else distill_options).build_parser()
+    if tool == "evaluate":
+        from mindsigma.commands import evaluate_options
+
+        return evaluate_options.build_parser(options.pop(0))
     return load_tool(tool).build_parser()
 
 
@@ -46,8 +50,8 @@ def test_commands_parse(readme, monkeypatch, capsys):
     """Also the values in the files of options that they name."""
     monkeypatch.chdir(ROOT)
     for tool, *options in of_tools(readme):
+        parser = parser_of(Path(tool).stem, options)
         monkeypatch.setattr(sys, "argv", [tool, *options])
-        parser = parser_of(Path(tool).stem)
         try:
             parse_with_config(parser) if "--config" in options else parser.parse_args()
         except SystemExit:

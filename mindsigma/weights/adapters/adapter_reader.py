@@ -71,6 +71,8 @@ def is_adapter(path):
     path = Path(path)
     try:
         if path.is_dir():
+            if any((path / name).is_dir() for name in dit_folders()):
+                return False  # a model, which an adapter may lie beside
             if any((path / name).is_file() for name in (CONFIG, *FILES, *OTHER_FILES)):
                 return True
             if not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
