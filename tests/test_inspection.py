@@ -30,7 +30,7 @@ def test_a_pipeline():
         f"VAE, {BUNDLED}/sigma-mini/vae",
         f"T5 encoder, {BUNDLED}/sigma-mini/text_encoder",
         f"tokenizer, {BUNDLED}/sigma-mini/tokenizer",
-        "also     2 beside the networks: LICENSE.md, samples.png",
+        "also     3 beside the networks: LICENSE.md, lcm.safetensors, samples.png",
     ]
     assert found["tensors"][0] == "135, 11,489,216 numbers, 0.023 GB"
     assert found["dtype"][0] == "float16 (11,489,216 numbers)"
