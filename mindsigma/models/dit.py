@@ -17,6 +17,7 @@ from mindsigma.ops.heads import head_width, join_heads, mask_column, project_hea
 from mindsigma.ops.operators import (
     add_layer_norm,
     attention,
+    divide,
     filled,
     gelu,
     layer_norm,
@@ -75,9 +76,11 @@ class SelfAttention(nn.Cell):
         `gather`: None, or a function (k, v) from the keys and values (N, K, C) of a band of rows to those of the image.
         `perturbed`: so many images at the end, whose tokens each attend to itself alone (arXiv 2403.17377).
         """
-        every, count = x, x.shape[0] - perturbed
+        own = None
         if perturbed > 0:
-            x = narrow(every, 0, 0, count)
+            # A linear map in a graph on Ascend reads a view of the first axis from its beginning, so no view.
+            x, alone = divide(x, (x.shape[0] - perturbed, perturbed))
+            own = self.values(alone)
         q, k, v = project_heads(x, self.qkv, self.heads, self.width, 3, self.widened)
         if self.qk_norm:
             q = widen_tokens(self.q_norm(q), self.heads[0], self.heads[1], self.width)
@@ -93,7 +96,7 @@ class SelfAttention(nn.Cell):
             q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
         out = attention(q, k, v, self.number, self.scale).astype(x.dtype)  # (N, T, heads * width)
         if perturbed > 0:
-            out = ops.concat((out, self.values(narrow(every, 0, count, perturbed))), 0)
+            out = ops.concat((out, own), 0)
         return join_heads(out, self.proj, self.heads, self.width)
 
     def values(self, x):
