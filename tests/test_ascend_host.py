@@ -89,6 +89,7 @@ def test_a_plain_block_launches_no_legacy_kernel():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_training_step_on_cards(tmp_path):
     """The tool's words and numbers for two cards with ZeRO; of legacy kernels only those that differentiation makes."""
     file = tmp_path / "plan.json"
@@ -105,8 +106,9 @@ def test_a_training_step_on_cards(tmp_path):
     assert set(found["launches"][LEGACY]) <= {"AddN", "FillV2"} and found["launches"][LEGACY].get("FillV2", 0) <= 1
     assert sum(found["launches"]["fast"].values()) < 2500
     weights = found["weight_mb"]
-    assert found["peak_mb"] > weights and 0.8 < found["state_mb"] / weights < 1.2  # two states, divided among two cards
-    assert 1.4 < found["sent_mb"] / weights < 1.6  # gradients, and half of the weights
+    # Beside weights of two bytes: masters of four, and two states of four divided among two cards.
+    assert found["peak_mb"] > weights and 3.6 < found["state_mb"] / weights < 4.4
+    assert 2.7 < found["sent_mb"] / weights < 3.3  # gradients in fp32, and half of the weights
 
 
 def test_what_does_not_fit_is_told():

@@ -206,6 +206,7 @@ def test_draw_and_score(alone):
     assert "| PixArt-Σ | 0.28 / 0.42 / 0.62 / 0.90 | 0.19 / 2.40 / 1.57 / 0.83 |" in (alone / "row.md").read_text()
 
 
+@pytest.mark.slow
 def test_killed_and_gone_on_by_two_processes(alone, data, tmp_path):
     """A run that is killed after its first picture, continued by two processes, gives what an undisturbed run gives."""
     folder = tmp_path / "o"

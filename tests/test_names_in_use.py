@@ -313,7 +313,7 @@ def test_a_folder_with_averages_alone(convert, capsys, averaged_pipeline, tmp_pa
     convert(averaged_pipeline, tmp_path / "out", "--to", "mindspore", "--verify")
     told = capsys.readouterr().out
     assert "changed  only averaged (EMA) weights are there: transformer_ema" in told and "mapped   135" in told
-    assert "left out: 2 beside the networks: LICENSE.md, samples.png" in told
+    assert "left out: 3 beside the networks: LICENSE.md, lcm.safetensors, samples.png" in told
     convert(averaged_pipeline, tmp_path / "asked", "--to", "mindspore", "--dry-run", "--ema")
     assert "only averaged" not in capsys.readouterr().out
     assert open_dit(averaged_pipeline / "transformer_ema").notes == []

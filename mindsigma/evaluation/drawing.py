@@ -80,7 +80,7 @@ def _told(path):
 
 
 def png_texts(path):
-    """dict of the uncompressed iTXt entries before the pixels of a PNG; empty of another file, or a damaged one."""
+    """dict of the uncompressed texts before the pixels of a PNG; empty of another file, or a damaged one."""
     entries = {}
     try:
         with open_regular(path) as file:
@@ -92,9 +92,11 @@ def png_texts(path):
                     break
                 data = file.read(length)
                 (checksum,) = struct.unpack(">I", file.read(4))
-                if kind == b"iTXt" and zlib.crc32(kind + data) == checksum:
+                if kind in (b"tEXt", b"iTXt") and zlib.crc32(kind + data) == checksum:
                     key, _, rest = data.partition(b"\0")
-                    if rest[:1] == b"\0":  # not compressed
+                    if kind == b"tEXt":
+                        entries[key.decode("latin-1")] = rest.decode("latin-1")
+                    elif rest[:1] == b"\0":  # not compressed
                         text = rest[2:].split(b"\0", 2)[2]
                         entries[key.decode("latin-1")] = text.decode("utf-8")
     except (MindSigmaError, OSError, struct.error, UnicodeDecodeError, IndexError):
