@@ -8,7 +8,7 @@ from conftest import load_tool
 from PIL import Image
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.evaluation.drawing import Job, png_texts
+from mindsigma.evaluation.drawing import Job, texts_of_picture
 from mindsigma.evaluation.layouts import LAYOUTS, jobs_of, published
 from mindsigma.evaluation.prompts_of_pictures import prompt_of
 
@@ -106,5 +106,5 @@ def test_draw_into_a_layout(prompts, tmp_path, monkeypatch, capsys):
     assert "to draw: 0 of 2" in capsys.readouterr().out
     run("dpg-bench", "--prompts", prompts / "dpg", "--output", out / "dpg", "--limit", 1, "--batch-size", 4)
     grid = np.asarray(Image.open(out / "dpg/0.png"))
-    assert grid.shape == (128, 128, 3) and png_texts(out / "dpg/0.png")["seed"] == "0 1 2 3"
+    assert grid.shape == (128, 128, 3) and texts_of_picture(out / "dpg/0.png")["seed"] == "0 1 2 3"
     assert not np.array_equal(grid[:64, :64], grid[64:, 64:])

@@ -17,7 +17,7 @@ from training_runs import free_port
 from mindsigma.data.scenes import load_things
 from mindsigma.data.text_scenes import VOCABULARY, PageMaker, draw
 from mindsigma.errors import MindSigmaError
-from mindsigma.evaluation.drawing import Folder, Job, batches, png_texts
+from mindsigma.evaluation.drawing import Folder, Job, batches, texts_of_picture
 from mindsigma.evaluation.measurements import Measurements
 from mindsigma.evaluation.ocr import Reader, parse_settings
 from mindsigma.evaluation.results import contact_sheet, items_csv, markdown
@@ -165,7 +165,7 @@ def test_a_folder_goes_on_and_refuses_other_settings(tmp_path):
     folder.write(jobs[1]._replace(prompt="another"), [image], {})
     (tmp_path / "2.png").write_bytes(b"cut off")
     assert Folder(tmp_path, {"steps": 2}).missing(jobs) == jobs[1:]
-    assert png_texts(tmp_path / "0.png")["prompt"] == "prompt 0 äß"
+    assert texts_of_picture(tmp_path / "0.png")["prompt"] == "prompt 0 äß"
     with pytest.raises(MindSigmaError, match="drawn with steps 2, not 3"):
         Folder(tmp_path, {"steps": 3})
 
@@ -198,7 +198,7 @@ def test_draw_and_score(alone):
         "textvisionblend/0001.png",
         "textvisionblend/0002.png",
     ]
-    told = png_texts(alone / "images" / "textvisionblend" / "0002.png")
+    told = texts_of_picture(alone / "images" / "textvisionblend" / "0002.png")
     assert told["seed"] == "9" and told["steps"] == "2" and told["model"] == "sigma-mini"
     result = json.loads((alone / "result.json").read_text())
     assert result["drawing"]["num_inference_steps"] == 2 and result["ocr"]["engine"] == "rapidocr"

@@ -4,11 +4,11 @@ python tools/extract_features.py scenes/ scenes-features/ --model sigma-mini --r
 """
 
 import argparse
-import os
 import time
 
 from mindsigma import command_line
-from mindsigma.errors import MindSigmaError, say
+from mindsigma.commands.ranks import add_ranks, is_scheduler, rank_of
+from mindsigma.errors import say
 from mindsigma.progress import bar, duration
 
 
@@ -36,32 +36,14 @@ def build_parser():
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="of the networks; default fp32 on the CPU, fp16 on Ascend")
     add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
     add("--threads", type=int, default=4, help="images decoded at once")
-    add("--rank", type=int, help="number of this process; default the environment's RANK_ID, else 0")
-    add("--ranks", type=int, help="number of processes; default the environment's RANK_SIZE, else 1")
+    add_ranks(add)
     return parser
-
-
-def rank_of(args):
-    """(rank, ranks) from the flags or the environment."""
-    values = []
-    for flag, variable, default in (("rank", "RANK_ID", 0), ("ranks", "RANK_SIZE", 1)):
-        value = getattr(args, flag)
-        if value is None:
-            text = os.environ.get(variable, "")
-            if text and not text.isdigit():
-                raise MindSigmaError(f"the environment's {variable} is {text!r}, not a number; give --{flag}")
-            value = int(text) if text else default
-        values.append(value)
-    if not 0 <= values[0] < values[1]:
-        raise MindSigmaError(f"--rank {values[0]} of --ranks {values[1]}: ranks count from 0")
-    return values
 
 
 def main():
     """Parse, extract, write the index; returns the exit code."""
     args = build_parser().parse_args()
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
-        say("the scheduler of msrun has nothing to do: the ranks need not meet")
+    if is_scheduler():
         return 0
     rank, ranks = rank_of(args)
     from mindsigma.data import Resolution, open_records

@@ -391,14 +391,13 @@ def differing(recorded, found):
 
 def about_of(args, pipeline):
     """dict of texts about a picture's model and circumstances."""
-    sampling = judged(args)
     return {
         "model": args.model,
         "components": pipeline.origin,
         "lora": ", ".join(args.lora or ()),
         "notes": "\n".join(pipeline.notes),
         **{name: printable(getattr(args, name)) for name in ("image", "mask") if getattr(args, name) is not None},
-        **({} if args.image is None else sampling.image_metadata(args.mask is not None)),
+        **({} if args.image is None else judged(args).image_metadata(args.mask is not None)),
         "vae_tiling": args.vae_tiling,
         "text_encoder_memory": None if args.text_encoder_memory == "whole" else args.text_encoder_memory,
         "convention": args.convention,

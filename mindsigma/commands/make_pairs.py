@@ -3,10 +3,10 @@
 python tools/make_pairs.py FEATURES pairs/ --model sigma-mini
 """
 
-import os
 import time
 
 from mindsigma import command_line
+from mindsigma.commands.ranks import add_ranks, is_scheduler, rank_of
 from mindsigma.errors import MindSigmaError, say
 
 
@@ -31,23 +31,20 @@ def build_parser():
     add("--batch-size", type=int, default=4, help="images drawn at once")
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default fp32 on the CPU, fp16 on Ascend")
     add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
-    add("--rank", type=int, help="number of this process; default the environment's RANK_ID, else 0")
-    add("--ranks", type=int, help="number of processes; default the environment's RANK_SIZE, else 1")
+    add_ranks(add)
     return parser
 
 
 def main():
     """Parse, draw, write the index; returns the exit code."""
     args = build_parser().parse_args()
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
-        say("the scheduler of msrun has nothing to do: the ranks need not meet")
+    if is_scheduler():
         return 0
     for name, least in (("steps", 1), ("batch_size", 1), ("seed", 0)):
         if getattr(args, name) < least:
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
     from tqdm import tqdm
 
-    from mindsigma.commands.extract_features import rank_of
     from mindsigma.data import FeatureSet
     from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
     from mindsigma.sampling.options import SamplingOptions

@@ -1,6 +1,7 @@
 """What is to be drawn, picture by picture: prompts of the command line and of files, each with the options it has."""
 
 import argparse
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Tuple
 
@@ -37,20 +38,14 @@ class Row:
         with self.naming():
             self.sampling = judged(self.args)
 
+    @contextmanager
     def naming(self):
-        """A context manager that lets errors begin with where the row stands, if that is a file."""
-        return _Naming(self.where)
-
-
-class _Naming:
-    def __init__(self, where):
-        self.where = where
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, trace):
-        if kind is MindSigmaError and self.where and not str(error).startswith(self.where):
+        """Let errors of the body begin with where the row stands, if that is a file."""
+        try:
+            yield
+        except MindSigmaError as error:
+            if not self.where or str(error).startswith(self.where):
+                raise
             raise MindSigmaError(f"{self.where}: {error}") from error
 
 

@@ -1,11 +1,11 @@
 """Many prompts to many files: what is missing is drawn, by any number of processes, and a stopped run goes on."""
 
 import json
-import struct
 import warnings
-import zlib
 from pathlib import Path
 from typing import NamedTuple, Tuple
+
+from PIL import Image
 
 from mindsigma import __version__
 from mindsigma.errors import MindSigmaError, one_line
@@ -15,9 +15,6 @@ from mindsigma.weights.formats.atomic import write_json
 
 SETTINGS = "drawing.json"  # how the pictures of a folder were drawn
 LARGEST_NOTE = 1 << 20  # bytes
-PNG = b"\x89PNG\r\n\x1a\n"
-LARGEST_ENTRY = 1 << 20  # bytes of a text entry of a PNG
-MOST_CHUNKS = 64  # of a PNG before its pixels
 
 
 class Job(NamedTuple):
@@ -75,33 +72,17 @@ def _seeds_text(job):
 
 def _told(path):
     """(prompt, seed) that a PNG of `save_png` tells, or None; pixels are not read."""
-    entries = png_texts(path)
+    entries = texts_of_picture(path)
     return (entries["prompt"], entries["seed"]) if {"prompt", "seed"} <= entries.keys() else None
 
 
-def png_texts(path):
-    """dict of the uncompressed texts before the pixels of a PNG; empty of another file, or a damaged one."""
-    entries = {}
+def texts_of_picture(path):
+    """dict of the texts before the pixels of a PNG; empty of another file, or a damaged one."""
     try:
-        with open_regular(path) as file:
-            if file.read(8) != PNG:
-                return {}
-            for _ in range(MOST_CHUNKS):
-                length, kind = struct.unpack(">I4s", file.read(8))
-                if kind in (b"IDAT", b"IEND") or length > LARGEST_ENTRY:
-                    break
-                data = file.read(length)
-                (checksum,) = struct.unpack(">I", file.read(4))
-                if kind in (b"tEXt", b"iTXt") and zlib.crc32(kind + data) == checksum:
-                    key, _, rest = data.partition(b"\0")
-                    if kind == b"tEXt":
-                        entries[key.decode("latin-1")] = rest.decode("latin-1")
-                    elif rest[:1] == b"\0":  # not compressed
-                        text = rest[2:].split(b"\0", 2)[2]
-                        entries[key.decode("latin-1")] = text.decode("utf-8")
-    except (MindSigmaError, OSError, struct.error, UnicodeDecodeError, IndexError):
+        with open_regular(path) as file, Image.open(file, formats=["PNG"]) as image:
+            return {name: text for name, text in image.info.items() if isinstance(text, str)}  # nothing is decoded
+    except (MindSigmaError, OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return {}
-    return entries
 
 
 def draw(folder, jobs, pipeline, sampling, options, done=lambda count: None):

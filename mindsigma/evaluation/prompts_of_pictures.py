@@ -1,7 +1,7 @@
 """Which prompt belongs to a picture: one beside it as a text, or the one that it tells itself."""
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.evaluation.drawing import png_texts
+from mindsigma.evaluation.drawing import texts_of_picture
 from mindsigma.foreign import read_text
 
 LARGEST_TEXT = 1 << 20  # bytes
@@ -15,4 +15,4 @@ def prompt_of(path):
             return read_text(beside, LARGEST_TEXT).strip()
         except MindSigmaError:
             return ""
-    return png_texts(path).get("prompt", "")
+    return texts_of_picture(path).get("prompt", "")

@@ -78,7 +78,7 @@ class SelfAttention(nn.Cell):
         """
         own = None
         if perturbed > 0:
-            # A linear map in a graph on Ascend reads a view of the first axis from its beginning, so no view.
+            # Copies, as what follows is a linear map (see `narrow`).
             x, alone = divide(x, (x.shape[0] - perturbed, perturbed))
             own = self.values(alone)
         q, k, v = project_heads(x, self.qkv, self.heads, self.width, 3, self.widened)

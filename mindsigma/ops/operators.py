@@ -202,7 +202,10 @@ def extend(x, axis, count):
 
 
 def narrow(x, axis, begin, length):
-    """`length` places of x from `begin` along an axis. On Ascend a view: nothing is moved."""
+    """`length` places of x from `begin` along an axis. On Ascend a view: nothing is moved.
+
+    Not for `dense`, which in a graph on Ascend reads what the view is taken of from its beginning: `divide` copies.
+    """
     if fused():
         return _narrow_view(x, axis, begin, length)
     return x[(slice(None),) * axis + (slice(begin, begin + length),)]

@@ -1,5 +1,6 @@
 """Other places that a run reports to: Weights & Biases and SwanLab, each an extra of its own."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def open_tracker(name, folder, options):
     except ImportError:
         raise MindSigmaError(f"--tracker {name} needs a package: pip install 'mindsigma[{name}]'") from None
     try:
-        return {"wandb": WeightsAndBiases, "swanlab": SwanLab}[name](module, Path(folder), options)
+        return {"wandb": weights_and_biases, "swanlab": swanlab}[name](module, Path(folder), options)
     except Exception as error:  # not logged in, no network: whatever the package raises
         offline = {"wandb": "WANDB_MODE=offline", "swanlab": "SWANLAB_MODE=offline"}[name]
         raise MindSigmaError(
@@ -30,15 +31,15 @@ def open_tracker(name, folder, options):
         ) from None
 
 
-class WeightsAndBiases:
-    """Reports to Weights & Biases; a run that goes on continues its curves."""
+class Tracker:
+    """What both packages share once a run has begun there.
 
-    def __init__(self, module, folder, options):
-        self._module = module
-        self._run = module.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT), name=folder.name, dir=str(folder), config=options,
-            id=identity(folder), resume="allow",
-        )  # fmt: skip
+    Args:
+        module: the package. run: what takes numbers and images.
+    """
+
+    def __init__(self, module, run):
+        self._module, self._run = module, run
 
     def log(self, step, numbers):
         """Numbers of a step."""
@@ -54,33 +55,25 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class SwanLab:
-    """Reports to SwanLab."""
+def weights_and_biases(module, folder, options):
+    """Tracker of Weights & Biases; a run that goes on continues its curves."""
+    run = module.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT), name=folder.name, dir=str(folder), config=options,
+        id=identity(folder), resume="allow",
+    )  # fmt: skip
+    return Tracker(module, run)
 
-    def __init__(self, module, folder, options):
-        self._module = module
-        module.init(
-            project=os.environ.get("SWANLAB_PROJ_NAME", PROJECT), experiment_name=folder.name,
-            logdir=str(folder / "swanlab"), config=options,
-            **({"mode": os.environ["SWANLAB_MODE"]} if "SWANLAB_MODE" in os.environ else {}),
-        )  # fmt: skip
 
-    def log(self, step, numbers):
-        """Numbers of a step."""
-        self._module.log(numbers, step=step)
-
-    def images(self, step, prompts, images):
-        """Images of a step, uint8 (H, W, 3) each."""
-        shown = [self._module.Image(image, caption=prompt) for prompt, image in zip(prompts, images)]
-        self._module.log({"samples": shown}, step=step)
-
-    def close(self):
-        """Send what is left."""
-        self._module.finish()
+def swanlab(module, folder, options):
+    """Tracker of SwanLab, whose run is the module itself."""
+    module.init(
+        project=os.environ.get("SWANLAB_PROJ_NAME", PROJECT), experiment_name=folder.name,
+        logdir=str(folder / "swanlab"), config=options,
+        **({"mode": os.environ["SWANLAB_MODE"]} if "SWANLAB_MODE" in os.environ else {}),
+    )  # fmt: skip
+    return Tracker(module, module)
 
 
 def identity(folder):
     """What a run is known by when it goes on: a short text that follows from its folder."""
-    import hashlib
-
     return hashlib.sha256(str(Path(folder).resolve()).encode()).hexdigest()[:16]
