@@ -119,3 +119,15 @@ def test_stages_have_the_numbers_of_the_official_configs(train_parser, name):
     # Later stages begin from weights that compress already.
     assert args.kv_compression == ("conv:2:14-27" if name == "1024-MS-KV" else None)
     assert args.grow_to == (None if name in ("256", "1024-MS-KV") else side)
+
+
+def test_a_recipe_is_planned_as_it_is_trained():
+    """Every field that a plan takes of a recipe is one of the step that it plans."""
+    from mindsigma.inspect.parts import Request
+    from mindsigma.inspect.recipe import of_recipe
+
+    found = Request(**of_recipe(str(ROOT / "configs" / "train" / "1024-MS-KV.yaml")))
+    assert found == Request(
+        "PixArt-Sigma-XL-2-1024-MS", "train", 1024, 1024, 16, "fp16", 300, kv_compression="conv:2:14-27",
+        optimizer="came", recompute=True, ema=True, fp32_attention=True,
+    )  # fmt: skip

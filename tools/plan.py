@@ -1,17 +1,19 @@
 """Plan a run on Ascend without an NPU: memory, launches and bytes sent, from MindSpore's own Ascend backend.
 
     python tools/plan.py --model sigma-mini --part train --height 256 --width 256 --batch 8 --cards 8 --zero 1
+    python tools/plan.py --recipe configs/train/512-MS.yaml --largest --gib 32
 
 The graph is compiled, its kernels are selected and its memory is planned by MindSpore's real allocator (a dry run on
 the Ascend host, which needs g++). Nothing is computed or measured. Exit code 1 if it does not fit the card.
 """
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from mindsigma import command_line
 from mindsigma.errors import MindSigmaError
+from mindsigma.inspect.recipe import of_recipe
 from mindsigma.sampling import SAMPLERS
 
 KINDS = 6  # of launches that are listed
@@ -24,11 +26,12 @@ def build_parser():
         "python tools/plan.py --model sigma-mini --part train --batch 8",
     )
     add = parser.add_argument
-    add("--model", default="sigma-mini", help="preset or released name (no weights needed), folder or weight file")
-    add("--part", default="step", help="step, caption, vae-decode, vae-encode, t5 or train")
+    add("--recipe", metavar="FILE", help="the training step of a config of tools/train.py; these options win over it")
+    add("--model", help="preset or released name (no weights needed), folder or weight file; default sigma-mini")
+    add("--part", help="step (default), caption, vae-decode, vae-encode, t5 or train")
     add("--height", type=int, help="pixels; default the model's base resolution")
     add("--width", type=int, help="pixels; default the model's base resolution")
-    add("--batch", type=int, default=1, help="images a card")
+    add("--batch", type=int, help="images a card; default 1")
     add("--tokens", type=int, help="length of the captions; default the model's longest")
     add("--dtype", choices=("fp16", "bf16", "fp32"), help="of the activations; default fp16, and bf16 of train")
     add("--depth", type=int, help="only so many blocks, of an architecture without weights")
@@ -36,8 +39,10 @@ def build_parser():
     add("--sampler", choices=tuple(SAMPLERS), default="dpm", help="of the denoising step")
     add("--pag-layers", metavar="LAYERS", help="the step has perturbed attention in these blocks, as in 14 or 3,13-15")
     add("--inpaint", action="store_true", help="the step sets to a given image what a mask keeps")
-    add("--optimizer", default="came", choices=("came", "adamw", "lion"), help="of the training step")
-    add("--recompute", action="store_true", help="the training step computes the blocks' activations twice")
+    add("--optimizer", choices=("came", "adamw", "lion"), help="of the training step; default came")
+    add("--recompute", action="store_true", default=None, help="it computes the blocks' activations twice")
+    add("--ema", action="store_true", default=None, help="it keeps a moving average of the weights")
+    add("--fp32-attention", action="store_true", default=None, help="its self-attention is in fp32")
     add("--cards", type=int, default=1, help="that train together")
     add("--zero", type=int, default=0, choices=(0, 1), help="stage of ZeRO over the cards")
     add("--gib", type=float, default=64.0, help="memory of a card")
@@ -73,25 +78,28 @@ def main():
     args = build_parser().parse_args()
     if args.cards < 1 or not 0 < args.gib <= 1024:
         raise MindSigmaError("--cards must be at least 1, --gib more than 0 and at most 1024")
-    if (args.cards > 1 or args.zero) and args.part != "train":
+    values = {name: value for name, value in vars(args).items() if value is not None}
+    if args.recipe:
+        if args.part not in (None, "train"):
+            raise MindSigmaError(f"--recipe {args.recipe}: it is of --part train, not {args.part}")
+        values = {**of_recipe(args.recipe), **values}
+    if (args.cards > 1 or args.zero) and values.get("part") != "train":
         raise MindSigmaError("--cards and --zero are of --part train")
     from mindsigma.inspect.launches import largest_batch, plan
     from mindsigma.inspect.parts import Request
 
-    request = Request(
-        args.model, args.part, args.height, args.width, args.batch,
-        args.dtype or ("bf16" if args.part == "train" else "fp16"), args.tokens, depth=args.depth,
-        kv_compression=args.kv_compression, optimizer=args.optimizer, recompute=args.recompute, sampler=args.sampler,
-        pag_layers=args.pag_layers, inpaint=args.inpaint,
-    )  # fmt: skip
+    values = {"model": "sigma-mini", "dtype": "bf16" if values.get("part") == "train" else "fp16", **values}
+    request = Request(**{field.name: values[field.name] for field in fields(Request) if field.name in values})
     print("Planned by MindSpore's Ascend backend in a dry run, not measured on an NPU.", flush=True)
+    if args.recipe:
+        print(f"recipe     {request.model}, {request.height} px, {request.dtype}", flush=True)
     if args.largest:
         batch, found = largest_batch(request, args.gib, args.cards, args.zero)
         if found is None:
             raise MindSigmaError(f"not even a batch of 1 fits {args.gib:g} GiB")
         print(f"largest    batch {batch} in {args.gib:g} GiB")
     else:
-        batch, found = args.batch, plan(request, args.cards, args.zero)
+        batch, found = request.batch, plan(request, args.cards, args.zero)
     print(text_of(found))
     fits = found.fragments_mb <= args.gib * 1024
     print(f"fits       {'' if fits else 'not '}into {args.gib:g} GiB")

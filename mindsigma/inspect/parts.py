@@ -45,6 +45,8 @@ class Request:
         kv_compression: "conv:2:14-27" instead of the model's own, "none" for none, None for the model's.
         optimizer: of the training step.
         recompute: the training step recomputes the blocks' activations.
+        ema: the training step keeps a moving average of the weights.
+        fp32_attention: self-attention of the training step is in fp32.
         weights: read the weights where the model has any.
         device: whose kernels the graph holds: "Ascend" or "CPU".
         sampler: of the step.
@@ -64,6 +66,8 @@ class Request:
     kv_compression: Optional[str] = None
     optimizer: str = "came"
     recompute: bool = False
+    ema: bool = False
+    fp32_attention: bool = False
     weights: bool = True
     device: str = "Ascend"
     sampler: str = "dpm"
@@ -246,7 +250,7 @@ def _train(request, ranks=None, zero=0):
     from mindsigma.training.optimizers import OptimizerConfig
     from mindsigma.training.step import StepConfig, TrainingStep
 
-    dit, request = _dit(request, parameter_dtype=ms.float32)
+    dit, request = _dit(request, parameter_dtype=ms.float32, fp32_attention=request.fp32_attention)
     if not request.has_weights():
         for parameter in dit.get_parameters():  # the optimiser's states are made in the image of them
             parameter.set_data(zeros((parameter.shape, parameter.dtype)))
@@ -255,7 +259,8 @@ def _train(request, ranks=None, zero=0):
         ms.set_context(mode=ms.GRAPH_MODE)  # where a block is a part of the graph that is computed again
         for block in dit.blocks:
             block.recompute()
-    config = StepConfig(loss_scale=65536.0 if request.dtype == "fp16" else 0.0, zero=zero, masters=True)
+    scale, decay = 65536.0 if request.dtype == "fp16" else 0.0, 0.9999 if request.ema else 0.0
+    config = StepConfig(ema_decay=decay, loss_scale=scale, zero=zero, masters=True)
     step = TrainingStep(dit, dit.trainable_params(), OptimizerConfig(request.optimizer), config, ranks)
     batch = request.batch
     latents = (batch, dit.config.in_channels, request.height // 8, request.width // 8)

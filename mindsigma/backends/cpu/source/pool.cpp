@@ -12,6 +12,7 @@
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -39,20 +40,24 @@ struct WithoutTinyNumbers {
 #endif
 };
 
+// A loop ends when its tasks are done, not when all threads have seen it: on a busy machine a thread may not be given a
+// core for longer than the whole loop takes, and the others do its share.
 struct Pool {
+  static constexpr uint64_t NONE = 0xffffffff;  // in place of a task; there are never so many
+
   int threads;
   std::mutex turn;  // one loop at a time
   std::mutex mutex;
   std::condition_variable wake, done;
-  std::atomic<long> generation{0};
-  const std::function<void(long)>* body = nullptr;
-  std::atomic<long> next{0};
-  long tasks = 0;
-  std::atomic<int> busy{0};
+  std::atomic<uint64_t> state{0};  // number of the loop, and in the lower half the first task that nobody has taken
+  std::atomic<const std::function<void(long)>*> body{nullptr};
+  std::atomic<long> tasks{0}, unfinished{0};
 
   explicit Pool(int count) : threads(count) {
     for (int i = 1; i < threads; i++) std::thread([this] { serve(); }).detach();
   }
+
+  static uint64_t loop_of(uint64_t state) { return state >> 32; }
 
   template <class F>
   static void spin(F over) {
@@ -64,41 +69,52 @@ struct Pool {
     }
   }
 
+  // Take tasks while there are any. What was read of a loop that has ended meanwhile is not used: its state has changed.
   void take() {
     WithoutTinyNumbers mode;
-    for (long task = next.fetch_add(1); task < tasks; task = next.fetch_add(1)) (*body)(task);
-  }
-
-  void serve() {
-    long seen = 0;
+    uint64_t now = state.load();
     for (;;) {
-      spin([&] { return generation.load(std::memory_order_acquire) != seen; });
-      if (generation.load(std::memory_order_acquire) == seen) {
-        std::unique_lock<std::mutex> lock(mutex);
-        wake.wait(lock, [&] { return generation.load() != seen; });
-      }
-      seen = generation.load(std::memory_order_acquire);
-      take();
-      if (busy.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+      const long task = now & NONE, count = tasks.load();
+      const auto* f = body.load();
+      if (task >= count) return;
+      if (!state.compare_exchange_weak(now, now + 1)) continue;
+      (*f)(task);
+      if (unfinished.fetch_sub(1) == 1) {
         std::lock_guard<std::mutex> lock(mutex);
         done.notify_one();
       }
+      now = state.load();
+    }
+  }
+
+  void serve() {
+    uint64_t seen = 0;
+    auto called = [&] { return loop_of(state.load()) != seen; };
+    for (;;) {
+      spin(called);
+      if (!called()) {
+        std::unique_lock<std::mutex> lock(mutex);
+        wake.wait(lock, called);
+      }
+      seen = loop_of(state.load());
+      take();
     }
   }
 
   void run(long count, const std::function<void(long)>& f) {
     std::lock_guard<std::mutex> guard(turn);
-    body = &f;
-    tasks = count;
-    next.store(0);
-    busy.store(threads - 1);
+    const uint64_t before = state.load();
+    state.store(before | NONE);  // whoever has read the last loop takes nothing of what is set now
+    tasks.store(count);
+    unfinished.store(count);
+    body.store(&f);
     {
       std::lock_guard<std::mutex> lock(mutex);
-      generation.fetch_add(1, std::memory_order_release);
+      state.store((loop_of(before) + 1) << 32);
     }
     wake.notify_all();
     take();
-    auto idle = [&] { return busy.load(std::memory_order_acquire) == 0; };
+    auto idle = [&] { return unfinished.load() == 0; };
     spin(idle);
     if (!idle()) {
       std::unique_lock<std::mutex> lock(mutex);
