@@ -91,7 +91,7 @@ def open_component(path, kind, ema=False, **config):
 def kinds_of(path, ema=False):
     """list of the kinds of network in a weight file, or in a folder without subfolders for its parts."""
     source = open_checkpoint(path, ema)
-    found = kinds_in(source.names())
+    found = [kind for kind in kinds_in(source.names()) if kind in FOLDERS]
     if not found:
         raise MindSigmaError(
             f"{path}: holds no DiT, VAE or T5 that is known here; its first tensor is {source.names()[:1]}"

@@ -13,7 +13,7 @@ from mindsigma.weights.adapters.adapter_reader import is_adapter, open_adapter, 
 from mindsigma.weights.locate import locate, read_json
 from mindsigma.weights.names.prefixes import kinds_in
 
-WHAT = {"dit": "DiT", "vae": "VAE", "t5": "T5 encoder"}
+WHAT = {"dit": "DiT", "vae": "VAE", "t5": "T5 encoder", "controlnet": "ControlNet"}
 LONGEST_TEXT = 300  # characters of a text of a header
 SHOWN = 12  # texts of a header, names of tensors
 

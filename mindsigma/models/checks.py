@@ -52,3 +52,12 @@ def check_caption(config, shape, mask):
         raise MindSigmaError(f"caption of shape {tuple(shape)}: expected (N, L, {config.caption_channels})")
     if mask is not None and tuple(mask) != tuple(shape[:2]):
         raise MindSigmaError(f"caption_mask of shape {tuple(mask)}: expected {tuple(shape[:2])}")
+
+
+@ops.constexpr
+def check_condition(latents, condition):
+    """Raise MindSigmaError for a condition whose shape is not that of the latents, or of one of them."""
+    if tuple(condition) not in (tuple(latents), (1,) + tuple(latents[1:])):
+        raise MindSigmaError(
+            f"condition of shape {tuple(condition)}: expected {tuple(latents)}, that of the latents, or one for all"
+        )

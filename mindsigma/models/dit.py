@@ -307,27 +307,35 @@ class DiT(nn.Cell):
 
     def text_kv(self, caption, caption_mask=None):
         """What the blocks take of the caption, which does not change from step to step: a tuple, one pair a block."""
-        check_caption(self.config, caption.shape, None if caption_mask is None else caption_mask.shape)
-        caption = self.y_embedder(caption.astype(self.dtype))
+        caption = self.embed_caption(caption, caption_mask)
         pairs = ()
         for block in self.blocks:
             pairs += (block.text_kv(caption, caption_mask),)
         return pairs
 
-    def modulations(self, timestep, image_size=None, aspect_ratio=None):
-        """What the blocks and the final layer take of timesteps (N,): a tuple of (N, 6, C), the last one (N, 2, C).
+    def embed_caption(self, caption, caption_mask=None):
+        """The caption (N, L, caption_channels) as (N, L, C), its shape and the mask's checked."""
+        check_caption(self.config, caption.shape, None if caption_mask is None else caption_mask.shape)
+        return self.y_embedder(caption.astype(self.dtype))
 
-        Micro conditions are one for each timestep, or one for all.
-        """
-        t = self.t_embedder(timestep, self.dtype)  # (N, C)
-        if self.config.micro_condition:
-            size = self.csize_embedder(image_size, self.dtype)  # (N, 2 C / 3)
-            t = t + ops.concat((size, self.ar_embedder(aspect_ratio, self.dtype)), -1)
-        t6 = self.t_block[1](silu(t))  # (N, 6 * C)
+    def modulations(self, timestep, image_size=None, aspect_ratio=None):
+        """What the blocks and the final layer take of timesteps (N,): a tuple of (N, 6, C), the last one (N, 2, C)."""
+        t, t6 = self.embed_timestep(timestep, image_size, aspect_ratio)
         rows = ()
         for block in self.blocks:
             rows += (block.modulation(t6),)
         return rows + (self.final_layer.modulation(t),)
+
+    def embed_timestep(self, timestep, image_size=None, aspect_ratio=None):
+        """The embedding (N, C) of timesteps (N,), and what all blocks share of it, (N, 6 * C).
+
+        Micro conditions are one for each timestep, or one for all.
+        """
+        t = self.t_embedder(timestep, self.dtype)
+        if self.config.micro_condition:
+            size = self.csize_embedder(image_size, self.dtype)  # (N, 2 C / 3)
+            t = t + ops.concat((size, self.ar_embedder(aspect_ratio, self.dtype)), -1)
+        return t, self.t_block[1](silu(t))
 
     def position(self, shape, band=None):
         """Position embedding (1, T, C) for latents of a shape (N, c, h, w), or for a band of its rows of tokens.
@@ -343,7 +351,7 @@ class DiT(nn.Cell):
             height, width, config.hidden_size, config.base_size, config.pe_interpolation, self.dtype, first, count
         )
 
-    def denoise(self, latents, modulation, text_kv, position, gather=None):
+    def denoise(self, latents, modulation, text_kv, position, gather=None, control=None):
         """`construct` in parts that sampling makes once, for an image or a band of its rows.
 
         Args:
@@ -352,9 +360,10 @@ class DiT(nn.Cell):
             position: of `position`, which checks the shape, too.
             gather: function (k, v) of a layer's keys and values (N, K, C) of the band, compressed, to those of the
                 whole image; None if the latents are all of it.
+            control: of `run`.
         """
         check_modulation(modulation.shape, latents.shape[0])
-        return self.run(latents, self.split_modulation(modulation), text_kv, position, gather)
+        return self.run(latents, self.split_modulation(modulation), text_kv, position, gather, control)
 
     def split_modulation(self, modulation):
         """`modulations` of `denoise`'s argument."""
@@ -363,12 +372,21 @@ class DiT(nn.Cell):
             rows += (narrow(modulation, 1, 6 * i, 6),)
         return rows + (narrow(modulation, 1, 6 * depth, 2),)
 
-    def run(self, latents, modulations, text_kv, position, gather=None):
-        """The network itself."""
+    def run(self, latents, modulations, text_kv, position, gather=None, control=None):
+        """The network itself.
+
+        `control`: None, or a function from the tokens (N, T, C) after block 0 to a tuple of what is added to them
+        before blocks 1, 2, ..., one for each as far as it goes (controlnet.py).
+        """
         p = self.config.patch_size
         height, width = latents.shape[2] // p, latents.shape[3] // p
         x = self.x_embedder(latents.astype(self.dtype), position)
+        added = ()
         for i, block in enumerate(self.blocks):
+            if i == 1 and control is not None:
+                added = control(x)
+            if 1 <= i <= len(added):
+                x = x + added[i - 1]
             x, _ = block(x, modulations[i], text_kv[i][0], text_kv[i][1], height, width, gather)
         return self.final_layer(x, modulations[self.config.depth], height, width)
 

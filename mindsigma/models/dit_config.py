@@ -45,6 +45,12 @@ class KVCompression:
             raise MindSigmaError(f"kv_compression: factor must be a whole number of at least 1, not {self.factor!r}")
 
     @classmethod
+    def in_layer(cls, compression, layer):
+        """The KVCompression, or None, as far as it acts in block `layer`."""
+        acts = compression is not None and compression.factor > 1 and layer in compression.layers
+        return compression if acts else None
+
+    @classmethod
     def parse(cls, value):
         """Build from None, an instance, `"conv:2:14-27"` (layers may also be a comma list) or an official dict."""
         if value is None or isinstance(value, cls):
@@ -147,10 +153,7 @@ class DiTConfig:
 
     def layer_compression(self, layer):
         """KVCompression that acts in block `layer`, or None."""
-        compression = self.kv_compression
-        if compression is None or compression.factor == 1 or layer not in compression.layers:
-            return None
-        return compression
+        return KVCompression.in_layer(self.kv_compression, layer)
 
     def override(self, **changes):
         """Return a copy with fields replaced; names of diffusers and of the official configs are understood."""

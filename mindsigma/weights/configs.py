@@ -1,9 +1,12 @@
 """The config of a network: from config.json beside its weights, else from what the tensors' names and shapes tell."""
 
+from dataclasses import fields as fields_of
+
 import numpy as np
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.foreign import load_json
+from mindsigma.models.controlnet import ControlNetConfig, within
 from mindsigma.models.dit import DiTConfig, KVCompression
 from mindsigma.models.dit_config import canonical_fields
 from mindsigma.models.t5 import T5Config
@@ -110,11 +113,16 @@ def _config_from_shapes(tensors):
         fields["num_heads"] = hidden // 72
     if "blocks.0.mlp.fc1.weight" in tensors:
         fields["mlp_ratio"] = _shape(tensors, "blocks.0.mlp.fc1.weight", 2)[0] / hidden
+    return {**fields, **_conv_compression(tensors, depth), **_config_from_buffers(tensors.source, patch)}
+
+
+def _conv_compression(tensors, depth):
+    """dict with the kv_compression whose weights `depth` blocks hold, or empty."""
     compressed = [i for i in range(depth) if f"blocks.{i}.attn.sr.weight" in tensors]
-    if compressed:
-        factor = _shape(tensors, f"blocks.{compressed[0]}.attn.sr.weight", 4)[-1]
-        fields["kv_compression"] = KVCompression("conv", factor, tuple(compressed))
-    return {**fields, **_config_from_buffers(tensors.source, patch)}
+    if not compressed:
+        return {}
+    factor = _shape(tensors, f"blocks.{compressed[0]}.attn.sr.weight", 4)[-1]
+    return {"kv_compression": KVCompression("conv", factor, tuple(compressed))}
 
 
 def _shape(tensors, name, ndim):
@@ -146,6 +154,53 @@ def _config_from_buffers(source, patch):
                 nearest = round(scale * 4) / 4  # half precision leaves 3 digits, and scales are multiples of 1/4
                 fields["pe_interpolation"] = nearest if abs(scale - nearest) < 0.01 * scale else scale
     return fields
+
+
+def controlnet_config(path, tensors, base=None, **overrides):
+    """ControlNetConfig of a folder with config.json, or of a weight file that stands alone.
+
+    Args:
+        base: DiTConfig of the model that it will stand beside, or None; what tensors do not tell is as there.
+        overrides: fields that win over what the files tell.
+    """
+    stored = _stored(path, tensors, "ControlNet", "PixArtControlNetAdapterModel")
+    if stored.get("_class_name") == "ControlNet":
+        told = {key: value for key, value in stored.items() if not key.startswith("_")}
+    else:
+        told = _controlnet_from_shapes(tensors)
+        heads = stored.get("num_attention_heads", told.get("num_heads"))  # of SimpleTuner's config
+        told.update({} if heads is None else {"num_heads": heads})
+        if base is not None:
+            told.setdefault("kv_compression", within(base.kv_compression, told["layers"]))
+            told.setdefault("num_heads", base.num_heads)
+    told = checked(tensors.path, ControlNetConfig, {**told, **overrides}, len(tensors.names()))
+    if "num_heads" not in told:
+        raise MindSigmaError(f"{tensors.path}: the file does not tell num_heads; give num_heads=...")
+    for name in told.keys() - {field.name for field in fields_of(ControlNetConfig)}:
+        raise MindSigmaError(f"unknown ControlNet option {name!r}")
+    return ControlNetConfig(**told)
+
+
+def _controlnet_from_shapes(tensors):
+    """ControlNetConfig fields that the tensors' names and shapes determine."""
+    needed = ("before_proj.weight", "after_proj.0.weight", "blocks.0.mlp.fc1.weight")
+    for name in needed:
+        if name not in tensors:
+            raise MindSigmaError(
+                f"{tensors.path}: tensor '{name}' is missing; this is not a ControlNet of a PixArt model"
+            )
+    hidden = _shape(tensors, needed[0], 2)[0]
+    layers = max(int(name.split(".")[1]) for name in tensors.names() if name.startswith("blocks.")) + 1
+    told = {
+        "layers": layers,
+        "hidden_size": hidden,
+        "mlp_ratio": _shape(tensors, needed[2], 2)[0] / hidden,
+        "qk_norm": "blocks.0.attn.q_norm.weight" in tensors,
+        **_conv_compression(tensors, layers),
+    }
+    if hidden % 72 == 0:
+        told["num_heads"] = hidden // 72
+    return told
 
 
 def vae_config(path, tensors):

@@ -1,5 +1,6 @@
 """From a path to a network with weights: finds files, works out the config, accounts for every tensor."""
 
+from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -12,6 +13,7 @@ from mindsigma.arguments import flag, one_of, path_like
 from mindsigma.backends.ascend import align_heads
 from mindsigma.backends.cpu import accelerate, is_accelerated
 from mindsigma.errors import MindSigmaError
+from mindsigma.models.controlnet import ControlNet, base_digest
 from mindsigma.models.dit import DiT
 from mindsigma.models.dit_config import canonical_fields
 from mindsigma.models.t5 import T5Encoder
@@ -21,10 +23,11 @@ from mindsigma.progress import DELAY_SECONDS, bar
 from mindsigma.runtime import resolve_dtype
 from mindsigma.weights import open_checkpoint
 from mindsigma.weights.adapters.merging import notes_of, open_adapters, with_adapters
-from mindsigma.weights.configs import dit_config, stored_dit_fields, t5_config, vae_config
+from mindsigma.weights.configs import controlnet_config, dit_config, stored_dit_fields, t5_config, vae_config
 from mindsigma.weights.formats.floats import is_float
 from mindsigma.weights.formats.tensor_stream import release
 from mindsigma.weights.locate import EMA_FOLDERS, component_folder, dit_folders
+from mindsigma.weights.names.controlnet_names import map_controlnet
 from mindsigma.weights.names.dit_names import map_dit
 from mindsigma.weights.names.prefixes import kinds_in
 from mindsigma.weights.names.t5_names import map_t5
@@ -79,6 +82,43 @@ def open_dit(path, dtype=None, ema=False, lora=(), sampling=False, **config_over
     return pending
 
 
+def open_controlnet(path, dtype=None, base=None, sampling=False, **config_overrides):
+    """Open the ControlNet of a folder, or of a file with official or diffusers names, as a Pending cell.
+
+    Args:
+        base: the DiT that it will stand beside, Pending or a cell, or None.
+        sampling: see open_dit.
+        config_overrides: ControlNetConfig fields that the file does not tell, such as num_heads.
+
+    Raises:
+        MindSigmaError: as load_dit, or it does not fit beside `base`.
+    """
+    path = component_folder(path_like("controlnet", path), ("controlnet",))
+    source = open_checkpoint(path)
+    tensors = map_controlnet(source)
+    with config_of(path):
+        config = controlnet_config(path, tensors, base and base.config, **config_overrides)
+        if "dit" in kinds_in(source.names()):  # of its base, in one file as the official code saves them
+            config = replace(config, base_digest=digest_of_base(map_dit(source)))
+        if base is not None:
+            config.check_base(base.config)
+    prepare = prepared_for_sampling if sampling else accelerate
+    pending = Pending(tensors, lambda: ControlNet(config, _dtype(dtype)), prepare)
+    if config.base_digest and isinstance(base, Pending) and digest_of_base(base.tensors) != config.base_digest:
+        pending.notes.append(f"{path}: this ControlNet was trained beside another model, or one of another precision")
+    return pending
+
+
+def digest_of_base(tensors):
+    """`base_digest` of a DiT's MappedSource or View."""
+    return base_digest(*(tensors.read(f"x_embedder.proj.{part}") for part in ("weight", "bias")))
+
+
+def load_controlnet(path, dtype=None, base=None, **config_overrides):
+    """Load a ControlNet; arguments as of open_controlnet."""
+    return open_controlnet(path, dtype, base, **config_overrides).load()
+
+
 def open_vae(path, dtype=None):
     """Open the VAE of a pipeline folder, a folder with config.json and weights, or a file, as a Pending cell.
 
@@ -110,7 +150,7 @@ def open_t5(path, dtype=None, memory="whole"):
 
 
 def prepared_for_sampling(dit):
-    """A DiT with its weights, made fast for the device it is on."""
+    """A DiT or a ControlNet with its weights, made fast for the device it is on."""
     return dit if is_accelerated(accelerate(dit)) else align_heads(dit)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from mindsigma.arguments import one_of
 from mindsigma.backends.ascend import published_shapes
 from mindsigma.errors import MindSigmaError
+from mindsigma.models.controlnet import ControlNet
 from mindsigma.models.dit import DiT
 from mindsigma.models.t5 import T5Encoder
 from mindsigma.models.vae import VAE
@@ -83,7 +84,7 @@ def _write(network, folder, dtype):
     parameters = dict(network.parameters_and_names())
     specs = [TensorSpec(name, kind, tuple(parameter.shape)) for name, parameter in parameters.items()]
     # An accelerated network is of a subclass.
-    name = next(kind.__name__ for kind in (DiT, VAE, T5Encoder) if isinstance(network, kind))
+    name = next(kind.__name__ for kind in (DiT, VAE, T5Encoder, ControlNet) if isinstance(network, kind))
     config = stored_config(name, network.config)
     write_own_folder(
         folder, config, specs, lambda name: rounded(folder, name, parameters[name].asnumpy(), kind), dtype=dtype

@@ -8,12 +8,13 @@ from dataclasses import fields
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import RAISED
 
+LONGEST_TEXT = 64  # characters, a digest's
 LARGEST = 2**20  # of any size; the largest published one is T5-XXL's vocabulary of 32128
 LONGEST = 16  # levels of a VAE
 FACTOR = 1e4  # of any scale
 BOUNDS = {"input_size": 2048}  # latent side; 4K has 512
 LONGEST_MESSAGE = 600  # characters; a config may hold any text
-LAYERS = ("depth", "num_layers", "layers_per_block")  # each has tensors of its own
+LAYERS = ("depth", "num_layers", "layers_per_block", "layers")  # each has tensors of its own
 ANY_SIGN = ("shift_factor",)
 
 
@@ -39,6 +40,8 @@ def _fits(name, value, default, most):
         return _fits_compression(value)
     if isinstance(default, bool):
         return isinstance(value, bool)
+    if isinstance(default, str):
+        return isinstance(value, str) and len(value) <= LONGEST_TEXT
     if isinstance(default, int):
         return _is_size(value, most)
     if isinstance(default, tuple):

@@ -7,6 +7,7 @@ from mindspore import nn, ops
 
 from mindsigma.backends.cpu import kernels
 from mindsigma.backends.cpu.kernels import Rows
+from mindsigma.models.controlnet import ControlNet
 from mindsigma.models.dit import NORM_EPS, DiT, DiTBlock, FinalLayer, PatchEmbedding
 
 SHIFT, GATE, MLP_SHIFT, MLP_GATE = 0, 2, 3, 5  # rows of modulation; a scale follows its shift
@@ -187,19 +188,47 @@ class FastDiT(DiT):
         rows = Rows.of(modulation)
         return tuple(rows.from_row(6 * i) for i in range(self.config.depth + 1))
 
-    def run(self, latents, modulations, text_kv, position, gather=None):
+    def run(self, latents, modulations, text_kv, position, gather=None, control=None):
         """See DiT."""
         if self.training:
-            return super().run(latents, modulations, text_kv, position, gather)
+            return super().run(latents, modulations, text_kv, position, gather, control)
         p, modulations = self.config.patch_size, tuple(map(Rows.of, modulations))
         height, width = latents.shape[2] // p, latents.shape[3] // p
         x = kernels.spare("tokens", latents.shape[0], height * width, self.config.hidden_size)
         self.x_embedder.tokens(latents.astype(self.dtype), position, x)
         halves = kernels.array(x).reshape(2, -1) if x.shape[0] % 2 == 0 else None
         twice = halves is not None and modulations[0].step == 0 and np.array_equal(*halves)
+        added = ()
         for i, block in enumerate(self.blocks):
+            if i == 1 and control is not None:
+                added = control(kernels.as_tensor(x))
+            if 1 <= i <= len(added):
+                np.add(kernels.array(x), kernels.array(added[i - 1]), out=kernels.array(x))
             block.transform(x, modulations[i], text_kv[i], height, width, gather, None, x, twice=twice and i == 0)
         return self.final_layer(x, modulations[self.config.depth], height, width)
+
+
+class FastControlNet(ControlNet):
+    """A ControlNet whose tokens lie in memory that each copy uses again."""
+
+    def split_modulation(self, modulation):
+        """See ControlNet; in Rows."""
+        rows = Rows.of(modulation)
+        return tuple(rows.from_row(6 * i) for i in range(self.config.layers))
+
+    def construct(self, x, hint, modulations, text_kv, height, width, scales=None, gather=None):
+        """See ControlNet."""
+        if self.training:
+            return super().construct(x, hint, modulations, text_kv, height, width, scales, gather)
+        c, added = kernels.spare("control", *x.shape), ()
+        np.add(kernels.array(x), kernels.array(hint), out=kernels.array(c))
+        for i, block in enumerate(self.blocks):
+            block.transform(c, modulations[i], text_kv[i], height, width, gather, None, c)
+            change = kernels.linear(c, *tensors(self.after_proj[i]))
+            if scales is not None:
+                kernels.array(change)[:] *= scales.asnumpy()[i]
+            added += (change,)
+        return added
 
 
 class FastPatchEmbedding(PatchEmbedding):

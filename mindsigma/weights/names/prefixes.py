@@ -17,8 +17,13 @@ TELLING = {
     "dit": ("x_embedder.proj.weight", "pos_embed.proj.weight"),
     "vae": ("decoder.conv_in.weight",),
     "t5": ("encoder.final_layer_norm.weight",),
+    "controlnet": (
+        "after_proj.0.weight",
+        "controlnet.0.after_proj.weight",
+        "controlnet_blocks.0.after_proj.weight",
+    ),
 }
-WHAT = {"dit": "DiT", "vae": "VAE", "t5": "T5"}
+WHAT = {"dit": "DiT", "vae": "VAE", "t5": "T5", "controlnet": "ControlNet"}
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module", "_checkpoint_wrapped_module")
 HOLDERS = (
     "model",
@@ -44,7 +49,7 @@ NETWORKS = (
     "vae",
 )
 NETWORKS += ("autoencoder", "text_encoder", "text_encoders", "text_encoder_3", "text_model", "t5xxl", "t5xl", "t5")
-NETWORKS += ("cond_stage_model", "conditioner", "embedders")
+NETWORKS += ("cond_stage_model", "conditioner", "embedders", "controlnet")
 KNOWN = frozenset(WRAPPERS + HOLDERS + NETWORKS)
 COUNTERS = ("decay", "num_updates", "initted", "step")  # of averages, beside their weights
 WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # wrappers of single blocks
@@ -55,7 +60,7 @@ class Part:
     """One network of a file.
 
     Attributes:
-        kind: "dit", "vae" or "t5".
+        kind: "dit", "vae", "t5" or "controlnet".
         prefix: what its names begin with in the file, "" or text that ends with a dot.
         names: dict name without the prefix -> name in the file.
         averaged: whether the prefix says that these are averages (EMA).
@@ -70,7 +75,7 @@ class Part:
 
 
 def kinds_in(names):
-    """list of the kinds of network, "dit", "vae", "t5", that tensor names speak of."""
+    """list of the kinds of network, "dit", "vae", "t5", "controlnet", that tensor names speak of."""
     return [kind for kind in TELLING if _prefixes(names, kind)]
 
 
