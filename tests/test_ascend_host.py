@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -13,10 +14,8 @@ from PIL import Image
 
 from mindsigma.ascend_host import environment
 from mindsigma.errors import MindSigmaError
-from mindsigma.inspect.launches import LEGACY, block_launches
+from mindsigma.inspect.launches import FAST, LEGACY, plan
 from mindsigma.inspect.parts import Request
-
-SMALL = Request("sigma-mini", "step", 256, 256, depth=2, tokens=40, weights=False)
 
 
 def host(*arguments, cwd=None):
@@ -81,12 +80,22 @@ def test_beside_a_real_cann_it_refuses(monkeypatch, tmp_path):
         environment.host_environment()
 
 
-def test_a_plain_block_launches_no_legacy_kernel():
-    """The launches of a block of a guided step, by MindSpore's own selection."""
-    assert block_launches(SMALL) == {
-        "Dense": 6, "FlashAttentionScore": 2, "AddcmulExt": 2, "LayerNormExt": 1, "AddLayerNormV2": 1, "SplitTensor": 1,
-        "GeLU": 1,
+def test_a_guided_step_has_no_launch_to_spare_and_each_has_its_line():
+    """What MindSpore selects for sigma-mini's 8 blocks and the solver, and which lines of the source ask for it."""
+    found = plan(Request("sigma-mini"), lines=True)
+    assert found.launches[FAST] == {
+        "Dense": 6 * 8 + 2, "FlashAttentionScore": 2 * 8, "AddcmulExt": 2 * 8, "LayerNormExt": 8 + 1,
+        "AddLayerNormV2": 8, "SplitTensor": 8 + 1, "GeLU": 8, "Mul": 6, "Add": 5, "Transpose": 2, "Cast": 2, "Sub": 2,
+        "Concat": 1, "Div": 1,
     }  # fmt: skip
+    assert found.total[LEGACY] == found.total["other"] == 0
+    told = sum((Counter(kinds) for kinds in found.lines.values()), Counter())
+    assert told == found.launches[FAST]
+    for line, kinds in found.lines.items():
+        file, number = line.split(":")
+        source = (ROOT / file).read_text().splitlines()[int(number) - 1]
+        assert "FlashAttentionScore" not in kinds or "attention(" in source
+        assert "GeLU" not in kinds or "gelu(" in source
 
 
 @pytest.mark.slow

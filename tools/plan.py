@@ -47,6 +47,7 @@ def build_parser():
     add("--zero", type=int, default=0, choices=(0, 1), help="stage of ZeRO over the cards")
     add("--gib", type=float, default=64.0, help="memory of a card")
     add("--largest", action="store_true", help="find the largest batch that fits --gib")
+    add("--lines", action="store_true", help="also tell which line of the source makes each launch")
     add("--json", metavar="FILE", help="write the plan as JSON")
     return parser
 
@@ -70,6 +71,8 @@ def text_of(plan):
     lines.append(f"this host  {first:.1f} s for the first call (compilation), {second:.2f} s for the second (dispatch)")
     if plan.sent_mb:
         lines.append(f"sent       {plan.sent_mb:.0f} MiB a step by a card to collectives")
+    for line, kinds in plan.lines.items():
+        lines.append(f"  {line:40}{', '.join(f'{kind} {count}' for kind, count in kinds.items())}")
     return "\n".join(lines)
 
 
@@ -83,6 +86,8 @@ def main():
         if args.part not in (None, "train"):
             raise MindSigmaError(f"--recipe {args.recipe}: it is of --part train, not {args.part}")
         values = {**of_recipe(args.recipe), **values}
+    if args.lines and args.largest:
+        raise MindSigmaError("--lines is of one plan, not of --largest")
     if (args.cards > 1 or args.zero) and values.get("part") != "train":
         raise MindSigmaError("--cards and --zero are of --part train")
     from mindsigma.inspect.launches import largest_batch, plan
@@ -99,7 +104,7 @@ def main():
             raise MindSigmaError(f"not even a batch of 1 fits {args.gib:g} GiB")
         print(f"largest    batch {batch} in {args.gib:g} GiB")
     else:
-        batch, found = request.batch, plan(request, args.cards, args.zero)
+        batch, found = request.batch, plan(request, args.cards, args.zero, args.lines)
     print(text_of(found))
     fits = found.fragments_mb <= args.gib * 1024
     print(f"fits       {'' if fits else 'not '}into {args.gib:g} GiB")

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mindsigma.ascend_host.environment import host_environment
 from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.inspect.launch_lines import launch_lines, saving_graphs
 
 # MindSpore's types of kernels, and what each means on a device.
 FAST, LEGACY, VIEW, OTHER = "fast", "legacy", "view", "other"
@@ -38,6 +39,7 @@ class Plan:
         compile_seconds, dispatch_seconds: of the first call, and of the second, in which nothing computes. Of this
             host, whatever else it does.
         sent_mb: what a card gives to collectives in one call, in MiB.
+        lines: dict "file:line" -> dict kind -> number, where each launch comes from; empty unless asked for.
     """
 
     launches: dict
@@ -48,6 +50,7 @@ class Plan:
     compile_seconds: float
     dispatch_seconds: float
     sent_mb: float
+    lines: dict = field(default_factory=dict)
 
     @property
     def total(self):
@@ -55,13 +58,14 @@ class Plan:
         return {name: sum(kinds.values()) for name, kinds in self.launches.items()}
 
 
-def plan(request, cards=1, zero=0):
+def plan(request, cards=1, zero=0, lines=False):
     """Plan of a Request (inspect/parts.py) on a card.
 
     Args:
         request: Request.
         cards: processes that train together, of which this is the first.
         zero: stage of ZeRO of a training step.
+        lines: whether to tell the source line of each launch.
 
     Raises:
         MindSigmaError: if the dry run failed, with the line that says why.
@@ -70,6 +74,7 @@ def plan(request, cards=1, zero=0):
         changes = host_environment(dry=True, gib=LARGEST_CARD, cards=cards)
         changes["GLOG_v"] = "3"
         changes["MS_SUBMODULE_LOG_v"] = "{DEVICE:1}"
+        changes.update(saving_graphs(f"{folder}/graphs") if lines else {})
         given = json.dumps({"request": asdict(request), "cards": cards, "zero": zero, "out": f"{folder}/plan.json"})
         root = Path(__file__).resolve().parents[2]
         changes["PYTHONPATH"] = os.pathsep.join([changes["PYTHONPATH"], str(root)])
@@ -85,7 +90,11 @@ def plan(request, cards=1, zero=0):
         if done.returncode or not Path(f"{folder}/plan.json").is_file():
             raise MindSigmaError(f"the dry run failed: {_reason(text)}")
         counted = json.loads(Path(f"{folder}/plan.json").read_text(encoding="utf-8"))
-        return _plan(text, counted)
+        found = _plan(text, counted)
+        if lines:
+            launched = {kind for name, kinds in found.launches.items() if name != VIEW for kind in kinds}
+            found = replace(found, lines=launch_lines(Path(folder) / "graphs", launched))
+        return found
 
 
 def _reason(text):
@@ -106,16 +115,6 @@ def _plan(text, counted):
         raise MindSigmaError("the dry run told no peak of memory; is this MindSpore 2.7?")
     ordered = {name: dict(kinds.most_common()) for name, kinds in launches.items()}
     return Plan(ordered, *peaks, **counted)
-
-
-def block_launches(request):
-    """dict kind -> number of what one more block of a Request launches, views left out, from two shallow plans."""
-    counts = []
-    for depth in (3, 2):
-        found = plan(replace(request, depth=depth, weights=False))
-        counts.append(Counter({**found.launches[FAST], **found.launches[LEGACY], **found.launches[OTHER]}))
-    counts[0].subtract(counts[1])
-    return {kind: count for kind, count in counts[0].most_common() if count}
 
 
 def largest_batch(request, gib, cards=1, zero=0, share=0.97):
