@@ -42,6 +42,7 @@ def test_steps_are_those_of_the_cpu(optimizer, settings, tmp_path):
     assert any(name.endswith(":ema") for name in errors) == (settings == "full") and len(errors) > 100
 
 
+@pytest.mark.slow
 def test_masters_are_as_wide_weights_cast_at_every_use(tmp_path):
     """Three steps in bf16; heads of 8 become 16 wide, in the graph or, with masters, once an update."""
     found = run(tmp_path, "Ascend", "came", "masters")

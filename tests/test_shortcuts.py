@@ -164,19 +164,21 @@ def test_what_was_kept_at_the_same_timestep_is_exact(mini, keep, take, limit):
     assert 1e-5 < error < limit
 
 
-SMALL = [
-    pytest.param(Shortcuts((0.0, 0.5)), marks=pytest.mark.slow),
-    pytest.param(Shortcuts((0.0, 0.7), text_reuse=0.5), marks=pytest.mark.slow),
-    Shortcuts((0.2, 0.7), block_reuse=2),
-]
+SMALL = [Shortcuts((0.0, 0.5)), Shortcuts((0.0, 0.7), text_reuse=0.5), Shortcuts((0.2, 0.7), block_reuse=2)]
 
 
 @pytest.mark.parametrize("shortcuts", SMALL)
-def test_graph_aligned_heads_and_halves_compute_the_same(shortcuts):
+def test_aligned_heads_and_halves_compute_the_same(shortcuts):
     eager = small_trajectory(shortcuts)
     assert relative_error(eager, small_trajectory(Shortcuts())) > 1e-4  # it is not the exact one
     assert relative_error(small_trajectory(shortcuts, halves=True), eager) < 1e-5
     assert relative_error(small_trajectory(shortcuts, aligned=True), eager) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shortcuts", SMALL)
+def test_a_graph_computes_the_same(shortcuts):
+    eager = small_trajectory(shortcuts)
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
         assert relative_error(small_trajectory(shortcuts), eager) < 1e-5

@@ -183,6 +183,7 @@ def test_gradients_follow_from_those_of_merged_weights(kind):
         assert relative_error(of_a, entry.scale * entry.b.T @ gradient) < 1e-4, name
 
 
+@pytest.mark.slow
 def test_graph_and_pynative_agree_and_the_base_stays():
     """Three steps with clipping and averages; parts, convolution and magnitudes."""
     found, results = {}, {}

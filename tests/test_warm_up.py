@@ -19,6 +19,7 @@ def test_shapes_are_read_or_refused():
             Shape.parse(text, 300)
 
 
+@pytest.mark.slow
 def test_a_warm_shape_compiles_nothing_more(plain_mini, graph_mode):
     """An odd batch, which no other test of this process has drawn; 13 tokens share the bucket of 16."""
     options = SamplingOptions(num_inference_steps=2)
