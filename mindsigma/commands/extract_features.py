@@ -8,7 +8,7 @@ import time
 
 from mindsigma import command_line
 from mindsigma.commands.ranks import add_ranks, is_scheduler, rank_of
-from mindsigma.errors import say
+from mindsigma.errors import MindSigmaError, say
 from mindsigma.progress import bar, duration
 
 
@@ -35,6 +35,13 @@ def build_parser():
     add("--moments-dtype", choices=("fp16", "fp32"), default="fp32", help="in which the VAE's moments are stored")
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="of the networks; default fp32 on the CPU, fp16 on Ascend")
     add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
+    add(
+        "--shard-records",
+        type=int,
+        default=0,
+        metavar="N",
+        help="store N records in a shard instead of one in a file; 1000 is a good number where there are millions",
+    )
     add("--threads", type=int, default=4, help="images decoded at once")
     add_ranks(add)
     return parser
@@ -46,13 +53,18 @@ def main():
     if is_scheduler():
         return 0
     rank, ranks = rank_of(args)
-    from mindsigma.data import Resolution, open_records
+    from mindsigma.data import FeatureSet, Resolution, is_mixture, open_data
     from mindsigma.data.features import LEFT_OUT
     from mindsigma.runtime import set_device
     from mindsigma.training.extraction import Encoders, Extraction
 
     resolution = Resolution(args.resolution, args.multi_scale, args.table)
-    records = open_records(args.data, args.max_ratio, args.strict, args.image_root, args.threads)
+    options = {name: getattr(args, name) for name in ("max_ratio", "strict", "image_root", "threads")}
+    records = open_data(args.data, **options)
+    if is_mixture(args.data):
+        raise MindSigmaError(f"{args.data}: is a mixture; extract each of its sets, and mix their features")
+    if isinstance(records, FeatureSet):
+        raise MindSigmaError(f"{args.data}: holds features already; give the images that they were made of")
     say(f"{args.data}: {len(records)} records, {len(records.bad)} rows left out ({records.layout} layout)")
     set_device(args.device)
     extraction = Extraction(
@@ -66,21 +78,19 @@ def main():
         args.moments_dtype,
         args.threads,
         args.strict,
+        args.shard_records,
     )
-    missing = extraction.missing(rank, ranks)
-    share = len(range(rank, len(records), ranks))
-    say(f"rank {rank} of {ranks}: {share} records, {share - len(missing)} are there already")
     start = time.perf_counter()
-    with bar(len(missing), "extract", "record") as done:
-        extraction.run(missing, done.update)
+    count = (extract_shards if args.shard_records else extract_files)(extraction, rank, ranks)
     seconds = time.perf_counter() - start
-    if missing:
-        say(f"extracted {len(missing)} records in {duration(seconds)}, {len(missing) / seconds:.2f} a second")
+    if count:
+        say(f"extracted {count} records in {duration(seconds)}, {count / seconds:.2f} a second")
     if extraction.cut:
         say(f"captions cut at {args.max_length} tokens: {extraction.cut}")
     absent = extraction.finish()
     if absent:
-        say(f"{absent} records of other ranks are not there yet; the rank that ends last completes {args.features}")
+        what = "shards" if args.shard_records else "records"
+        say(f"{absent} {what} of other ranks are not there yet; the rank that ends last completes {args.features}")
     else:
         if extraction.left_out:
             first = extraction.left_out[0]
@@ -88,6 +98,24 @@ def main():
             say(f"  {first.where}: {first.detail}")
         say(f"complete: {args.features}")
     return 0
+
+
+def extract_files(extraction, rank, ranks):
+    """Extract what a rank's share lacks, a file a record; returns how many records that were."""
+    missing = extraction.missing(rank, ranks)
+    share = len(range(rank, len(extraction.records), ranks))
+    say(f"rank {rank} of {ranks}: {share} records, {share - len(missing)} are there already")
+    with bar(len(missing), "extract", "record") as done:
+        extraction.run(missing, done.update)
+    return len(missing)
+
+
+def extract_shards(extraction, rank, ranks):
+    """Extract shards until none is left that nobody else writes; returns how many records that were."""
+    missing = len(extraction.folder.missing)
+    say(f"rank {rank} of {ranks}: {missing} records to extract, in {extraction.folder.count} shards over all ranks")
+    with bar(missing, "extract", "record") as done:
+        return extraction.run_shards(rank, ranks, done.update)
 
 
 def run():

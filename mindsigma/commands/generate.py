@@ -25,6 +25,10 @@ from mindsigma.errors import MindSigmaError, printable, say
 def main():
     """Parse, draw, write; returns the exit code."""
     args, parser = parse()
+    if args.shard_prompts is not None:
+        from mindsigma.commands.generate_shards import draw_shards
+
+        return draw_shards(args, parser)
     rows = read_rows(args, parser)
     jobs = jobs_of(rows)
     plain = check(args, len(jobs), rows)
@@ -62,12 +66,11 @@ def main():
         pipeline.release_text_encoder()
         for start, stop in batches_of(jobs, args.batch_size):
             batch, row = jobs[start:stop], jobs[start].row
-            pipeline.use(adapted[row.lora])
             begin = time.perf_counter()
-            result = draw(pipeline, captions, batch, clock)
+            images = draw(pipeline, adapted, captions, batch, clock)
             seconds = time.perf_counter() - begin
             if first:
-                for number, (job, image) in enumerate(zip(batch, result.images), start + 1):
+                for number, (job, image) in enumerate(zip(batch, images), start + 1):
                     album.add(job, image, number, sizes.drawn(row))
             if args.verbose:
                 height, width = sizes.drawn(row)
@@ -272,8 +275,9 @@ def encode_all(pipeline, rows):
     return captions
 
 
-def draw(pipeline, captions, batch, clock):
-    """PipelineOutput of Jobs that are drawn at once."""
+def draw(pipeline, adapted, captions, batch, clock=None, progress=True):
+    """list of the pictures of Jobs that are drawn at once; adapted: what open_adapted gives."""
+    pipeline.use(adapted[batch[0].row.lora])
     row, kept = batch[0].row, captions[caption_key(batch[0].row)]
     states, mask = kept.batch([job.row.prompt.text for job in batch])
     texts = {"prompt_embeds": states, "prompt_mask": mask}
@@ -287,7 +291,8 @@ def draw(pipeline, captions, batch, clock):
         **{**row.sampling.as_arguments(), "height": height, "width": width},
         **opened(row.args),
         clock=clock,
-    )
+        progress=progress,
+    ).images
 
 
 def traffic(pipeline, size, images, args, sampling):
@@ -345,7 +350,7 @@ class Album:
         }  # fmt: skip
         model = self.args.model.rstrip("/").rpartition("/")[2]
         words = {"prompt": row.prompt.text, "model": model, "sampler": row.sampling.sampler}
-        self._write(image, f"{fill(self.args.name_template, numbers, words)}.png", told)
+        self._put(job, image, f"{fill(self.args.name_template, numbers, words)}.png", told)
         if self.args.grid:
             self.images.append(image)
             self.drawn.append(told)
@@ -360,6 +365,10 @@ class Album:
         told.update(prompts="\n".join(one["prompt"] for one in self.drawn), seed=self.drawn[0]["seed"])
         told["size"] = f"{grid.size[0]}x{grid.size[1]}"
         self._write(grid, "grid.png", told, self.out.parent if is_png(self.out) else self.out)
+
+    def _put(self, job, image, name, told):
+        """Write the picture of a Job, which may have this name, with what it tells."""
+        self._write(image, name, told)
 
     def _write(self, image, name, told, folder=None):
         from mindsigma.pipeline.pictures import save_png

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mindsigma import command_line
 from mindsigma.commands.picture_names import DEFAULT, FIELDS, check_template
+from mindsigma.commands.ranks import add_ranks
 from mindsigma.commands.rows import EACH_PICTURE
 from mindsigma.config_file import Unnamed, convert_value, parse_with_config, require_model
 from mindsigma.errors import MindSigmaError, one_line
@@ -18,7 +19,8 @@ FAST = Path(__file__).resolve().parent.parent / "bundled" / "sigma-mini" / "lcm.
 # Options that no picture tells: they are of the machine, of the run, or of the files.
 NOT_OF_PICTURES = (
     "config", "like", "prompts_file", "out", "name_template", "overwrite", "grid", "verbose", "device", "parallel",
-    "warm_up", "batch_size", "num_images", "fast", "help", "version", "print_completion",
+    "warm_up", "batch_size", "num_images", "fast", "help", "version", "print_completion", "shard_prompts", "rank",
+    "ranks",
 )  # fmt: skip
 
 
@@ -72,6 +74,7 @@ def build_parser():
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default fp32 on the CPU, fp16 on Ascend")
     add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
     add("--batch-size", type=int, default=1, help="images drawn at once")
+    add_ranks(add)
     add(
         "--text-encoder-memory",
         choices=("whole", "layers", "int8"),
@@ -105,6 +108,13 @@ def build_parser():
     )
     add("--overwrite", action=flag, default=False, help="replace files of the same name; else a number is appended")
     add("--grid", action=flag, default=False, help="also write all images as one")
+    add(
+        "--shard-prompts",
+        type=int,
+        metavar="N",
+        help="write shards of N prompts each, pictures and captions as WebDataset, for files of any number of prompts; "
+        "the same command goes on, and any number of processes share the work",
+    )
     add("--verbose", action=flag, default=False, help="print seconds, compiled graphs and peak memory of each phase")
     return parser
 
@@ -185,8 +195,14 @@ def check(args, count, rows=()):
             raise MindSigmaError(f"{where}--seed must be at least 0, not {one.seed}")
         if one.mask is not None and one.image is None:
             raise MindSigmaError(f"{where}--mask needs --image, the picture that it belongs to")
-    if os.environ.get("MS_WORKER_NUM") and not args.parallel:
-        raise MindSigmaError("msrun started this: give --parallel, or each of its processes would draw the same")
+    if os.environ.get("MS_WORKER_NUM") and not args.parallel and args.shard_prompts is None:
+        raise MindSigmaError(
+            "msrun started this: give --parallel or --shard-prompts, or each of its processes would draw the same"
+        )
+    if args.shard_prompts is not None:
+        check_shards(args)
+    elif args.rank is not None or args.ranks is not None:
+        raise MindSigmaError("--rank and --ranks are for --shard-prompts")
     check_template(args.name_template)
     out = Path(args.out)
     if out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".bmp", ".gif"):
@@ -195,6 +211,21 @@ def check(args, count, rows=()):
         raise MindSigmaError(f"--out {out}: one file for {count} images; give a folder")
     require_files(rows)
     return judged(args)
+
+
+def check_shards(args):
+    """Raise for options that have no meaning where shards are written."""
+    if args.shard_prompts < 1:
+        raise MindSigmaError(f"--shard-prompts must be at least 1, not {args.shard_prompts}")
+    if args.prompt or not args.prompts_file:
+        raise MindSigmaError("--shard-prompts draws the prompts of --prompts-file, and no others")
+    for name in ("parallel", "grid", "overwrite", "like", "warm_up"):
+        if getattr(args, name):
+            raise MindSigmaError(f"--{name.replace('_', '-')} is not for --shard-prompts")
+    if args.name_template != DEFAULT or is_png(Path(args.out)):
+        raise MindSigmaError(
+            "--shard-prompts names its files itself; --out is their folder, --name-template is not used"
+        )
 
 
 def require_files(rows):

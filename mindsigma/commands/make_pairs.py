@@ -45,13 +45,13 @@ def main():
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
     from tqdm import tqdm
 
-    from mindsigma.data import FeatureSet
+    from mindsigma.data import open_features
     from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
     from mindsigma.sampling.options import SamplingOptions
     from mindsigma.training.pairs import Pairs
 
     rank, ranks = rank_of(args)
-    source = FeatureSet(args.features)
+    source = open_features(args.features)
     pipeline = PixArtSigmaPipeline.from_pretrained(args.model, args.dtype, args.device, args.components, lora=args.lora)
     options = SamplingOptions(args.sampler, args.steps, args.guidance_scale)
     pairs = Pairs(source, args.pairs, pipeline, options, args.seed)

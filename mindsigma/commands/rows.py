@@ -78,14 +78,18 @@ def read_rows(args, parser):
             raise MindSigmaError(f"the prompt {text!r} is not UTF-8 text")
         rows.append(Row(Prompt.parse(text), args, ""))
     if args.prompts_file:
-        for where, values in read_prompt_file(args.prompts_file, columns_of(parser)):
-            row = Row(None, argparse.Namespace(**{**vars(args), **values}), where)
-            with row.naming():
-                row.prompt = Prompt.parse(values["prompt"])
-            rows.append(row)
+        rows += [row_of(args, *line) for line in read_prompt_file(args.prompts_file, columns_of(parser))]
     if not rows and not args.warm_up:
         raise MindSigmaError('nothing to draw; give a prompt, as in: tools/generate.py "a red apple"')
     return rows
+
+
+def row_of(args, where, values):
+    """Row of a line of a prompt file. Raises MindSigmaError."""
+    row = Row(None, argparse.Namespace(**{**vars(args), **values}), where)
+    with row.naming():
+        row.prompt = Prompt.parse(values["prompt"])
+    return row
 
 
 def _is_text(value):

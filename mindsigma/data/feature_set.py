@@ -8,6 +8,7 @@ import numpy as np
 from mindsigma.data.features import (
     AGAIN,
     CONFIG,
+    FILES,
     INDEX,
     LONG_STATES,
     MOMENTS,
@@ -44,17 +45,21 @@ class FeatureSet:
         MindSigmaError: no features there, not complete, or not as an extraction writes them.
     """
 
+    version = FILES
+
     def __init__(self, path):
         self.path = Path(path)
         if not is_feature_folder(self.path):
             raise MindSigmaError(f"{self.path}: no folder of features ({CONFIG} is absent)")
-        self.config = read_config(self.path)
+        self.config = read_config(self.path, self.version)
+        self._take_config()
+        self._rows, self.sizes = self._read_index()
+
+    def _take_config(self):
         self._shapes = Shapes.of(self.path, self.config)
         self.resolution, self.max_length = self._shapes.resolution, self._shapes.max_length
         self.state_width = self._shapes.state_width
-        self._rows = self._read_index()
-        self.sizes = np.array([row[3] for row in self._rows], np.int64).reshape(-1, 2)
-        self._buckets, self._assigned = self.resolution.buckets(), self.resolution.assign(self.sizes)
+        self._buckets = self.resolution.buckets()
 
     @property
     def has_noise(self):
@@ -74,7 +79,7 @@ class FeatureSet:
 
     def bucket(self, index):
         """Bucket of a record."""
-        return self._buckets[self._assigned[index]]
+        return self._buckets[self.resolution.assign(self.sizes[index : index + 1])[0]]
 
     def caption(self, index, real):
         """Caption of a record, as Record.caption."""
@@ -89,27 +94,42 @@ class FeatureSet:
         """Path of a record's file."""
         return sample_file(self.path, self._rows[index][0])
 
+    def place(self, index):
+        """(path of the file with a record's arrays, offset, bytes); 0 bytes are the whole file."""
+        return str(self.where(index)), 0, 0
+
+    def tensors(self, index):
+        """dict of the arrays of a record by name, all that are there, as they are stored."""
+        return read_safetensors(self.where(index))[0]
+
+    def require_sound(self, index):
+        """Raise MindSigmaError, which names the file, unless a record's arrays are there and whole."""
+        *_, tokens = self._rows[index]
+        tensors = self.tensors(index)
+        names = [name for name, count in zip((STATES, LONG_STATES), tokens) if count]
+        fault = self._shapes.fault(tensors, self.bucket(index), names + [NOISE] * self.has_noise)
+        if fault:
+            raise MindSigmaError(f"{self.where(index)}: {fault}; delete it and {AGAIN}")
+
     def read(self, index, real):
         """(moments float32 (2c, h, w), T5 states float32 (L, d) without padding) of a record and the caption chosen."""
         _, prompt, long_prompt, _, tokens = self._rows[index]
         short = bool((real and prompt) or not long_prompt)
         name = STATES if short else LONG_STATES
-        file = self.where(index)
-        tensors, _ = read_safetensors(file)
-        fault = self._shapes.fault(tensors, self._buckets[self._assigned[index]], [name])
+        tensors = self.tensors(index)
+        fault = self._shapes.fault(tensors, self.bucket(index), [name])
         if not fault and len(tensors[name]) != tokens[not short]:
             fault = f"its {name} are of {len(tensors[name])} tokens, where {INDEX} tells {tokens[not short]}"
         if fault:
-            raise MindSigmaError(f"{file}: {fault}; delete it and {AGAIN}")
+            raise MindSigmaError(f"{self.where(index)}: {fault}; delete it and {AGAIN}")
         return tensors[MOMENTS].astype(np.float32), tensors[name].astype(np.float32)
 
     def noise(self, index):
         """float32 (c, h, w), what the latents of a record were made of; of pairs only."""
-        file = self.where(index)
-        tensors, _ = read_safetensors(file)
-        fault = self._shapes.fault(tensors, self._buckets[self._assigned[index]], [NOISE])
+        tensors = self.tensors(index)
+        fault = self._shapes.fault(tensors, self.bucket(index), [NOISE])
         if fault:
-            raise MindSigmaError(f"{file}: {fault}; delete it and run tools/make_pairs.py again")
+            raise MindSigmaError(f"{self.where(index)}: {fault}; delete it and run tools/make_pairs.py again")
         return tensors[NOISE].astype(np.float32)
 
     def null_caption(self, max_length=None):
@@ -132,7 +152,7 @@ class FeatureSet:
         """Raise MindSigmaError unless training at this Resolution and caption length can use these features."""
         if resolution != self.resolution:
             raise MindSigmaError(f"{self.path}: features are of {self.resolution}, training wants {resolution}")
-        longest = max((max(row[4]) for row in self._rows), default=0)
+        longest = self._longest()
         cut = longest == self.max_length and max_length > self.max_length
         if longest > max_length or cut:
             raise MindSigmaError(
@@ -146,7 +166,12 @@ class FeatureSet:
         """Text that differs where the features or their order differ: what a resumed run must find again."""
         return fingerprint([sorted(self.config.items()), *self._rows])
 
+    def _longest(self):
+        """Tokens of the longest caption."""
+        return max((max(row[4]) for row in self._rows), default=0)
+
     def _read_index(self):
+        """(the rows, sizes as the attribute)."""
         file = self.path / INDEX
         if not file.is_file():
             raise MindSigmaError(f"{self.path}: the extraction is not finished ({INDEX} is absent); {AGAIN}")
@@ -166,7 +191,7 @@ class FeatureSet:
             raise MindSigmaError(f"{file}: tells no record; delete it and {AGAIN}")
         if len({row[0] for row in rows}) != len(rows):
             raise MindSigmaError(f"{file}: tells a record twice; delete it and {AGAIN}")
-        return rows
+        return rows, np.array([row[3] for row in rows], np.int64).reshape(-1, 2)
 
     def _row(self, where, line):
         """Row of a line of the index. Raises what `understanding` expects for one that no extraction writes."""

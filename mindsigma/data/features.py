@@ -5,6 +5,8 @@ null_caption.safetensors     T5's states of the empty caption
 samples/ab/ab...safetensors  moments and states of a record, or why its image cannot be read; of pairs the noise, too
 index.jsonl                  the records, written when all are there
 left_out.txt                 those whose image cannot be read, if there are any
+
+`feature_shards.py` has the form for many records, in which the same files are members of tar shards.
 """
 
 import hashlib
@@ -29,7 +31,8 @@ from mindsigma.weights.formats.tensor_stream import TensorSpec
 
 CONFIG, INDEX, NULL, SAMPLES = "features.json", "index.jsonl", "null_caption.safetensors", "samples"
 LEFT_OUT = "left_out.txt"
-FORMAT = {"format": "mindsigma-features", "format_version": 1}
+FORMAT = "mindsigma-features"
+FILES, SHARDS = 1, 2  # versions of the format: a file a record, or shards
 MOMENTS, STATES, LONG_STATES = "moments", "states", "long_states"
 NOISE = "noise"  # of pairs: what the teacher made the latents of
 BAD = "bad"  # key of the metadata that tells why there are no features
@@ -42,6 +45,15 @@ DTYPES = (np.float32, np.float16)
 def is_feature_folder(path):
     """Whether a folder holds features, finished or not."""
     return (Path(path) / CONFIG).is_file()
+
+
+def is_sharded(path):
+    """Whether the features of a folder are in shards; of a damaged description no."""
+    file = Path(path) / CONFIG
+    try:
+        return load_json(file, read_bytes(file, LARGEST_CONFIG), "").get("format_version") == SHARDS
+    except MindSigmaError:
+        return False
 
 
 def sample_file(folder, key):
@@ -116,8 +128,8 @@ class Shapes:
         return ""
 
 
-class FeatureFolder:
-    """A folder of features while it is written, held so that no other kind of writer comes between.
+class FeatureWriter:
+    """A folder of features while it is written, in either form, held so that no other kind of writer comes between.
 
     Args:
         path: the folder: absent, empty, or one of features.
@@ -127,14 +139,17 @@ class FeatureFolder:
         MindSigmaError: the folder holds something else, or features made otherwise.
     """
 
+    version = None  # of the format
+
     def __init__(self, path, config):
         self.path = Path(path)
         self.config = json.loads(json.dumps(config))
         self.shapes = Shapes.of(self.path, self.config)
+        self._made_with = fingerprint([sorted(self.config.items())])
         self._require_free()
         self._held = Held(self.path, shared=True)
         if is_feature_folder(self.path):
-            stored = read_config(self.path)
+            stored = read_config(self.path, self.version)
             for name in dict.fromkeys([*self.config, *stored]):
                 if stored.get(name) != self.config.get(name):
                     old, new = (one_line(repr(config.get(name)), 200) for config in (stored, self.config))
@@ -143,22 +158,8 @@ class FeatureFolder:
                         "another folder, or delete this one"
                     )
         else:
-            write_json(self.path / CONFIG, {**FORMAT, "config": self.config})
-
-    def sample_file(self, key):
-        """Path of a record's file."""
-        return sample_file(self.path, key)
-
-    def write(self, record, tensors, image=None):
-        """Write a record's arrays by name, whole or not at all; `image`: what image_identity.find_identity gave."""
-        self._withdraw_index(record)
-        self._write(self.sample_file(record.key), tensors, {**self._identity(record), **(image or {})})
-
-    def write_bad(self, record, reason, image=None):
-        """Note that a record's image cannot be read, in the place of its arrays."""
-        self._withdraw_index(record)
-        note = {**self._identity(record), **(image or {}), BAD: one_line(reason, 500)}
-        self._write(self.sample_file(record.key), {BAD: np.zeros(1, np.uint8)}, note)  # a file of no tensor is none
+            description = {"format": FORMAT, "format_version": self.version, "config": self.config}
+            write_json(self.path / CONFIG, description)
 
     def write_null_caption(self, states, tokens):
         """Write T5's states of the empty caption (max_length, d), of which the first `tokens` are of real tokens."""
@@ -171,6 +172,58 @@ class FeatureFolder:
         except MindSigmaError:
             return False
         return True
+
+    def write_left_out(self, rows):
+        """Write, or remove, the list of BadRow of images that cannot be read."""
+        if rows:
+            write_bad_rows(self.path / LEFT_OUT, rows)
+        else:
+            with naming(self.path / LEFT_OUT):
+                (self.path / LEFT_OUT).unlink(missing_ok=True)
+
+    def _require_free(self):
+        """Raise unless the folder is absent, one of features, or empty but for what is hidden, as leftovers are."""
+        if not self.path.is_dir():
+            return
+        with naming(self.path):
+            foreign = [name for name in os.listdir(self.path) if not name.startswith(".")]
+        if foreign and not is_feature_folder(self.path):  # asked last: another process may just begin
+            raise MindSigmaError(
+                f"{self.path}: holds something else, such as {one_line(foreign[0])}; choose an empty folder"
+            )
+
+    def identity(self, record):
+        """What a record's file of features says of itself: dict of texts."""
+        source = (record.key, record.prompt, record.long_prompt, record.height, record.width)
+        return {"source": fingerprint([source]), "config": self._made_with}
+
+    @staticmethod
+    def _write(path, tensors, metadata):
+        with naming(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        specs = [TensorSpec(name, array.dtype, array.shape) for name, array in tensors.items()]
+        write_safetensors(path, specs, tensors.__getitem__, metadata)
+
+
+class FeatureFolder(FeatureWriter):
+    """A folder of features, a file a record, while it is written."""
+
+    version = FILES
+
+    def sample_file(self, key):
+        """Path of a record's file."""
+        return sample_file(self.path, key)
+
+    def write(self, record, tensors, image=None):
+        """Write a record's arrays by name, whole or not at all; `image`: what image_identity.find_identity gave."""
+        self._withdraw_index(record)
+        self._write(self.sample_file(record.key), tensors, {**self.identity(record), **(image or {})})
+
+    def write_bad(self, record, reason, image=None):
+        """Note that a record's image cannot be read, in the place of its arrays."""
+        self._withdraw_index(record)
+        note = {**self.identity(record), **(image or {}), BAD: one_line(reason, 500)}
+        self._write(self.sample_file(record.key), {BAD: np.zeros(1, np.uint8)}, note)  # a file of no tensor is none
 
     def tokens(self, record):
         """(tokens of the short caption, of the long one), 0 where there is none; None if the record has no good file.
@@ -188,20 +241,12 @@ class FeatureFolder:
     def bad(self, record):
         """Why the record's image, as it is now, could not be read; "" unless that was noted."""
         _, metadata = self._read(record)
-        if not metadata or BAD not in metadata:
-            return ""
-        if "stamp" in metadata:
-            return metadata[BAD] if is_same_image(record, metadata) else ""
-        return "" if find_identity(record) else metadata[BAD]
+        return metadata[BAD] if metadata and BAD in metadata and is_current(record, metadata) else ""
 
     def write_index(self, records, tokens, left_out=()):
         """Declare the folder complete: lists of Record, of what `tokens` told of them, and of BadRow."""
         target = self.path / INDEX
-        if left_out:
-            write_bad_rows(self.path / LEFT_OUT, left_out)
-        else:
-            with naming(self.path / LEFT_OUT):
-                (self.path / LEFT_OUT).unlink(missing_ok=True)
+        self.write_left_out(left_out)
         with naming(target), replacing(target) as file:
             for record, (short, long) in zip(records, tokens):
                 row = {
@@ -215,27 +260,11 @@ class FeatureFolder:
                 # A key may hold bytes that are no UTF-8, as JSON's own escapes.
                 file.write((json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"))
 
-    def _require_free(self):
-        """Raise unless the folder is absent, one of features, or empty but for what is hidden, as leftovers are."""
-        if not self.path.is_dir():
-            return
-        with naming(self.path):
-            foreign = [name for name in os.listdir(self.path) if not name.startswith(".")]
-        if foreign and not is_feature_folder(self.path):  # asked last: another process may just begin
-            raise MindSigmaError(
-                f"{self.path}: holds something else, such as {one_line(foreign[0])}; choose an empty folder"
-            )
-
     def _withdraw_index(self, record):
         """What replaces a record's file makes the folder incomplete until all that changed is done again."""
         if os.path.lexists(self.sample_file(record.key)):
             with naming(self.path / INDEX):
                 (self.path / INDEX).unlink(missing_ok=True)
-
-    def _identity(self, record):
-        """What a file of features says of itself."""
-        source = (record.key, record.prompt, record.long_prompt, record.height, record.width)
-        return {"source": fingerprint([source]), "config": fingerprint([sorted(self.config.items())])}
 
     def _read(self, record):
         """(tensors, metadata) of a record's file, (None, None) if it is absent, damaged or of something else."""
@@ -243,22 +272,26 @@ class FeatureFolder:
             tensors, metadata = read_safetensors(self.sample_file(record.key))
         except MindSigmaError:
             return None, None
-        same = all(metadata.get(name) == value for name, value in self._identity(record).items())
+        same = all(metadata.get(name) == value for name, value in self.identity(record).items())
         return (tensors, metadata) if same else (None, None)
 
-    @staticmethod
-    def _write(path, tensors, metadata):
-        with naming(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-        specs = [TensorSpec(name, array.dtype, array.shape) for name, array in tensors.items()]
-        write_safetensors(path, specs, tensors.__getitem__, metadata)
+
+def is_current(record, metadata, stored=str):
+    """Whether the metadata of a file of features are of a Record's image as it is now; `stored` as in is_same_image."""
+    if BAD in metadata and "stamp" not in metadata:
+        return not find_identity(record)
+    return is_same_image(record, metadata, stored)
 
 
-def read_config(path):
-    """What the features of a folder (Path) were made with, a dict. Raises MindSigmaError."""
+def read_config(path, version=FILES):
+    """What the features of a folder (Path), in this form, were made with, a dict. Raises MindSigmaError."""
     file = path / CONFIG
     document = load_json(file, read_bytes(file, LARGEST_CONFIG), "the description of features")
-    if any(document.get(name) != value for name, value in FORMAT.items()):
+    if document.get("format") == FORMAT and document.get("format_version") in {FILES, SHARDS} - {version}:
+        forms = {FILES: "a file a record", SHARDS: "shards"}
+        other = forms[document["format_version"]]
+        raise MindSigmaError(f"{file}: these features are {other}, not {forms[version]}; choose another folder")
+    if document.get("format") != FORMAT or document.get("format_version") != version:
         raise MindSigmaError(f"{file}: another format than this version's; extract into another folder")
     if not isinstance(document.get("config"), dict):
         raise MindSigmaError(f"{file}: does not tell what the features were made with; extract into another folder")

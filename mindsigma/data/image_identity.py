@@ -20,16 +20,16 @@ def find_identity(record):
         return {}
 
 
-def is_same_image(record, identity):
+def is_same_image(record, identity, stored=str):
     """Whether `identity`, a dict that holds what `find_identity` gave, is of a Record's image as it is now.
 
     Size, times and inode of the file tell that nobody touched it. Where they differ, as after a copy, its bytes are
-    read.
+    read. `stored`: function of a text that gives what the identity holds in its place.
     """
     if "stamp" not in identity or "digest" not in identity:
         return False
     try:
-        return identity["stamp"] == _stamp(record) or identity["digest"] == _digest(record)
+        return identity["stamp"] == stored(_stamp(record)) or identity["digest"] == stored(_digest(record))
     except MindSigmaError:
         return False
 

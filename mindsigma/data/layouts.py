@@ -30,11 +30,22 @@ METADATA = ("metadata", OFFICIAL_INDEX[:-5])  # stems of a table that counts bef
 
 
 class Layout(NamedTuple):
-    """name; rows: function that yields its Record and BadRow; passed_over: why tables there do not count."""
+    """A layout.
+
+    Attributes:
+        name: what it is called.
+        rows: function that yields its Record and BadRow.
+        passed_over: why tables there do not count.
+        root: folder that its files lie in.
+        shards: (path, function that yields the rows of that shard) of each, in the order of `rows`; the last may be of
+            what lies beside the shards, whose path is None. Empty of other layouts.
+    """
 
     name: str
     rows: Callable
     passed_over: Tuple[str, ...] = ()
+    root: str = ""
+    shards: Tuple[Tuple, ...] = ()
 
 
 def find_layout(path, image_root=None):
@@ -58,11 +69,11 @@ def find_layout(path, image_root=None):
     if indices:
         root = image_root or official / OFFICIAL_IMAGES
         name = "official" if len(indices) == 1 else f"official, {len(indices)} indices"
-        return Layout(name, lambda: (row for index in indices for row in table_rows(index, root)))
+        return Layout(name, lambda: (row for index in indices for row in table_rows(index, root)), root=str(root))
     files = listing(path)
     tars = [Path(parent, name) for parent, names in files for name in names if name.lower().endswith(".tar")]
     if tars:
-        return Layout("webdataset", lambda: _shards_of_folder(path, files, tars))
+        return _of_shards(path, tars, path, lambda: _beside_shards(path, files))
     return _of_listed_folder(path, files, image_root)
 
 
@@ -87,7 +98,7 @@ def _of_listed_folder(path, files, image_root):
             for name in within
             if name.lower().endswith(tables.SUFFIXES) and os.path.splitext(name)[0] in METADATA
         ]
-    return Layout("folder", lambda: folder_rows(path, files), tuple(passed_over))
+    return Layout("folder", lambda: folder_rows(path, files), tuple(passed_over), str(path))
 
 
 def _why_no_keys(table, root):
@@ -123,7 +134,7 @@ def _of_file(path, image_root):
     if is_compressed(start) or remedy_for(path.name) == remedy_for_compressed(path):
         raise MindSigmaError(f"{path}: {remedy_for_compressed(path)}")
     if start[257:262] == b"ustar" or suffix == ".tar":
-        return Layout("webdataset", lambda: shards.rows([path]))
+        return _of_shards(path.parent, [path])
     if suffix not in tables.SUFFIXES:
         remedy = remedy_for(path.name)
         kinds = f"neither a table ({', '.join(tables.SUFFIXES)}) nor a .tar shard"
@@ -131,7 +142,7 @@ def _of_file(path, image_root):
     official = path.parent.name == OFFICIAL_DATA and (path.parent.parent / OFFICIAL_IMAGES).is_dir()
     root = image_root or (path.parent.parent / OFFICIAL_IMAGES if official else path.parent)
     kind = "official" if official else "csv" if suffix in (".csv", ".tsv") else "jsonl"
-    return Layout(kind, lambda: table_rows(path, root))
+    return Layout(kind, lambda: table_rows(path, root), root=str(root))
 
 
 def table_rows(table, root):
@@ -193,9 +204,15 @@ class Keys:
         return below(self._root, key)
 
 
-def _shards_of_folder(folder, files, tars):
-    """Rows of the shards at any depth of a folder, then what lies beside them and is not read."""
-    yield from shards.rows(tars, folder)
+def _of_shards(root, tars, folder=None, beside=None):
+    """Layout of shards, whose keys begin with their paths below `folder`; beside: function that yields more rows."""
+    parts = tuple((tar, lambda tar=tar: shards.rows([tar], folder)) for tar in tars)
+    parts += ((None, beside),) if beside else ()
+    return Layout("webdataset", lambda: (row for _, rows in parts for row in rows()), root=str(root), shards=parts)
+
+
+def _beside_shards(folder, files):
+    """Bad rows for what lies beside the shards at any depth of a folder and is not read."""
     for row in folder_rows(folder, files):
         if isinstance(row, Record):
             yield BadRow(row.file, NOT_READ, "a loose image beside shards; give its folder, or remove one of both")

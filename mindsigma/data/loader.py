@@ -94,8 +94,8 @@ class Loader:
         threads: images decoded at once.
         prefetch: batches that are read ahead.
         max_bad_images: how many records may turn out not to be readable; 0: the first one is an error.
-        places: int (n,), index in `source` of each record of the sampler, -1 for one that is gone; by default they
-            are the same.
+        places: int (n,), index in `source` of each record of the sampler, -1 for one that is gone; None: they are the
+            same.
 
     Attributes:
         bad: dict from the index in `source` of a record that could not be read to what is wrong with it.
@@ -145,7 +145,7 @@ class Loader:
         self.real_prompt_ratio, self.caption_dropout, self.flip = real_prompt_ratio, caption_dropout, flip
         self.threads, self.prefetch = threads, prefetch
         self.max_bad_images, self.bad = max_bad_images, {}
-        self._places = np.arange(len(source)) if places is None else places
+        self._places = places
         share = sampler.batch_size // ranks
         self._rows = slice(rank * share, (rank + 1) * share)
 
@@ -226,7 +226,7 @@ class Loader:
         fill = self._fill_features if self.features else self._fill_image
         faults = []
         for candidate in self._candidates(bucket, drawn, batch.draws[row]):
-            index = int(self._places[candidate])
+            index = candidate if self._places is None else int(self._places[candidate])
             if index < 0:
                 continue
             try:

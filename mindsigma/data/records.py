@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import os
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -41,22 +42,40 @@ def open_records(path, max_ratio=MAX_RATIO, strict=False, image_root=None, threa
     Raises:
         MindSigmaError: no data set there, no usable row in it, or, if `strict`, a bad row.
     """
-    if max_ratio is not None and not max_ratio >= 1:
-        raise MindSigmaError(f"max_ratio must be at least 1, not {max_ratio}")
+    require_ratio(max_ratio)
     layout = find_layout(path, image_root)
     good, bad = [], []
     for row in _unique(_existing(layout.rows(), layout.name)):
         (good if isinstance(row, Record) else bad).append(row)
         if len(bad) > MOST_BAD:
             raise MindSigmaError(f"{path}: more than {MOST_BAD} bad rows{_listed(bad)}; mend it first")
-    unsized = [i for i, record in enumerate(good) if not record.height]
-    faults = {}
-    for i, (size, fault) in zip(unsized, _read_sizes([good[i] for i in unsized], threads, progress)):
-        good[i] = good[i]._replace(height=size[0], width=size[1])
+    kept, more = judged(good, max_ratio, threads, progress)
+    bad += more
+    records = Records(kept, bad, layout.name, str(path))
+    if strict:
+        records.require_no_bad()
+    if not kept:
+        notes = [_listed(records.bad) or "; it holds none", *(f"; {note}" for note in layout.passed_over[:3])]
+        raise MindSigmaError(f"{path}: no usable image with a caption ({layout.name} layout{''.join(notes)})")
+    return records
+
+
+def require_ratio(max_ratio):
+    """Raise MindSigmaError for a largest ratio of the sides that leaves nothing."""
+    if max_ratio is not None and not max_ratio >= 1:
+        raise MindSigmaError(f"max_ratio must be at least 1, not {max_ratio}")
+
+
+def judged(records, max_ratio, threads, progress):
+    """(those of a list of Record that can be used, with their sizes; list of BadRow of the others)."""
+    records = list(records)
+    unsized = [i for i, record in enumerate(records) if not record.height]
+    faults, kept, bad = {}, [], []
+    for i, (size, fault) in zip(unsized, _read_sizes([records[i] for i in unsized], threads, progress)):
+        records[i] = records[i]._replace(height=size[0], width=size[1])
         if fault:
-            faults[i] = BadRow(good[i].where, UNREADABLE, fault)
-    kept = []
-    for i, record in enumerate(good):
+            faults[i] = BadRow(records[i].where, UNREADABLE, fault)
+    for i, record in enumerate(records):
         if i in faults:
             bad.append(faults[i])
         elif not record.height or not record.width:
@@ -65,13 +84,7 @@ def open_records(path, max_ratio=MAX_RATIO, strict=False, image_root=None, threa
             bad.append(BadRow(record.where, RATIO, f"{record.height} x {record.width} (height x width)"))
         else:
             kept.append(record)
-    records = Records(kept, bad, layout.name, str(path))
-    if strict:
-        records.require_no_bad()
-    if not kept:
-        notes = [_listed(records.bad) or "; it holds none", *(f"; {note}" for note in layout.passed_over[:3])]
-        raise MindSigmaError(f"{path}: no usable image with a caption ({layout.name} layout{''.join(notes)})")
-    return records
+    return kept, bad
 
 
 class Records:
@@ -112,6 +125,12 @@ class Records:
         """Counter from reason to number of bad rows."""
         return Counter(row.reason for row in self.bad)
 
+    def count_captions(self):
+        """(records with a short caption, with a long one, with both)."""
+        short = sum(bool(record.prompt) for record in self)
+        long = sum(bool(record.long_prompt) for record in self)
+        return short, long, short + long - len(self)
+
     def require_no_bad(self):
         """Raise MindSigmaError for the first bad row that is not merely out of range."""
         wrong = [row for row in self.bad if row.reason != RATIO]
@@ -127,10 +146,16 @@ class Records:
 
 def fingerprint(rows):
     """Hexadecimal digest of tuples of texts and numbers."""
-    digest = hashlib.blake2b(digest_size=16)
-    for row in rows:
-        digest.update(repr(row).encode("utf-8", "backslashreplace"))
+    digest, rows = hashlib.blake2b(digest_size=16), iter(rows)
+    while some := "".join(map(repr, itertools.islice(rows, 1024))):
+        digest.update(some.encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
+
+
+def row_digest(value):
+    """A whole number below 2**64 of a text or a tuple of texts and numbers, by which rows are found again."""
+    data = repr(value).encode("utf-8", "backslashreplace")
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
 
 
 @contextmanager

@@ -1,16 +1,14 @@
 """Which records make the batch of a step: one bucket a batch, the same on every rank, computed from the step alone."""
 
-from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
 
 from mindsigma.choices import INCOMPLETE
+from mindsigma.data.orders import KEYED, order_of
 from mindsigma.data.randomness import generator
 from mindsigma.data.resolution import Bucket
 from mindsigma.errors import MindSigmaError
-
-EPOCHS_KEPT = 2  # so that a prefetch across the border of an epoch does not reshuffle again and again
 
 
 class BucketCount(NamedTuple):
@@ -48,7 +46,7 @@ class BucketSampler:
     An epoch takes every record once, in an order shuffled within and over the buckets. The last batch of a bucket is
     filled with records that the epoch already took from it, or left out; `summary()` counts both. Everything follows
     from the seed and the number of the step, so rank r of R takes rows r * B / R to (r + 1) * B / R of the same batch,
-    and a run resumes from one integer.
+    and a run resumes from one integer. `orders.py` has the two orders, of few records and of many.
 
     Args:
         source: Records, FeatureSet, or anything with `sizes` (n, 2), height and width.
@@ -70,11 +68,8 @@ class BucketSampler:
         self.resolution = resolution
         self.seed = seed
         self._buckets = resolution.buckets()
-        # Indices of records may outgrow 32 bits nowhere; half the memory of 64.
-        assigned = resolution.assign(source.sizes)
-        order = np.argsort(assigned, kind="stable").astype(np.int32)
-        bounds = np.searchsorted(assigned[order], np.arange(len(self._buckets) + 1))
-        self._members = {i: order[a:b] for i, (a, b) in enumerate(zip(bounds, bounds[1:])) if b > a}
+        self._order = order_of(source, seed)
+        self._members = self._order.members(source, resolution)
         if not self._members:
             raise MindSigmaError("no record to draw batches from")
         self._counts = [self._count(i, incomplete) for i in self._members]
@@ -84,7 +79,12 @@ class BucketSampler:
                 f"every bucket has fewer records than a batch of {self.batch_size}: "
                 "take a smaller batch or fill incomplete batches"
             )
-        self._epochs = OrderedDict()
+        self._order.begin(self._members, [count.batches for count in self._counts], self.batch_size)
+
+    @property
+    def order(self):
+        """ "keyed" for the order of many records, which is computed place by place; None for that of the others."""
+        return KEYED if self._order.keyed else None
 
     def __len__(self):
         return self.steps_per_epoch
@@ -111,9 +111,9 @@ class BucketSampler:
         epoch, index = self.position(int(step))
         if epoch < 0:
             raise MindSigmaError(f"step must be at least 0, not {step}")
-        batch = self._epoch(epoch)[index]
+        bucket, rows = self._order.batch(epoch, index)
         draws = np.arange(self.batch_size, dtype=np.int64) + int(step) * self.batch_size
-        return self._buckets[batch[0]], batch[1].astype(np.int64), draws
+        return self._buckets[bucket], rows, draws
 
     def substitutes(self, bucket, draw, elsewhere=False):
         """Iterate over the records that may take the place of one of a draw, the same on every process.
@@ -144,20 +144,3 @@ class BucketSampler:
         elif rest:
             dropped = rest
         return BucketCount(self._buckets[i], records, batches, repeated, dropped)
-
-    def _epoch(self, epoch):
-        """List of (bucket index, record indices) of the steps of an epoch."""
-        if epoch not in self._epochs:
-            self._epochs[epoch] = self._shuffled(epoch)
-            while len(self._epochs) > EPOCHS_KEPT:
-                self._epochs.popitem(last=False)
-        return self._epochs[epoch]
-
-    def _shuffled(self, epoch):
-        random = generator(self.seed, "order of records", epoch)
-        batches = []
-        for (i, members), count in zip(self._members.items(), self._counts):
-            # np.resize starts again at the front: what is repeated changes from epoch to epoch.
-            rows = np.resize(random.permutation(members), count.batches * self.batch_size)
-            batches += [(i, row) for row in rows.reshape(count.batches, self.batch_size)]
-        return [batches[i] for i in random.permutation(len(batches))]

@@ -31,12 +31,13 @@ class Folder:
     Args:
         path: path of the folder.
         settings: dict of all that the pictures follow from beside prompt and seed; None for a folder that is only read.
+        flag: the option that names the folder, for messages.
 
     Raises:
         MindSigmaError: the folder holds pictures of other settings.
     """
 
-    def __init__(self, path, settings=None):
+    def __init__(self, path, settings=None, flag="--output"):
         self.path, self.settings = Path(path), settings
         note = self.path / SETTINGS
         self.stored = load_json(note, read_bytes(note, LARGEST_NOTE), "the note of a drawing") if note.exists() else {}
@@ -47,7 +48,7 @@ class Folder:
                     then, wanted = (one_line(repr(table.get(name)), 60) for table in (self.stored, now))
                     raise MindSigmaError(
                         f"{self.path}: holds pictures drawn with {one_line(name)} {then}, not {wanted}; use that, or "
-                        "another --output"
+                        f"another {flag}"
                     )
 
     def write_settings(self):

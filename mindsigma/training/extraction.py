@@ -10,10 +10,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from mindsigma.data.feature_shards import FeatureShards
 from mindsigma.data.features import LONG_STATES, MOMENTS, STATES, FeatureFolder
 from mindsigma.data.image_identity import find_identity
 from mindsigma.data.loader import CHECK, training_image
 from mindsigma.data.record import UNREADABLE, BadRow
+from mindsigma.data.shares import from_share
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.components import Components
 from mindsigma.runtime import DTYPES, resolve_dtype
@@ -82,6 +84,7 @@ class Extraction:
         states_dtype, moments_dtype: "fp16" or "fp32", of what is stored.
         threads: images decoded at once.
         strict: an image that cannot be read is an error; else it is noted and left out.
+        shard_records: records of a shard; 0 writes a file a record.
 
     Attributes:
         left_out: list of BadRow, images of all processes that cannot be read, known after `finish`.
@@ -102,6 +105,7 @@ class Extraction:
         moments_dtype="fp32",
         threads=4,
         strict=False,
+        shard_records=0,
     ):
         for name, value in (("max_length", max_length), ("batch_size", batch_size), ("threads", threads)):
             if value < 1:
@@ -121,7 +125,11 @@ class Extraction:
             "downsampling": encoders.vae_config.downsampling,
             "state_width": encoders.state_width,
         }
-        self.folder = FeatureFolder(folder, config)
+        if shard_records:
+            self.folder = FeatureShards(folder, config, records, shard_records)
+        else:
+            self.folder = FeatureFolder(folder, config)
+        self._sink = self.folder
         self.cut = 0  # captions longer than max_length, of those encoded by this object
 
     def missing(self, rank=0, ranks=1):
@@ -137,16 +145,49 @@ class Extraction:
         `progress` is called with the number of records done since the last call. Raises MindSigmaError for states that
         fp16 cannot hold and, if strict, for an image that cannot be read.
         """
+        self._write_null_caption()
+        if indices:
+            self.encoders.load()
+        self._run_chunks(self._chunks(indices), progress)
+
+    def run_shards(self, rank=0, ranks=1, progress=None):
+        """Extract the shards that nobody has and that no other process writes, this rank's share of them first.
+
+        Returns the number of records extracted. `progress` and errors as of `run`.
+        """
+        self._write_null_caption()
+        count = 0
+        for number in from_share(self.folder.count, rank, ranks):
+            if self.folder.is_there(number):
+                continue
+            with self.folder.claim(number) as mine:
+                if mine and not self.folder.is_there(number):
+                    count += self._run_shard(number, progress)
+        return count
+
+    def _run_shard(self, number, progress):
+        chunks = list(self._chunks(self.folder.share(number)))
+        buckets = {chunk[0]: bucket for bucket, chunk in chunks}
+        with self.folder.open_shard(number, [chunk for _, chunk in chunks]) as self._sink:
+            left = self._sink.left
+            if left:
+                self.encoders.load()
+            self._run_chunks([(buckets[chunk[0]], chunk) for chunk in left], progress)
+            self._sink.complete()
+        return sum(map(len, left))
+
+    def _write_null_caption(self):
         if not self.folder.has_null_caption():
             self.encoders.load()
             states, tokens, _ = self.encoders.states([""], self.max_length, min_length=self.max_length)
             self.folder.write_null_caption(states[0].astype(np.float32), int(tokens[0]))
-        if indices:
-            self.encoders.load()
+
+    def _run_chunks(self, chunks, progress):
+        """Extract (Bucket, indices of a batch) after each other, images decoded ahead."""
         with ThreadPoolExecutor(self.threads) as pool:
             pending = deque()
             try:
-                for bucket, chunk in self._chunks(indices):
+                for bucket, chunk in chunks:
                     pending.append((chunk, [pool.submit(self._image, index, bucket) for index in chunk]))
                     if len(pending) > AHEAD:
                         self._extract(*pending.popleft(), progress)
@@ -160,8 +201,13 @@ class Extraction:
     def finish(self):
         """Write the index if every record of the data set has its features or cannot; returns how many are to come.
 
-        Raises MindSigmaError where none has them.
+        Of shards it returns how many of them are to come. Raises MindSigmaError where no record has features.
         """
+        if isinstance(self.folder, FeatureShards):
+            absent, self.left_out = self.folder.finish()
+            if not absent and len(self.left_out) == len(self.records):
+                raise self._nothing(self.left_out)
+            return absent
         tokens = self._tokens(range(len(self.records)))
         without = [self.records[index] for index, row in enumerate(tokens) if row is None]
         rows = [BadRow(record.where, UNREADABLE, self.folder.bad(record)) for record in without]
@@ -170,11 +216,15 @@ class Extraction:
         if absent:
             return absent
         if len(rows) == len(tokens):
-            example = f"{rows[0].where}: {rows[0].detail}; " if rows else ""
-            raise MindSigmaError(f"{example}{self.records.path}: no image can be read; {CHECK}")
+            raise self._nothing(rows)
         good = [index for index, row in enumerate(tokens) if row is not None]
         self.folder.write_index([self.records[i] for i in good], [tokens[i] for i in good], self.left_out)
         return 0
+
+    def _nothing(self, rows):
+        """MindSigmaError where all records are among the BadRows."""
+        example = f"{rows[0].where}: {rows[0].detail}; " if rows else ""
+        return MindSigmaError(f"{example}{self.records.path}: no image can be read; {CHECK}")
 
     def _tokens(self, indices):
         with ThreadPoolExecutor(self.threads) as pool:
@@ -182,7 +232,7 @@ class Extraction:
 
     def _chunks(self, indices):
         """(Bucket, indices of a batch), bucket after bucket."""
-        if not indices:
+        if len(indices) == 0:
             return
         buckets = self.resolution.buckets()
         indices = np.asarray(indices)
@@ -207,8 +257,10 @@ class Extraction:
         read = [(self.records[index], *task.result()) for index, task in zip(chunk, tasks)]
         for record, image, identity in read:
             if isinstance(image, str):
-                self.folder.write_bad(record, image, identity)
+                self._sink.write_bad(record, image, identity)
         self._encode([row for row in read if not isinstance(row[1], str)])
+        if self._sink is not self.folder:
+            self._sink.sync()
         if progress:
             progress(len(chunk))
 
@@ -226,7 +278,7 @@ class Extraction:
             for name, states in ((STATES, short[row]), (LONG_STATES, long[row])):
                 if states is not None:
                     tensors[name] = self._stored(states, self._states, record)
-            self.folder.write(record, tensors, identities[row])
+            self._sink.write(record, tensors, identities[row])
 
     def _captions(self, texts):
         """T5 states (L, d) of each text, None for an empty one."""

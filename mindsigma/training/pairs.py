@@ -74,7 +74,7 @@ class Pairs:
 
     def _record(self, index):
         key, prompt, long_prompt, (height, width), _ = self.source[index]
-        return Record(key, prompt or long_prompt, "", height, width, str(self.source.where(index)))
+        return Record(key, prompt or long_prompt, "", height, width, *self.source.place(index))
 
     def _draw(self, batch, batch_size, bucket):
         """Write the pairs of a batch, which is filled up so that there is one graph a bucket."""

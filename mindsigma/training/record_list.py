@@ -1,13 +1,13 @@
 """The records that a run began with, kept in its folder: it goes on with its batches where some were removed since."""
 
-import hashlib
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from mindsigma.data import FeatureSet
-from mindsigma.data.records import fingerprint
+from mindsigma.data.orders import LARGEST_SHUFFLED
+from mindsigma.data.records import fingerprint, row_digest
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.weights.formats.safetensors_file import read_safetensors
 from mindsigma.weights.formats.safetensors_writer import write_safetensors
@@ -15,6 +15,13 @@ from mindsigma.weights.formats.tensor_stream import TensorSpec, checksum
 
 COLUMNS = ("keys", "contents", "sizes")  # arrays of one row a record
 CHANGED = "{} has another caption or size than when the run began: put the old one back, or remove it"
+
+
+def open_list(source, file, resumed=False, accept_new=False):
+    """The RecordList of a source; its VersionList if it is a mixture, or has versions and very many records."""
+    by_version = hasattr(source, "sets") or len(source) > LARGEST_SHUFFLED and hasattr(source, "fingerprints")
+    kind = VersionList if by_version else RecordList
+    return kind(source, file, resumed, accept_new)
 
 
 class RecordList:
@@ -54,7 +61,7 @@ class RecordList:
         """Keep the list, unless it is the one of this run already."""
         if self._kept == self.fingerprint:
             return
-        arrays = dict(zip(COLUMNS, (*_digests(self.source), self.source.sizes)))
+        arrays = dict(zip(COLUMNS, (*_digests(self.source), np.asarray(self.source.sizes, np.int64))))
         metadata = {"fingerprint": self.fingerprint, "kind": _kind(self.source)}
         metadata["checksum"] = _checksum(arrays, metadata)
         specs = [TensorSpec(name, array.dtype, array.shape) for name, array in arrays.items()]
@@ -98,15 +105,65 @@ class RecordList:
         return one_line(next(row[0] for i, row in enumerate(self.source) if i == index))
 
 
+class VersionList:
+    """An index in the order that a run draws from; stands for a RecordList. Its rows never change, so none is kept.
+
+    Args and attributes as those of RecordList; no record is ever gone.
+    """
+
+    places, gone = None, 0
+
+    def __init__(self, source, file, resumed=False, accept_new=False):
+        self.source, self._file, self._accept_new = source, Path(file), accept_new
+        self.sizes, self.fingerprint = source.sizes, source.fingerprint()
+        self.by_ratio, self.sets = (getattr(source, name, None) for name in ("by_ratio", "sets"))
+        self.new, self.difference, self._kept = 0, "", None
+        if resumed and self._file.exists():
+            self._follow()
+
+    @property
+    def follows(self):
+        """See RecordList."""
+        return self._kept is not None and not self.difference
+
+    def write(self):
+        """See RecordList."""
+        if self._kept != self.fingerprint:
+            arrays = {"rows": np.array([len(self.source)], np.int64)}
+            specs = [TensorSpec(name, array.dtype, array.shape) for name, array in arrays.items()]
+            metadata = {"fingerprint": self.fingerprint, "kind": _kind(self.source)}
+            write_safetensors(self._file, specs, arrays.__getitem__, metadata)
+
+    def _follow(self):
+        """Find the version that the run began with among those before the source."""
+        try:
+            tensors, metadata = read_safetensors(self._file)
+            rows = tensors.get("keys", tensors.get("rows"))
+            then = len(rows) if "keys" in tensors else int(rows[0])
+            self._kept = metadata["fingerprint"]
+        except (MindSigmaError, IndexError, KeyError, TypeError) as error:
+            self.difference = one_line(error)
+            return
+        if self._kept == self.fingerprint:
+            return
+        if self._kept not in self.source.fingerprints:
+            self.difference = "the index is no later version of the one that the run began with"
+        elif not self._accept_new:
+            new = len(self.source) - then
+            self.difference = f"{new} records are new: give the earlier version-NNNN.json, or --accept-new-data"
+        else:
+            self.new = len(self.source) - then
+
+
 def _digests(source):
     """Two uint64 (n,): of each record's key, and of all that a run depends on besides its size."""
+    if hasattr(source, "digests"):
+        return np.ascontiguousarray(np.asarray(source.digests).T)
     result = np.empty((2, len(source)), np.uint64)
     for i, row in enumerate(source):
         # Of features the numbers of tokens, too; of a Record not where its bytes stand.
         content = row[1:3] + (tuple(row[4]) if isinstance(source, FeatureSet) else ())
-        for j, value in enumerate((row[0], content)):
-            data = repr(value).encode("utf-8", "backslashreplace")
-            result[j, i] = int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "little")
+        result[:, i] = row_digest(row[0]), row_digest(content)
     return result
 
 

@@ -25,7 +25,7 @@ from mindsigma.training.learning_rate import learning_rate, scaled_rate
 from mindsigma.training.lora import TARGETS, AdapterConfig, new_adapter
 from mindsigma.training.methods import method_of
 from mindsigma.training.model_card import model_card
-from mindsigma.training.record_list import RecordList
+from mindsigma.training.record_list import open_list
 from mindsigma.training.run_log import Report
 from mindsigma.training.run_options import FREE, MAY_CHANGE, PLANNED, REASONS, check
 from mindsigma.training.start import build_dit, open_start
@@ -48,6 +48,14 @@ NAMES = {
     "data": "data (captions, sizes, order) of the fingerprint",
     "teacher": "a teacher (--model) of the fingerprint",
 }
+
+
+def fitting(batch, processes):
+    """How so many processes take the batch of a run, which keeps its order whatever their number; a text."""
+    if batch % processes == 0:
+        return f"{processes} processes take it with --batch-size x --accumulation = {batch // processes}"
+    fits = max(count for count in range(1, processes) if batch % count == 0)
+    return f"{processes} processes cannot share it equally, {fits} can"
 
 
 class Trainer:
@@ -97,9 +105,9 @@ class Trainer:
         self.say(*str(self.sampler.summary()).split("\n"))
 
     def record_list(self, path, name):
-        """RecordList of a data set that is trained on."""
+        """RecordList or VersionList of a data set that is trained on."""
         resumed = bool(self.checkpoints.steps()) and not self.args.overwrite
-        records = RecordList(open_data(path), self.folder / name, resumed, self.args.accept_new_data)
+        records = open_list(open_data(path), self.folder / name, resumed, self.args.accept_new_data)
         if records.new:
             self.say(f"{path}: {records.new} records are new; the batches from here on are drawn from all of them")
         elif records.gone:
@@ -192,6 +200,8 @@ class Trainer:
         options.update(batch=self.batch, data=self.records.fingerprint)
         options.update({name: records.fingerprint for name, records in self.method.lists().items()})
         options.update(self.method.identity())
+        if self.sampler.order:
+            options["order"] = self.sampler.order
         self.identity, self.changes = json.loads(json.dumps(options)), []
         if self.args.overwrite:
             self.checkpoints.clear()
@@ -213,7 +223,10 @@ class Trainer:
         for name in sorted(changed - allowed):
             what = NAMES.get(name, f"--{one_line(name).replace('_', '-')}")
             then, now = (one_line(repr(table.get(name))) for table in (stored, self.identity))
-            why = f" ({lists[name].difference})" if lists.get(name) and lists[name].difference else ""
+            why = lists[name].difference if lists.get(name) else ""
+            if name == "batch" and type(stored.get(name)) is int:
+                why = fitting(stored[name], self.ranks.count)
+            why = f" ({why})" if why else ""
             raise MindSigmaError(
                 f"{path}: was trained with {what} {then}, not {now}{why}; "
                 f"{REASONS.get(name, OTHERWISE)}: use that, another --output, or --overwrite"
@@ -225,6 +238,8 @@ class Trainer:
 
     def _may_change(self, name, lists):
         """Whether a continuation may have another value of what a checkpoint tells; lists: RecordLists by name."""
+        if name == "order":  # which follows from the number of records
+            return self.args.accept_new_data and lists["data"].follows
         return name in MAY_CHANGE or (self.args.accept_new_data and lists.get(name) is not None and lists[name].follows)
 
     def _record(self, state, allowed):

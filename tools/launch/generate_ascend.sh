@@ -8,7 +8,8 @@ if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
     cat << 'USAGE'
 usage: [NPUS=8] [MASTER_PORT=8118] [LOG_DIR=outputs/logs] tools/launch/generate_ascend.sh OPTIONS OF tools/generate.py
 
-Give --parallel sequence, cfg (2 NPUs) or both (4, 6, ...). NPUS defaults to all of the node (/dev/davinci*). What
+Give --parallel sequence, cfg (2 NPUs) or both (4, 6, ...), and the NPUs share each image; or --shard-prompts N, and each
+draws shards of its own. NPUS defaults to all of the node (/dev/davinci*). What
 process 0 writes is shown; each process writes worker_N.log below LOG_DIR.
 USAGE
     exit 0
@@ -19,7 +20,8 @@ port=${MASTER_PORT:-8118}
 [[ $npus != 0 ]] || die "no NPU found (/dev/davinci0); set NPUS, or use tools/launch/generate_cpu.sh"
 need_number NPUS "$npus" 2
 need_number MASTER_PORT "$port" 1024
-[[ -n $(value_of --parallel "$@") ]] || die "give --parallel sequence, cfg or both"
+[[ -n $(value_of --parallel "$@")$(value_of --shard-prompts "$@") ]] ||
+    die "give --parallel sequence, cfg or both, or --shard-prompts N"
 
 launch generate.py --worker_num="$npus" --local_worker_num="$npus" --master_port="$port" \
     --log_dir="${LOG_DIR:-outputs/logs}" --bind_core=True --tail_worker_log=0 -- "$@" --device Ascend

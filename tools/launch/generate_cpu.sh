@@ -8,8 +8,8 @@ if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
     cat << 'USAGE'
 usage: [PROCESSES=2] [MASTER_PORT=8118] [LOG_DIR=outputs/logs] tools/launch/generate_cpu.sh OPTIONS OF tools/generate.py
 
-Give --parallel sequence, cfg (2 processes) or both (4, 6, ...). What process 0 writes is shown; each process writes
-worker_N.log below LOG_DIR.
+Give --parallel sequence, cfg (2 processes) or both (4, 6, ...), and the processes share each image; or --shard-prompts N,
+and each draws shards of its own. What process 0 writes is shown; each process writes worker_N.log below LOG_DIR.
 USAGE
     exit 0
 fi
@@ -18,7 +18,8 @@ processes=${PROCESSES:-2}
 port=${MASTER_PORT:-8118}
 need_number PROCESSES "$processes" 2
 need_number MASTER_PORT "$port" 1024
-[[ -n $(value_of --parallel "$@") ]] || die "give --parallel sequence, cfg or both"
+[[ -n $(value_of --parallel "$@")$(value_of --shard-prompts "$@") ]] ||
+    die "give --parallel sequence, cfg or both, or --shard-prompts N"
 
 launch generate.py --worker_num="$processes" --local_worker_num="$processes" --master_port="$port" \
     --log_dir="${LOG_DIR:-outputs/logs}" --tail_worker_log=0 -- "$@" --device CPU

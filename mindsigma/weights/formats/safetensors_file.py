@@ -43,7 +43,11 @@ def read_safetensors(path):
     is `ml_dtypes.bfloat16`; the views are not necessarily aligned), and the header's `__metadata__` as dict[str, str].
     Raises MindSigmaError unless the header is valid and its tensors fill the file without overlap or hole.
     """
-    data = map_file(path)
+    return parse_safetensors(path, map_file(path))
+
+
+def parse_safetensors(path, data):
+    """What read_safetensors gives of the bytes of a file, uint8 (bytes,), which are called `path` in messages."""
     start, header = _header(path, data)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):

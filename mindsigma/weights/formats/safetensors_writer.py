@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
+
 from mindsigma.errors import MindSigmaError
 from mindsigma.foreign import map_file
 from mindsigma.weights.formats.atomic import replacing
 from mindsigma.weights.formats.safetensors_file import DTYPES, MAX_HEADER, read_safetensors
-from mindsigma.weights.formats.tensor_stream import checked_specs, checksum, fetch, pieces, write_pieces
+from mindsigma.weights.formats.tensor_stream import TensorSpec, checked_specs, checksum, fetch, pieces, write_pieces
 
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -28,6 +30,13 @@ def write_safetensors(path, specs, read, metadata=None, progress=None):
             array = fetch(path, spec, read)
             crcs[spec.name] = write_pieces(file, pieces(array), progress)
     return {spec.name: crcs[spec.name] for spec in specs}
+
+
+def safetensors_pieces(path, tensors, metadata=None):
+    """list of the bytes and arrays that write_safetensors makes a file of; tensors: dict name -> array."""
+    specs = [TensorSpec(name, array.dtype, array.shape) for name, array in tensors.items()]
+    specs, header = check_safetensors(path, specs, metadata)
+    return [header, *(np.ascontiguousarray(tensors[spec.name]).data for spec in _by_alignment(specs))]
 
 
 def written_crcs(path, specs, metadata=None, progress=None):
