@@ -21,6 +21,8 @@ from mindsigma.commands.rows import columns_of
 from mindsigma.data import open_data
 from mindsigma.data.shares import claim
 from mindsigma.errors import MindSigmaError
+from mindsigma.evaluation.features import image_files, read_image
+from mindsigma.evaluation.prompts_of_pictures import prompt_of
 
 PROMPTS = ["a red apple", "a cat", "a blue rocket", "a dog --hw 64:96", "a penguin"]
 SMALL = ["--steps", "1", "--height", "64", "--width", "64", "--no-resolution-binning", "--guidance-scale", "1"]
@@ -54,6 +56,9 @@ def test_shards_are_a_data_set_of_the_pictures(drawn):
     for i, record in enumerate(records):
         with Image.open(drawn / "single" / f"{i + 1}.png") as single:
             assert abs(np.asarray(single).astype(int) - np.asarray(records.image(i))).max() <= 1, record.key
+    sources = image_files(drawn / "whole")  # as evaluation reads them
+    assert [prompt_of(source) for source in sources] == [record.prompt for record in records]
+    assert read_image(sources[3]).size == (96, 64)
     with tarfile.open(drawn / "whole" / "00000.tar") as tar:
         name = tar.getnames()[0]
         with Image.open(tar.extractfile(name)) as image:

@@ -34,6 +34,7 @@ __all__ = [
     "Records",
     "Resolution",
     "generator",
+    "is_index",
     "is_mixture",
     "open_data",
     "open_features",

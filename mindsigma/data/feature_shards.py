@@ -238,6 +238,7 @@ class FeatureShards(FeatureWriter):
         if absent:
             return len(absent), []
         if self._old and not self.count and len(self.records) == self._old.rows:
+            shutil.rmtree(self.building, ignore_errors=True)  # an end that was interrupted may have left it
             return 0, []
         with claim(self.building, "joining") as mine:
             if not mine:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mindsigma.data.columns import Part, Parts, arrays_of, merge, text_arrays, write_part
+from mindsigma.data.columns import Kind, Part, Parts, arrays_of, merge, text_arrays, write_part
 from mindsigma.data.index import (
     BAD,
     CURRENT,
@@ -32,7 +32,7 @@ from mindsigma.data.index import (
 from mindsigma.data.layouts import find_layout
 from mindsigma.data.own_folder import Held
 from mindsigma.data.record import ABSENT, DUPLICATE, BadRow, Record
-from mindsigma.data.records import MAX_RATIO, MOST_BAD, fingerprint, judged, require_ratio, row_digest
+from mindsigma.data.records import MAX_RATIO, MOST_BAD, fingerprint, judged, require_ratio, row_digest, unique
 from mindsigma.data.shares import claim
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes
@@ -44,6 +44,7 @@ LARGEST_TASK = 1 << 20  # bytes
 MOST_ROWS = 2**31 - 1  # of a part
 OPEN = 64  # pieces kept open while keys that come twice are compared
 PIECE = (ROWS, FILES, BAD)
+GONE = (Kind("gone", np.uint64),)  # row_digest of the keys of a piece's bad images: later rows of theirs are duplicates
 
 
 class Piece(NamedTuple):
@@ -151,7 +152,11 @@ class Building:
                     f"{self.target}: an index of {one_line(stored.get('source'))} is unfinished there, or of other "
                     f"options; finish it, or delete {self.folder}"
                 )
-        if not note.is_file() and not self.complete:
+        if self.complete:
+            self._remove_leftovers()
+        elif not note.is_file():
+            for path in self.folder.glob("[0-9]*"):  # of a building whose end was interrupted
+                path.unlink()
             write_json(note, task)
 
     def _finished(self):
@@ -201,9 +206,10 @@ class Building:
 
     def _make(self, piece):
         """Read a piece and write its columns; returns the number of its rows."""
-        rows = piece.rows()
+        rows = list(unique(piece.rows()))
         good, bad = self._present([row for row in rows if isinstance(row, Record)])
         kept, more = judged(good, self.max_ratio, self.threads, False)
+        gone = {record.key for record in good} - {record.key for record in kept}
         bad = [row for row in rows if not isinstance(row, Record)] + bad + more
         files = {self._below(str(piece.shard)): 0} if piece.shard else {}
         columns = [
@@ -220,6 +226,7 @@ class Building:
         arrays = arrays_of(ROWS, columns)
         arrays.update(arrays_of(FILES, list(zip(files, stamps))))
         arrays.update(arrays_of(BAD, [row.shown() for row in bad]))
+        arrays.update(arrays_of(GONE, [(row_digest(key),) for key in sorted(gone)]))
         write_part(self._path(piece.number), arrays, {"source": one_line(piece.source, 500)})
         return len(rows)
 
@@ -297,6 +304,11 @@ class Building:
             else:
                 why = "is in the index with other captions or another size" if earlier < len(olds) else "comes twice"
                 drops.setdefault(number, {})[i] = f"{key} {why}"
+        gone = np.empty(0, np.uint64)
+        for number, part in enumerate(Parts(paths, *PIECE, GONE), len(olds)):
+            for i in np.flatnonzero(np.isin(digests[number], gone)).tolist():
+                drops.setdefault(number, {})[i] = f"{part.texts('key', i, i + 1)[0]} comes twice"
+            gone = np.concatenate([gone, part.arrays["gone"]])
         for number, rows in drops.items():
             self._drop(files[number], rows)
         return known

@@ -45,7 +45,7 @@ def open_records(path, max_ratio=MAX_RATIO, strict=False, image_root=None, threa
     require_ratio(max_ratio)
     layout = find_layout(path, image_root)
     good, bad = [], []
-    for row in _unique(_existing(layout.rows(), layout.name)):
+    for row in unique(_existing(layout.rows(), layout.name)):
         (good if isinstance(row, Record) else bad).append(row)
         if len(bad) > MOST_BAD:
             raise MindSigmaError(f"{path}: more than {MOST_BAD} bad rows{_listed(bad)}; mend it first")
@@ -209,7 +209,8 @@ def _files_of(folder):
         return set()
 
 
-def _unique(rows):
+def unique(rows):
+    """The rows, those whose key came before made bad."""
     seen = set()
     for row in rows:
         if isinstance(row, Record):

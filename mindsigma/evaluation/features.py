@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 from mindspore import Tensor
 
+from mindsigma.data import is_index, open_data
 from mindsigma.data.images import SUFFIXES, decode
+from mindsigma.data.record import Record
+from mindsigma.data.records import read_image as read_record
 from mindsigma.errors import MindSigmaError
 from mindsigma.evaluation.fid import RunningStatistics
 from mindsigma.evaluation.inception import FEATURES, features, load_inception
@@ -71,19 +74,28 @@ class ClipFeatures:
 
 
 def image_files(folder):
-    """Sorted list of the image files of a folder and of its folders. Raises MindSigmaError where there is none."""
+    """Sorted list of the image files of a folder and of its folders; of an index or of shards list of Record.
+
+    Raises MindSigmaError where there is none.
+    """
     folder = Path(folder).expanduser()
+    if is_index(folder):
+        return list(open_data(folder))
     if not folder.is_dir():
         raise MindSigmaError(f"{folder}: no such folder")
     files = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
     files = sorted(files)
+    if not files and next(folder.rglob("*.tar"), None):
+        return list(open_data(folder, max_ratio=None))
     if not files:
         raise MindSigmaError(f"{folder}: holds no images")
     return files
 
 
 def read_image(path):
-    """A file's image, PIL, RGB. Raises MindSigmaError that names the file."""
+    """The image of a file or of a Record, PIL, RGB. Raises MindSigmaError that names the file."""
+    if isinstance(path, Record):
+        return read_record(path)
     try:
         with open_regular(path) as file:
             return decode(file)
