@@ -122,6 +122,8 @@ def test_processes_take_shards_from_each_other(records, tmp_path):  # noqa: F811
     assert one.run_shards(0, 2) == 1 and one.finish() == 0
     shard(records, tmp_path / "alone")
     assert files_of(folder) == files_of(tmp_path / "alone")
+    assert two.run_shards(1, 2) == 0 and two.finish() == 0  # who comes late does nothing
+    assert files_of(folder) == files_of(tmp_path / "alone")
 
 
 def test_what_is_new_or_changed_makes_another_round(records, tmp_path):  # noqa: F811
@@ -147,6 +149,12 @@ def test_what_is_new_or_changed_makes_another_round(records, tmp_path):  # noqa:
     for index in range(8):
         assert np.array_equal(features.read(index, True)[0], fresh.read(index, True)[0])
     assert shard(now, folder) == 0 and files_of(folder) == after
+    (folder / "shards" / "001-00000.tar").unlink()  # as damage asks for
+    lost = extraction_of(now, folder)
+    assert lost.folder.missing.tolist() == [1, 2] and shard(now, folder) == 0
+    assert [*open_features(folder)] == [*fresh]
+    for index in range(8):
+        assert np.array_equal(open_features(folder).read(index, True)[0], fresh.read(index, True)[0])
 
 
 def test_bad_images_are_listed_and_left_out(records, tmp_path):  # noqa: F811

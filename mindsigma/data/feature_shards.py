@@ -211,7 +211,7 @@ class FeatureShards(FeatureWriter):
         super().__init__(path, config)
         self.records, self._shard_records = records, shard_records
         self._old = Part(self.path / INDEX, FEATURES, FILES, ORDER) if (self.path / INDEX).is_file() else None
-        self._round = 1 + int(self._old.metadata.get("round", 0)) if self._old else 1
+        self._round = 1 + _round_of(self._old) if self._old else 1
         self.missing = self._find_missing()
         self.count = -(-len(self.missing) // shard_records)
         self.building = self.path / BUILDING
@@ -222,7 +222,8 @@ class FeatureShards(FeatureWriter):
 
     def is_there(self, number):
         """Whether a shard is complete and of the records as they are now."""
-        return self._piece(number) is not None and (self.path / FOLDER / self._name(number)).is_file()
+        there = self._piece(number) is not None and (self.path / FOLDER / self._name(number)).is_file()
+        return there or self._is_joined()
 
     def claim(self, number):
         """See shares.claim."""
@@ -234,6 +235,8 @@ class FeatureShards(FeatureWriter):
 
     def finish(self):
         """Write the index if all shards are there. Returns (shards that are to come, list of BadRow left out)."""
+        if self._is_joined():
+            return 0, []
         absent = [number for number in range(self.count) if not self.is_there(number)]
         if absent:
             return len(absent), []
@@ -244,6 +247,11 @@ class FeatureShards(FeatureWriter):
             if not mine:
                 return 1, []
             return 0, self._join()
+
+    def _is_joined(self):
+        """Whether another process has written the index of this round by now."""
+        file = self.path / INDEX
+        return file.is_file() and _round_of(Part(file, FEATURES, FILES, ORDER)) >= self._round
 
     def _name(self, number):
         return f"{self._round:03d}-{number:05d}.tar"
@@ -268,6 +276,7 @@ class FeatureShards(FeatureWriter):
         if self._old is None:
             return np.arange(len(self.records))
         self._order, self._keys = _sorted_keys(self._old)
+        self._whole = [_bytes_of(self.path / FOLDER / name) == stamp[0] for name, stamp in _files(self._old)]
         return np.flatnonzero(np.fromiter((self._old_row(r) is None for r in self.records), bool, len(self.records)))
 
     def _old_row(self, record):
@@ -276,6 +285,8 @@ class FeatureShards(FeatureWriter):
         if row is None:
             return None
         arrays = self._old.arrays
+        if not self._whole[int(arrays["file"][row])]:
+            return None
         content = row_digest((record.prompt, record.long_prompt, *arrays["tokens"][row].tolist()))
         if (content, [record.height, record.width]) != (int(arrays["digest"][row, 1]), arrays["size"][row].tolist()):
             return None
@@ -323,7 +334,7 @@ class FeatureShards(FeatureWriter):
         firsts = np.cumsum([0, *(part.counts[1] for part in new)])[:-1].tolist()
         merge(fresh, new, None, {"file": firsts})
         parts = (self._old, Part(fresh, *PIECE))
-        files = [list(part.all_texts("files")) for part in parts]
+        files = [_files(part) for part in parts]
         sorted_keys = (self._order, self._keys), _sorted_keys(parts[1])
         numbered, paths = enumerate(self.records), []
         while some := list(islice(numbered, AT_ONCE)):
@@ -334,12 +345,34 @@ class FeatureShards(FeatureWriter):
                 row = _found(record, *sorted_keys[which])
                 if row is not None:
                     values = {kind.name: _value(parts[which], kind, row) for kind in FEATURES}
-                    values["file"] = names.setdefault(files[which][values["file"]], len(names))
+                    name, stamp = files[which][values["file"]]
+                    values["file"] = names.setdefault((name, tuple(stamp)), len(names))
                     rows.append(tuple(values.values()))
-            arrays = {**arrays_of(FEATURES, rows), **arrays_of(FILES, [(name, (0, 0)) for name in names])}
+            arrays = {**arrays_of(FEATURES, rows), **arrays_of(FILES, list(names))}
             paths.append(self.building / f"joined-{len(paths):05d}.safetensors")
             write_part(paths[-1], {**arrays, **arrays_of(BAD_ROWS, [])}, {})
         return paths
+
+
+def _round_of(part):
+    """The number of the round that wrote an index."""
+    text = part.metadata.get("round", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 7):
+        raise part.damaged("it does not tell its round")
+    return int(text)
+
+
+def _files(part):
+    """list of (name, [bytes, 0]) of the shards of a Part."""
+    return list(zip(part.all_texts("files"), part.arrays["stamp"].tolist()))
+
+
+def _bytes_of(path):
+    """Size of a file, None if there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return None
 
 
 def _sorted_keys(part):

@@ -161,7 +161,7 @@ class Building:
 
     def _finished(self):
         """Whether another process has joined the pieces by now."""
-        return (self.target / _version_name(self.base + 1)).is_file()
+        return is_index(self.target) and read_version(self.target)[0] > self.base
 
     def _path(self, number):
         return self.folder / f"{number:06d}.safetensors"

@@ -391,9 +391,9 @@ def changes_of(source):
     found = {f"place: {name}": change for name, change in PLACES.items()}
     found.update({f"blind: {name}": _of_bytes(change) for name, change in blind.MUTATIONS.items()})
     tables = []
-    if source in ("official", "jsonl", "features", "run", "peft"):
+    if source in ("official", "jsonl", "features", "index", "feature-shards", "run", "peft"):
         tables.append(("json", JSON))
-    if source in ("features", "run", "adapter", "peft", "kohya"):
+    if source in ("features", "index", "feature-shards", "run", "adapter", "peft", "kohya"):
         tables.append(("safetensors", {name: _headers(change) for name, change in headers.MUTATIONS.items()}))
     if source == "csv":
         tables.append(("csv", {name: _of_text(".csv", change) for name, change in CSV.items()}))

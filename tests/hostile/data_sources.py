@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 import tarfile
 from typing import Callable, NamedTuple, Tuple
@@ -14,6 +15,9 @@ from PIL import Image
 from training_runs import square_features, tiny_dit
 
 from mindsigma.commands import convert
+from mindsigma.data import FeatureSet
+from mindsigma.data.feature_shards import Translation
+from mindsigma.data.index_building import Building
 from mindsigma.distributed import Collectives, Ranks
 from mindsigma.training.checkpoints import Contents, RunCheckpoints
 from mindsigma.training.learner import WholeLearner
@@ -84,6 +88,17 @@ def _shards(folder):
                     file.addfile(info, io.BytesIO(data))
 
 
+def _index(folder):
+    _shards(folder / "data")
+    Building(folder / "data", folder / "index").run()
+
+
+def _feature_shards(folder):
+    square_features(folder.with_name("one-file"), 4)
+    Translation(FeatureSet(folder.with_name("one-file")), folder, 2).run()
+    shutil.rmtree(folder.with_name("one-file"))
+
+
 def contents():
     """What a run is restored into."""
     ms.set_context(mode=ms.PYNATIVE_MODE)
@@ -143,6 +158,8 @@ DATA_SOURCES = {
     "features": DataSource(
         lambda folder: square_features(folder, 4), ".", "prepare_data", ("--benchmark=1", "--threads=1")
     ),
+    "index": DataSource(_index, "index", "prepare_data", ("--threads=1",)),
+    "feature-shards": DataSource(_feature_shards, ".", "prepare_data", ("--benchmark=1", "--check", "--threads=1")),
     "run": DataSource(_run, ".", "resume"),
     "options": DataSource(_options, "options.yaml", "options"),
     "adapter": DataSource(_adapter, "style.safetensors", "convert", ("hostile_out", "--to=peft", "--verify")),
