@@ -9,12 +9,13 @@ from PIL import Image
 from training_runs import assert_same, checkpoint, log_lines, options, square_features, write_network
 
 from mindsigma.data import FeatureSet, Records, Resolution, open_data
+from mindsigma.data.feature_shards import Translation
 from mindsigma.data.record import Record
 from mindsigma.errors import MindSigmaError
 from mindsigma.training.prior import draw_class_images
 from mindsigma.training.record_list import RecordList
 from mindsigma.training.run_options import build_parser
-from mindsigma.training.trainer import Trainer
+from mindsigma.training.trainer import Trainer, fitting
 from mindsigma.weights.formats.safetensors_file import read_safetensors
 
 STEPS, BAD = 4, "5.jpg"
@@ -90,6 +91,17 @@ def test_features_that_were_removed_or_damaged(network, tmp_path, capsys):
         train(network, features, tmp_path / "run", steps=3)
 
 
+def test_a_run_goes_on_with_its_features_in_shards(network, tmp_path):
+    """To the weights that it would have had; data are the same in either form."""
+    features = square_features(tmp_path / "features", 6)
+    assert Translation(FeatureSet(features), tmp_path / "shards", 4).run() == 0
+    train(network, features, tmp_path / "whole", steps=2)
+    train(network, features, tmp_path / "run", steps=1)
+    trainer = train(network, tmp_path / "shards", tmp_path / "run", steps=2)
+    assert trainer.records.fingerprint == open_data(features).fingerprint() and trainer.step == 2
+    assert_same(checkpoint(tmp_path / "run", 2), checkpoint(tmp_path / "whole", 2))
+
+
 def test_class_images_take_nobodys_place(tmp_path):
     """What is no drawn image of this prompt is told, not replaced, not waited for."""
 
@@ -112,6 +124,11 @@ def test_class_images_take_nobodys_place(tmp_path):
         path.unlink()
         path.write_text("an alien")
     draw()
+
+
+def test_another_number_of_processes_is_told_how_it_takes_the_batch():
+    assert fitting(64, 8) == "8 processes take it with --batch-size x --accumulation = 8"
+    assert fitting(64, 3) == "3 processes cannot share it equally, 2 can"
 
 
 # the list of records, without a run

@@ -17,6 +17,7 @@ from mindsigma.weights.formats.safetensors_writer import check_safetensors, writ
 from mindsigma.weights.formats.tensor_stream import TensorSpec, pieces, release, write_pieces
 
 ENDS = ".ends"
+RELEASED = 1 << 12  # texts read between two moments at which pages are let go of
 AT_ONCE = 1 << 16  # rows read together where all are wanted
 REMEDY = "make it again"
 
@@ -78,6 +79,7 @@ class Part:
     def __init__(self, path, *tables):
         self.path = path
         self.arrays, self.metadata = read_safetensors(path)
+        self._reads = 0
         self.counts = tuple(self._count(kinds) for kinds in tables)
         self.rows = self.counts[0]
 
@@ -105,6 +107,9 @@ class Part:
         """list of the texts of the rows from start to stop."""
         if start >= stop:
             return []
+        self._reads += 1
+        if self._reads % RELEASED == 0:
+            self.release()
         data, ends = self.arrays[name], self.arrays[name + ENDS]
         bounds = [int(ends[start - 1]) if start else 0, *ends[start:stop].tolist()]
         if bounds[0] < 0 or bounds[-1] > len(data) or any(a > b for a, b in zip(bounds, bounds[1:])):
@@ -124,9 +129,8 @@ class Part:
             yield from self.texts(name, start, min(start + AT_ONCE, len(self.arrays[name + ENDS])))
 
     def release(self):
-        """Let go of the pages that were read."""
-        for array in self.arrays.values():
-            release(array)
+        """Let go of the pages that were read: they stay in the system's cache, and count as this process's no more."""
+        release(next(iter(self.arrays.values())))  # all are of one map
 
     def _require(self, name, dtype, shape):
         array = self.arrays.get(name)

@@ -9,6 +9,7 @@ import numpy as np
 
 from mindsigma.data.permutation import Permutation
 from mindsigma.data.randomness import generator
+from mindsigma.weights.formats.tensor_stream import release
 
 LARGEST_SHUFFLED = 1 << 20  # records whose order is shuffled in memory
 EPOCHS_KEPT = 2  # so that a prefetch across the border of an epoch does not reshuffle again and again
@@ -178,6 +179,7 @@ def members_by_ratio(parts, sizes, resolution):
             at = np.minimum(middle, len(rows) - 1)
             before = (resolution.assign(sizes[first + rows[at].astype(np.int64)]) < buckets) & (low < high)
             low, high = np.where(before, middle + 1, low), np.where(before, high, np.minimum(high, middle))
+        release(rows)
         for number, (a, b) in enumerate(zip(low, low[1:])):
             if b > a:
                 found.setdefault(number, []).append((first, rows[a:b]))
