@@ -16,7 +16,8 @@ from PIL import Image
 
 from mindsigma.commands import generate_shards
 from mindsigma.commands.generate_options import build_parser
-from mindsigma.commands.prompt_file import PromptLines, read_prompt_file
+from mindsigma.commands.prompt_file import read_prompt_file
+from mindsigma.commands.prompt_lines import PromptLines
 from mindsigma.commands.rows import columns_of
 from mindsigma.data import open_data
 from mindsigma.data.shares import claim

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mindsigma.commands.generate import Album, Sizes, draw, encode_all, introduce, open_adapted, open_pipeline
 from mindsigma.commands.generate_options import NOT_OF_PICTURES, check
-from mindsigma.commands.prompt_file import PromptLines
+from mindsigma.commands.prompt_lines import PromptLines
 from mindsigma.commands.ranks import is_scheduler, rank_of
 from mindsigma.commands.rows import batches_of, columns_of, jobs_of, row_of
 from mindsigma.data.growing_tar import GrowingTar
