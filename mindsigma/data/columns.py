@@ -11,7 +11,7 @@ import numpy as np
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.foreign import understanding
-from mindsigma.weights.formats.atomic import replacing
+from mindsigma.weights.formats.atomic import naming, replacing
 from mindsigma.weights.formats.safetensors_file import read_safetensors
 from mindsigma.weights.formats.safetensors_writer import check_safetensors, write_safetensors
 from mindsigma.weights.formats.tensor_stream import TensorSpec, pieces, release, write_pieces
@@ -56,7 +56,9 @@ def arrays_of(kinds, rows):
 
 
 def write_part(path, arrays, metadata):
-    """Write a part, whole or not at all."""
+    """Write a part, whole or not at all; its folder is made if it is absent."""
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     specs = [TensorSpec(name, array.dtype, array.shape) for name, array in arrays.items()]
     write_safetensors(path, specs, arrays.__getitem__, metadata)
 

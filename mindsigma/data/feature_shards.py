@@ -244,9 +244,9 @@ class FeatureShards(FeatureWriter):
             shutil.rmtree(self.building, ignore_errors=True)  # an end that was interrupted may have left it
             return 0, []
         with claim(self.building, "joining") as mine:
-            if not mine:
-                return 1, []
-            return 0, self._join()
+            if self._is_joined():
+                return 0, []
+            return (0, self._join()) if mine else (1, [])
 
     def _is_joined(self):
         """Whether another process has written the index of this round by now."""

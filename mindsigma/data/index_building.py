@@ -112,7 +112,7 @@ class Building:
         """
         if self.complete:
             return Built(self.base, 0)
-        count = made = 0
+        count, made, elsewhere = 0, 0, []
         for piece in self._pieces():
             count += 1
             if not self._is_there(piece):
@@ -122,13 +122,14 @@ class Building:
                         made += 1
                         if progress:
                             progress(rows)
-        if self._finished():
-            return Built(self.base + 1, made)
+                    elif not mine:
+                        elsewhere.append(piece._replace(rows=None))
         with claim(self.folder, JOINING) as mine:
-            paths = [self._path(number) for number in range(count)]
-            if not mine or not all(path.is_file() for path in paths):
+            if self._finished():
+                return Built(self.base + 1, made)
+            if not mine or not all(map(self._is_there, elsewhere)):
                 return Built(0, made)
-            return self._join(paths, made)
+            return self._join([self._path(number) for number in range(count)], made)
 
     def _require_free(self):
         if not self.target.is_dir():
@@ -185,7 +186,7 @@ class Building:
                 if path and known and known != stamp:
                     raise MindSigmaError(f"{path}: is another file than when it was indexed; build a new index")
                 if not known:
-                    yield Piece(number, f"{path} {stamp}", lambda rows=rows: list(rows()), path)
+                    yield Piece(number, f"{stamp} {path}", lambda rows=rows: list(rows()), path)
                     number += 1
             return
         rows = iter(self.layout.rows())
@@ -249,7 +250,7 @@ class Building:
         known = self._leave_out(paths)
         pieces = Parts(paths, *PIECE)
         counts = np.array([part.counts for part in pieces]).reshape(-1, len(PIECE))
-        rows, files, bad = counts.sum(0).tolist() if len(counts) else (0, 0, 0)
+        rows, _, bad = counts.sum(0).tolist() if len(counts) else (0, 0, 0)
         if bad > MOST_BAD:
             raise MindSigmaError(f"{self.source}: more than {MOST_BAD} bad rows; mend it first")
         if rows > MOST_ROWS:
