@@ -244,7 +244,8 @@ class FeatureShards(FeatureWriter):
             shutil.rmtree(self.building, ignore_errors=True)  # an end that was interrupted may have left it
             return 0, []
         with claim(self.building, "joining") as mine:
-            if self._is_joined():
+            if self._is_joined():  # meanwhile
+                shutil.rmtree(self.building, ignore_errors=True)
                 return 0, []
             return (0, self._join()) if mine else (1, [])
 

@@ -124,8 +124,11 @@ class Building:
                             progress(rows)
                     elif not mine:
                         elsewhere.append(piece._replace(rows=None))
+        if self._finished():
+            return Built(self.base + 1, made)
         with claim(self.folder, JOINING) as mine:
-            if self._finished():
+            if self._finished():  # meanwhile
+                self._remove_leftovers()
                 return Built(self.base + 1, made)
             if not mine or not all(map(self._is_there, elsewhere)):
                 return Built(0, made)
