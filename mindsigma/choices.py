@@ -13,6 +13,7 @@ OPTIMIZERS = {  # name: (betas, eps)
     "adamw": ((0.9, 0.999), (1e-8,)),
     "lion": ((0.9, 0.99), ()),
 }
+ZERO_STAGES = (0, 1, 2, 3)
 LCM_LOSSES, LCM_WEIGHTINGS = ("huber", "l2"), ("none", "signal")
 DMD_REGRESSIONS = ("none", "l2", "huber")
 LORA_TARGETS = ("attn.qkv", "attn.proj", "cross_attn", "mlp.fc1", "mlp.fc2")  # every linear layer of the blocks

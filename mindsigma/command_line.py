@@ -12,6 +12,7 @@ import traceback
 import warnings
 from functools import lru_cache
 
+from mindsigma import heartbeat
 from mindsigma.environment import check_environment, end_on_wrong_python
 from mindsigma.errors import LONGEST_MESSAGE, MindSigmaError, bounded, one_line
 from mindsigma.foreign import last_opened
@@ -107,9 +108,7 @@ def run(main):
     try:
         check_environment()
         _keep_interrupts()
-        code = main()
-        sys.stdout.flush()
-        sys.exit(code)
+        _leave(main() or 0)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr, flush=True)
         os._exit(130)  # MindSpore's exit hooks crash after an interrupt
@@ -121,7 +120,19 @@ def run(main):
             traceback.print_exc()
         message = str(error) if isinstance(error, MindSigmaError) else _unexpected(error)
         print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
+        if isinstance(error, MindSigmaError):
+            heartbeat.beat(heartbeat.REFUSED, message=message)
+        _leave(2)
+
+
+def _leave(code):
+    """End the process."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):
+            stream.flush()
+    if heartbeat.watched():
+        heartbeat.leave(code)
+    sys.exit(code)
 
 
 def _unexpected(error):
@@ -159,11 +170,13 @@ class EndRequest:
     Attributes:
         saves: whether there is something to save. As long as not, Ctrl-C ends the tool as it ends every other.
         interrupted: whether it was Ctrl-C that asked. A second one ends the process at once.
+        before_end: function that is called before that.
     """
 
     def __init__(self):
         self._asked = threading.Event()
         self.saves = self.interrupted = False
+        self.before_end = lambda: None
 
     def __call__(self):
         """Whether the tool was asked to end."""
@@ -179,6 +192,7 @@ class EndRequest:
             return False
         if self.interrupted:
             print("\ninterrupted", file=sys.stderr, flush=True)
+            self.before_end()
             os._exit(130)
         self.interrupted = True
         self._asked.set()

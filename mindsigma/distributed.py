@@ -1,7 +1,7 @@
 """Several processes under msrun: which one this is, and the collectives that training and sampling need.
 
-MindSpore's CPU backend has AllReduce (sum of floats), AllGather and Broadcast over all processes, and nothing else, so
-only these are used; on Ascend they are HCCL's.
+MindSpore's CPU backend has AllReduce (sum of floats), AllGather and Broadcast over all processes, and nothing else. On
+Ascend they are HCCL's, and so is ReduceScatter, for which a CPU sums everything and keeps its part.
 """
 
 import os
@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.operators import fused
 
 ARRAY_DTYPES = (np.float32, np.int32)  # that `Collectives.array_from_rank` sends
 
@@ -57,11 +58,22 @@ class Collectives:
         self.alone = ranks.count == 1
         if not self.alone:
             self._sum = ops.AllReduce()
-            self._gather = ops.AllGather()
-            # So that one process can build, and export, the graph of one of many.
-            self._gather.rank_size = ranks.count
-            self._gather.add_prim_attr("rank_size", ranks.count)
+            self._gather, self._scatter = self._sized(ops.AllGather()), self._sized(ops.ReduceScatter())
             self._broadcasts = tuple(ops.Broadcast(rank) for rank in range(ranks.count))
+
+    def _sized(self, collective):
+        """The operator with the number of processes told, so that one can build, and export, the graph of many."""
+        collective.rank_size = self.ranks.count
+        collective.add_prim_attr("rank_size", self.ranks.count)
+        return collective
+
+    def recomputed_gather(self):
+        """An operator that joins the tensors (n, ...) of all processes to (processes * n, ...).
+
+        It does so again in the backward pass, so that its result is not kept. Its gradient is the sum of the process's
+        own rows.
+        """
+        return self._sized(ops.AllGather()).recompute()
 
     def mean(self, tensors):
         """Tuple of the tensors' means over the processes; float tensors of any shape."""
@@ -73,6 +85,18 @@ class Collectives:
             # as it likes, but all processes must send in one order.
             result += (self._sum(ops.depend(tensor, result[-1]) if len(result) > 0 else tensor) * share,)
         return result
+
+    def sum(self, tensor):
+        """The sum of the processes' float tensors."""
+        return tensor if self.alone else self._sum(tensor)
+
+    def sum_of_own(self, tensor):
+        """This process's place of the first axis of the sum of float tensors (processes, ...), without that axis."""
+        if self.alone:
+            return tensor[0]
+        if fused():
+            return self._scatter(tensor).reshape(tensor.shape[1:])
+        return self._sum(tensor)[self.ranks.rank]
 
     def total(self, values):
         """Sums over the processes of a few Python numbers, as a list of floats. Outside graphs; also a barrier."""

@@ -1,6 +1,7 @@
 """Several processes of the project's tools on the Ascend host, started as on a box of NPUs, give what one gives."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -63,19 +64,62 @@ def same_training(found, expected, most):
     assert largest_difference(checkpoint(found, STEPS), checkpoint(expected, STEPS)) < most
 
 
-def test_two_ranks_with_divided_states_train_as_one(trained):
-    same_training(trained(2, zero=1), trained(1), 1e-5)
+@pytest.mark.parametrize("zero", [2, 3])
+def test_two_ranks_that_divide_train_as_one(trained, zero):
+    same_training(trained(2, zero=zero), trained(1), 1e-5)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "zero"), [(2, 0), (4, 0), (4, 1)])
+@pytest.mark.parametrize(("ranks", "zero"), [(2, 0), (2, 1), (4, 0), (4, 1), (4, 2), (4, 3)])
 def test_ranks_train_as_one(trained, ranks, zero):
     same_training(trained(ranks, zero), trained(1), 1e-5)
 
 
 @pytest.mark.slow
-def test_divided_states(trained):
-    same_training(trained(2, zero=1), trained(2), 1e-6)
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_divided_training(trained, zero):
+    same_training(trained(2, zero=zero), trained(2), 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("zero", "dtype"), [(2, "fp32"), (3, "fp32"), (3, "bf16")])
+def test_killed_and_continued_on_other_cards(data, tmp_path, zero, dtype):
+    """Two ranks are killed after a save; they go on to their own bits, four others and one to the same weights."""
+
+    def run(output, ranks, stage, **changes):
+        changes = {**ADAMW, "dtype": dtype, "steps": 4, "save_every": 2, **changes}
+        arguments = options(*data, output, batch_size=4 // ranks, zero=stage, **changes)
+        return Run(arguments, output / "logs", ranks, environment=host_environment())
+
+    assert run(tmp_path / "unbroken", 2, zero).wait() == 0
+    killed = run(tmp_path / "killed", 2, zero)
+    assert killed.until(checkpoint(tmp_path / "killed", 2).exists, 600)
+    killed.kill()
+    shutil.rmtree(checkpoint(tmp_path / "killed", 4), ignore_errors=True)
+    for ranks, stage in ((2, zero), (4, zero), (4, 0), (1, 0)):
+        output = tmp_path / f"{ranks}-{stage}"
+        shutil.copytree(tmp_path / "killed", output)
+        continued = run(output, ranks, stage)
+        assert continued.wait() == 0, continued.text()
+        assert "resumed from" in continued.text()
+        if (ranks, stage) == (2, zero):
+            assert_same(checkpoint(output, 4), checkpoint(tmp_path / "unbroken", 4))
+        else:
+            most = 1e-5 if dtype == "fp32" else 1e-2
+            assert largest_difference(checkpoint(output, 4), checkpoint(tmp_path / "unbroken", 4)) < most
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_divided_came(data, tmp_path, zero):
+    """Factored states, whose means cross the shares; two micro-batches, and images of prompts, which stage 3 draws."""
+    changes = {**ADAMW, "optimizer": "came", "eps": None, "accumulation": 2}
+    for ranks, stage in ((1, 0), (2, zero)):
+        more = {**changes, "prompts": "a", "sample_every": 2, "sample_steps": 1} if ranks == 2 else changes
+        arguments = options(*data, tmp_path / str(ranks), batch_size=2 // ranks, zero=stage, **more)
+        train(arguments, tmp_path / str(ranks) / "logs", ranks, environment=host_environment())
+    same_training(tmp_path / "2", tmp_path / "1", 1e-4)
+    assert len(list((tmp_path / "2" / "samples").iterdir())) == 2
 
 
 @pytest.mark.slow
@@ -94,7 +138,7 @@ def launched(script, npus, folder, *arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "zero"), [(2, 0), (2, 1), (4, 1)])
+@pytest.mark.parametrize(("ranks", "zero"), [(2, 0), (2, 1), (4, 1), (4, 3)])
 def test_launcher_trains_sigma_mini(tmp_path, ranks, zero):
     """With divided states the processes' graphs differ, and must still call the same collectives in one order."""
     features = write_features(tmp_path / "features", [(256, 256)] * 8, Resolution(256))

@@ -261,7 +261,7 @@ def test_recomputation_changes_nothing():
         ({"accumulation": 0}, "at least 1"),
         ({"ema_decay": 1.0}, r"\[0, 1\)"),
         ({"max_norm": -1.0}, "negative"),
-        ({"zero": 2}, "0 or 1"),
+        ({"zero": 4}, "0, 1, 2 or 3"),
     ],
 )
 def test_wrong_configs(fields, said):

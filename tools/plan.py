@@ -12,6 +12,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from mindsigma import command_line
+from mindsigma.choices import ZERO_STAGES
 from mindsigma.errors import MindSigmaError
 from mindsigma.inspect.recipe import of_recipe
 from mindsigma.sampling import SAMPLERS
@@ -44,7 +45,7 @@ def build_parser():
     add("--ema", action="store_true", default=None, help="it keeps a moving average of the weights")
     add("--fp32-attention", action="store_true", default=None, help="its self-attention is in fp32")
     add("--cards", type=int, default=1, help="that train together")
-    add("--zero", type=int, default=0, choices=(0, 1), help="stage of ZeRO over the cards")
+    add("--zero", type=int, default=0, choices=ZERO_STAGES, help="stage of ZeRO over the cards")
     add("--gib", type=float, default=64.0, help="memory of a card")
     add("--largest", action="store_true", help="find the largest batch that fits --gib")
     add("--lines", action="store_true", help="also tell which line of the source makes each launch")
@@ -69,8 +70,12 @@ def text_of(plan):
             lines.append(f"  {name:9}{listed}{', ...' if name == 'fast' and len(kinds) > KINDS else ''}")
     first, second = plan.compile_seconds, plan.dispatch_seconds
     lines.append(f"this host  {first:.1f} s for the first call (compilation), {second:.2f} s for the second (dispatch)")
+    if plan.collectives:
+        lines.append(
+            f"beside     {plan.early} of {plan.collectives} collectives are launched in the backward pass or before"
+        )
     if plan.sent_mb:
-        lines.append(f"sent       {plan.sent_mb:.0f} MiB a step by a card to collectives")
+        lines.append(f"sent       {plan.sent_mb:.0f} MiB a step leave a card for collectives, in rings")
     for line, kinds in plan.lines.items():
         lines.append(f"  {line:40}{', '.join(f'{kind} {count}' for kind, count in kinds.items())}")
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Estimate the least time of a denoising step on an NPU from its graph's report and the NPU's published peaks.
 
     python tools/roofline.py --npu 910B
+    python tools/roofline.py --npu 910B --recipes 8 64 512 --zero 2
 
 Reads the stored reports of the presets, or those of tools/export.py --json. Nothing is measured.
 """
@@ -8,6 +9,7 @@ Reads the stored reports of the presets, or those of tools/export.py --json. Not
 from pathlib import Path
 
 from mindsigma import command_line
+from mindsigma.choices import ZERO_STAGES
 from mindsigma.errors import MindSigmaError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,8 +23,26 @@ def build_parser():
     add("--npu", nargs="+", help="names in --npus; default all")
     add("--npus", default=str(ROOT / "configs" / "npu.yaml"), metavar="FILE.yaml", help="peaks of NPUs")
     add("--efficiency", type=float, default=1.0, help="part of the peaks that is reached; 1 is the bound")
+    add("--recipes", type=int, nargs="+", metavar="N", help="instead: configs/train on N cards, as a table")
+    add("--zero", type=int, choices=ZERO_STAGES, default=2, help="stage of ZeRO of --recipes")
     add("--kinds", type=int, default=0, metavar="N", help="list the N most expensive kinds of nodes")
     return parser
+
+
+def recipes(args, npus):
+    """Print the table of --recipes; returns the exit code."""
+    from mindsigma.inspect.cluster import ASSUMPTIONS, table
+    from mindsigma.inspect.compare import read_report
+
+    if min(args.recipes) < 1:
+        raise MindSigmaError(f"--recipes {min(args.recipes)}: at least 1 card")
+    if len(args.npu or ()) != 1:
+        raise MindSigmaError("--recipes needs one --npu, whose links are known, such as 910B")
+    print(f"Planned on paper for the {args.npu[0]}, ZeRO {args.zero}; not measured.\n\n{ASSUMPTIONS}\n")
+    reports = ROOT / "tests" / "golden" / "graphs"
+    lines = table(lambda name: read_report(reports / f"{name}.json"), args.recipes, npus[args.npu[0]], args.zero)
+    print("\n".join(lines))
+    return 0
 
 
 def main():
@@ -36,6 +56,8 @@ def main():
     for name in args.npu or ():
         if name not in npus:
             raise MindSigmaError(f"--npu {name}: not in {args.npus}; known: {', '.join(npus)}")
+    if args.recipes:
+        return recipes(args, npus)
     stored = [ROOT / "tests" / "golden" / "graphs" / f"{name}.json" for name in WHOLE]
     files = args.reports or [file for file in stored if file.is_file()]
     reports = [read_report(file) for file in files]

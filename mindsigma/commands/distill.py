@@ -16,11 +16,13 @@ def main():
     args = complete(parse_with_config(build_parser()))
     from mindsigma.training.trainer import Trainer
 
-    trainer = Trainer(args, asked.is_set)
+    trainer = Trainer(args, asked)
+    asked.saves = True
     path = trainer.run()
+    asked.saves = False
     if trainer.ranks.first:
         say(path)
-    return 0
+    return 130 if asked.interrupted else 0
 
 
 def run():

@@ -12,7 +12,7 @@ from mindsigma.choices import MAX_BAD_IMAGES
 from mindsigma.data.feature_set import FeatureSet
 from mindsigma.data.images import training_array
 from mindsigma.data.randomness import generator
-from mindsigma.errors import MindSigmaError
+from mindsigma.errors import MindSigmaError, one_line
 
 MAX_LENGTH = 300  # tokens of a caption in Sigma
 CHECK = "find all such files with: tools/prepare_data.py DATA --check"
@@ -173,6 +173,14 @@ class Loader:
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def names(self, step, rank):
+        """list of texts: the records of the share of another rank, as they are drawn, of the batch of a step."""
+        _, indices, _ = self.sampler.batch(step)
+        share = self._rows.stop - self._rows.start
+        places = self._places[indices[rank * share : (rank + 1) * share]].tolist()
+        where = self.source.where if self.features else lambda place: self.source[place].where
+        return [one_line(where(place) if place >= 0 else "one that is gone") for place in places]
 
     def choices(self, draw):
         """(short caption?, caption dropped?, mirrored?) of a draw."""

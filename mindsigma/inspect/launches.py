@@ -25,7 +25,8 @@ SELECTED = re.compile(r"kernel opname:(\w+), kernel type:(\w+)")
 PEAK = re.compile(r"Used peak memory usage \(without fragments\): (\d+)M")
 WITH_FRAGMENTS = re.compile(r"Actual peak memory usage \(with fragments\): (\d+)M")
 LARGEST_CARD = 1024  # GiB: whatever is asked for is planned, and then compared with a card's memory
-SECONDS = 3600  # of one dry run at most
+COLLECTIVES = ("AllReduce", "AllGather", "ReduceScatter", "Broadcast")
+SECONDS = 7200  # of one dry run at most
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Plan:
         weight_mb, state_mb: of them, parameters of the network and what a training step keeps besides, in MiB.
         compile_seconds, dispatch_seconds: of the first call, and of the second, in which nothing computes. Of this
             host, whatever else it does.
-        sent_mb: what a card gives to collectives in one call, in MiB.
+        sent_mb: what leaves a card for collectives in one call, in rings, in MiB.
+        collectives: launches of them, on a stream of their own.
+        early: how many of these come before the last kernel of the backward pass, beside which they can run.
         lines: dict "file:line" -> dict kind -> number, where each launch comes from; empty unless asked for.
     """
 
@@ -51,6 +54,8 @@ class Plan:
     dispatch_seconds: float
     sent_mb: float
     lines: dict = field(default_factory=dict)
+    collectives: int = 0
+    early: int = 0
 
     @property
     def total(self):
@@ -107,14 +112,17 @@ def _reason(text):
 def _plan(text, counted):
     launches = {name: Counter() for name in (FAST, LEGACY, VIEW, OTHER)}
     text = text[text.find(counted.pop("marker")) :]
-    for kind, kernel_type in SELECTED.findall(text):
+    order = SELECTED.findall(text)  # that of the launches, too
+    last = max((i for i, (kind, _) in enumerate(order) if "Grad" in kind), default=0)
+    sent = [i for i, (kind, _) in enumerate(order) if kind in COLLECTIVES]
+    for kind, kernel_type in order:
         name = VIEW if kind.endswith("View") else TYPES.get(kernel_type, OTHER)
         launches[name][kind] += 1
     peaks = [int(found[-1]) for found in (PEAK.findall(text), WITH_FRAGMENTS.findall(text)) if found]
     if len(peaks) != 2:
         raise MindSigmaError("the dry run told no peak of memory; is this MindSpore 2.7?")
     ordered = {name: dict(kinds.most_common()) for name, kinds in launches.items()}
-    return Plan(ordered, *peaks, **counted)
+    return Plan(ordered, *peaks, **counted, collectives=len(sent), early=sum(i < last for i in sent))
 
 
 def largest_batch(request, gib, cards=1, zero=0, share=0.97):

@@ -21,6 +21,8 @@ class Npu:
     fp32_tflops: Optional[float] = None
     vector_tflops: Optional[float] = None
     bandwidth_gbs: Optional[float] = None
+    hccs_gbs: Optional[float] = None
+    roce_gbs: Optional[float] = None
 
     def operations_a_second(self, unit, dtype):
         """Peak of a unit, or None."""

@@ -5,7 +5,7 @@ checkpoints/step_00000200/      renamed to this name when all is written
     ema/ or adapter_ema.safetensors its moving average, if kept
     fake/ or fake.safetensors       of --method dmd: the score of what the network draws
     README.md                       its model card
-    states-0.safetensors, ...       optimiser and controls; with ZeRO each process writes what it owns
+    states-0.safetensors, ...       optimiser and controls; with ZeRO each process writes a part
     state.json                      step, options, what the data were, size and SHA-256 of every file; written last
 """
 
@@ -15,6 +15,8 @@ import os
 import re
 import shutil
 import stat
+import threading
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from mindspore import Tensor
 
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes
+from mindsigma.training.distributed import owners
 from mindsigma.training.manifest import check_files, check_seal, is_manifest, manifest_of, sealed
 from mindsigma.weights import open_checkpoint
 from mindsigma.weights.formats.atomic import naming, sync_entries, write_json
@@ -40,6 +43,7 @@ STATE = "state.json"
 CARD = "README.md"
 LOCK = ".lock"
 FP32 = np.dtype(np.float32)
+SECONDS = 1800  # that the first process waits at most for what the others write
 
 
 @dataclass
@@ -50,7 +54,7 @@ class Contents:
         products: name of a file or folder -> (learner that writes and reads it, and dict name -> Parameter or step.Row
             that it is to hold instead of the learner's own Parameters, or None).
         states: name -> Parameter or step.Row of what this process keeps between steps.
-        divided: whether the processes keep different states (ZeRO).
+        divided: whether the processes keep different states (ZeRO), and maybe products.
         restored: called when the products have been read, or None.
     """
 
@@ -58,6 +62,37 @@ class Contents:
     states: Dict[str, Any]
     divided: bool = False
     restored: Any = None
+
+    def copy(self, ranks):
+        """What this process writes, in memory of its own: the first the products, and each a part of divided states.
+
+        Every process calls it, as they gather what they divide.
+        """
+        products = {}
+        for name, (learner, values) in self.products.items() if ranks.first or self.divided else ():
+            arrays = {key: value.asnumpy() for key, value in (values or learner.named).items()}
+            if ranks.first:
+                products[name] = learner, {key: Copied(array.copy()) for key, array in arrays.items()}
+        sizes = [int(np.prod(value.shape)) for value in self.states.values()]
+        writers = owners(sizes, ranks.count) if self.divided else [0] * len(sizes)
+        states = {}
+        for (name, value), writer in zip(self.states.items(), writers):
+            if self.divided or ranks.first:
+                array = value.asnumpy()
+                if writer == ranks.rank:
+                    states[name] = Copied(array.copy())
+        return Contents(products, states, self.divided)
+
+
+class Copied:
+    """An array that is read as a Parameter is."""
+
+    def __init__(self, array):
+        self._array, self.shape = array, array.shape
+
+    def asnumpy(self):
+        """The array."""
+        return self._array
 
 
 def folder_name(step):
@@ -78,6 +113,7 @@ class RunCheckpoints:
         if keep < 1:
             raise MindSigmaError(f"keep must be at least 1, not {keep}")
         self.folder, self.keep, self.collectives = Path(folder), keep, collectives
+        self._writer = None
         with naming(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         if collectives.ranks.first:
@@ -134,7 +170,7 @@ class RunCheckpoints:
                 )
         return self.folder / folder_name(mine) if mine >= 0 else None
 
-    def save(self, step, contents, state, card=""):
+    def save(self, step, contents, state, card="", background=False):
         """Write a checkpoint; every process calls it. Returns its path.
 
         Args:
@@ -142,20 +178,47 @@ class RunCheckpoints:
             contents: Contents.
             state: dict for state.json; `validation_loss` in it decides which is the best.
             card: text of the model card that lies beside the weights; "" for none.
+            background: return when everything is copied, and let a thread write the copies. `finish` waits for it.
         """
+        self.finish()
         first = self.collectives.ranks.first
         final = self.folder / folder_name(step)
         part = self.folder / f".{folder_name(step)}.part"
+        with naming(part):
+            if first:
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir()
+        self.collectives.barrier()
+        if background or contents.divided:
+            contents = contents.copy(self.collectives.ranks)
+        if background:
+            self._writer = Writer(lambda: self._write(part, final, contents, {"step": step, **state}, card))
+        else:
+            self._write(part, final, contents, {"step": step, **state}, card)
+            self.collectives.barrier()
+        return final
+
+    def finish(self):
+        """Wait until what is written in the background has been written; raises what went wrong with it."""
+        writer, self._writer = self._writer, None
+        if writer:
+            writer.result()
+
+    def _write(self, part, final, contents, state, card):
+        """Write this process's part of a checkpoint; the first one waits for the others' and gives it its name.
+
+        The processes meet by their files alone, as the collectives may be in use.
+        """
+        first = self.collectives.ranks.first
         try:
             with naming(part):
-                self._write(part, contents)
-                self.collectives.barrier()
+                self._write_own(part, contents)
                 if first and card:
                     (part / CARD).write_text(card, encoding="utf-8")
                 if first:
+                    self._wait_for_others(part, contents)
                     # Read back, as the processes of other nodes wrote some of the files.
-                    state = {"step": step, **state, "files": manifest_of(part)}
-                    write_json(part / STATE, sealed(state))
+                    write_json(part / STATE, sealed({**state, "files": manifest_of(part)}))
                     for folder in [part, *(entry for entry in part.iterdir() if entry.is_dir())]:
                         sync_entries(folder)
                     self._put(part, final)
@@ -164,15 +227,9 @@ class RunCheckpoints:
             if first:
                 shutil.rmtree(part, ignore_errors=True)  # a full disk needs the space
             raise
-        self.collectives.barrier()
-        return final
 
-    def _write(self, part, contents):
+    def _write_own(self, part, contents):
         ranks = self.collectives.ranks
-        if ranks.first:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir()
-        self.collectives.barrier()
         if ranks.first or contents.divided:
             states = contents.states
             write_safetensors(
@@ -187,6 +244,16 @@ class RunCheckpoints:
                 if path.suffix == "":
                     path.mkdir()
                 learner.write(path, values)
+
+    def _wait_for_others(self, part, contents):
+        """Until every process has written its states."""
+        end = time.monotonic() + SECONDS
+        count = self.collectives.ranks.count if contents.divided else 1
+        wanted = [part / f"states-{rank}.safetensors" for rank in range(count)]
+        while missing := [path for path in wanted if not path.is_file()]:
+            if time.monotonic() > end:
+                raise MindSigmaError(f"{missing[0]}: was not written within {SECONDS} s by its process")
+            time.sleep(0.02)
 
     def restore(self, path, contents):
         """Set all variables of a run from a checkpoint, written by any number of processes; returns state.json."""
@@ -313,6 +380,27 @@ def read_state(path):
     if folder_name(step) != Path(path).name:
         raise MindSigmaError(f"{file}: is of step {step}, not of {Path(path).name}")
     return state
+
+
+class Writer(threading.Thread):
+    """A thread that writes, and keeps what went wrong for who waits for it."""
+
+    def __init__(self, write):
+        super().__init__(name="checkpoint")
+        self._call, self._error = write, None
+        self.start()
+
+    def run(self):
+        try:
+            self._call()
+        except BaseException as error:
+            self._error = error
+
+    def result(self):
+        """Wait, and raise what was raised."""
+        self.join()
+        if self._error:
+            raise self._error
 
 
 def _is_whole(path):

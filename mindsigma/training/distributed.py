@@ -1,8 +1,8 @@
-"""How the processes of a training run share the optimiser's states."""
+"""How the processes of a training run share the writing of what they keep."""
 
 
 def owners(sizes, count):
-    """Process that owns each of the tensors of `sizes` elements, so that all own about the same number of elements."""
+    """Process that writes each of the tensors of `sizes` elements, so that all write about as many elements."""
     loads, result = [0] * count, [0] * len(sizes)
     for i in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         result[i] = loads.index(min(loads))

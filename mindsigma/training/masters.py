@@ -12,19 +12,25 @@ from mindspore import Tensor, ops
 from mindsigma.backends.ascend import align_heads, alignments
 from mindsigma.ops.heads import narrow_stacked, widen_stacked
 from mindsigma.ops.operators import divide, fused, stack
+from mindsigma.training.shares import divide_weights
 
 
-def forms_of(dit, parameters):
-    """Tuple of the form that each Parameter has in the network beside its dtype: heads.widen_stacked's, or ()."""
-    wanted = alignments(dit) if fused() else {}
+def forms_of(dit, parameters, shares):
+    """Tuple of the form that each Parameter has in the network beside its dtype: heads.widen_stacked's, or ().
+
+    A divided weight is widened where it is used.
+    """
+    wanted = alignments(dit) if fused() and shares.stage < 3 else {}
     return tuple(wanted.get(parameter.name, ()) for parameter in parameters)
 
 
-def to_half(dit, parameters):
-    """Turn fp32 Parameters of a DiT into its own dtype and form."""
-    if fused():
+def to_network(dit, parameters, shares):
+    """Turn fp32 Parameters of a DiT into its own dtype and form, or into this process's rows of them."""
+    if shares.stage == 3:
+        divide_weights(dit, shares)
+    elif fused():
         align_heads(dit)
-    for parameter in parameters:
+    for parameter in parameters if dit.dtype != ms.float32 else ():
         values = Tensor(parameter.asnumpy()).astype(dit.dtype)
         parameter.set_dtype(dit.dtype)
         parameter.set_data(values)

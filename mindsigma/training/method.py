@@ -121,7 +121,7 @@ class Method:
         return Contents(
             products,
             training.own_states(),
-            training.config.zero > 0,
+            training.shares.stage > 0,
             lambda: training.show(training.weights()),
         )
 
@@ -135,6 +135,8 @@ class Distillation(Method):
         for name in ("fresh", "kv_compression", "grow_to"):
             if getattr(args, name):
                 raise MindSigmaError(f"--{name.replace('_', '-')}: the teacher is --model as it is; train that first")
+        if args.zero == 3:
+            raise MindSigmaError("--zero 3 is of tools/train.py, as distillation has other networks too: use --zero 2")
 
     def begin(self):
         """Note which teacher it is, as a continuation must have the same."""

@@ -89,7 +89,12 @@ def averaged(average, value, decay):
     return decay[0] * average + decay[1] * value
 
 
-def update(parameter, gradient, numbers, name, betas, eps, weight_decay, clip_threshold, *states):
+def itself(tensors):
+    """`across` of what is not divided."""
+    return tensors
+
+
+def update(parameter, gradient, numbers, name, betas, eps, weight_decay, clip_threshold, *states, across=itself):
     """One step of K tensors.
 
     Args:
@@ -99,24 +104,26 @@ def update(parameter, gradient, numbers, name, betas, eps, weight_decay, clip_th
         name, betas, eps, weight_decay, clip_threshold: constants of a graph, as `static_arguments` returns them; betas
             are pairs (beta, 1 - beta).
         states: as `state_shapes` lists them, each with K before its shape.
+        across: function from a tuple of tensors to their means over the processes among which a matrix's rows are
+            divided; `itself` where this process has all of them.
 
     Returns:
         tuple: the parameter and the states after the step.
     """
     gradient = gradient * numbers[CLIP]
     rate = numbers[LEARNING_RATE]
-    step, states = _step(gradient, numbers, name, betas, eps, clip_threshold, *states)
+    step, states = _step(gradient, numbers, name, betas, eps, clip_threshold, across, *states)
     if weight_decay > 0:
         parameter = parameter * (1.0 - rate * weight_decay)
     return (parameter - rate * step,) + states
 
 
-def _step(gradient, numbers, name, betas, eps, clip_threshold, *states):
+def _step(gradient, numbers, name, betas, eps, clip_threshold, across, *states):
     if name == "adamw":
         return _adamw(gradient, numbers, betas, eps, *states)
     if name == "lion":
         return _lion(gradient, betas, *states)
-    return _came(gradient, betas, eps, clip_threshold, *states)
+    return _came(gradient, betas, eps, clip_threshold, across, *states)
 
 
 def _adamw(gradient, numbers, betas, eps, m, v):
@@ -130,39 +137,42 @@ def _lion(gradient, betas, m):
     return ops.sign(averaged(m, gradient, betas[0])), (averaged(m, gradient, betas[1]),)
 
 
-def _came(gradient, betas, eps, clip_threshold, m, *moments):
+def _came(gradient, betas, eps, clip_threshold, across, m, *moments):
     if len(gradient.shape) < 3:
         return _came_vector(gradient, betas, eps, clip_threshold, m, *moments)
-    return _came_matrix(gradient, betas, eps, clip_threshold, m, *moments)
+    return _came_matrix(gradient, betas, eps, clip_threshold, across, m, *moments)
 
 
 def _came_vector(gradient, betas, eps, clip_threshold, m, v):
     v = averaged(v, gradient * gradient + eps[0], betas[1])
-    step = _limited(gradient * ops.rsqrt(v), clip_threshold)
+    step = _limited(gradient * ops.rsqrt(v), clip_threshold, itself)
     m = averaged(m, step, betas[0])
     return m, (m, v)
 
 
-def _came_matrix(gradient, betas, eps, clip_threshold, m, v_row, v_column, residual_row, residual_column):
+def _came_matrix(gradient, betas, eps, clip_threshold, across, m, v_row, v_column, residual_row, residual_column):
     square = gradient * gradient + eps[0]
-    v_row, v_column = averaged(v_row, mean(square, -1), betas[1]), averaged(v_column, mean(square, -2), betas[1])
-    step = _limited(gradient * _inverse_root(v_row, v_column), clip_threshold)
+    v_row, v_column, inverse_root = _factored(square, v_row, v_column, betas[1], across)
+    step = _limited(gradient * inverse_root, clip_threshold, across)
     m = averaged(m, step, betas[0])
     residual = (step - m) * (step - m) + eps[1]
-    residual_row = averaged(residual_row, mean(residual, -1), betas[2])
-    residual_column = averaged(residual_column, mean(residual, -2), betas[2])
-    return m * _inverse_root(residual_row, residual_column), (m, v_row, v_column, residual_row, residual_column)
+    residual_row, residual_column, inverse_root = _factored(residual, residual_row, residual_column, betas[2], across)
+    return m * inverse_root, (m, v_row, v_column, residual_row, residual_column)
 
 
-def _limited(step, threshold):
+def _limited(step, threshold, across):
     """`step` (K, ...) with each of the K scaled down to a root mean square of `threshold`."""
-    root_mean_square = ops.sqrt(mean(step * step, tuple(range(1, len(step.shape))), True))
+    root_mean_square = ops.sqrt(across((mean(step * step, tuple(range(1, len(step.shape))), True),))[0])
     return step * (1.0 / ops.maximum(root_mean_square / threshold, filled((1,), 1.0, step.dtype)))
 
 
-def _inverse_root(row, column):
-    """1 / sqrt of the second moment that row (..., R) and column (..., C) means stand for: (..., R, C)."""
-    row = ops.rsqrt(row / mean(row, -1, True)).expand_dims(-1)
-    column = ops.rsqrt(column).expand_dims(-2)
+def _factored(square, row, column, decay, across):
+    """Averages (..., R) and (..., C) of squares (..., R, C), moved on, and 1 / the root of the second moment that they
+    stand for, (..., R, C).
+    """
+    row = averaged(row, mean(square, -1), decay)
+    of_columns, of_row = across((mean(square, -2), mean(row, -1, True)))
+    column = averaged(column, of_columns, decay)
+    left, right = ops.rsqrt(row / of_row).expand_dims(-1), ops.rsqrt(column).expand_dims(-2)
     # On a CPU a product of matrices, as MindSpore's broadcast keeps index tables of four times the tensor's size.
-    return row * column if fused() else _outer(row, column)
+    return row, column, left * right if fused() else _outer(left, right)

@@ -3,7 +3,16 @@
 import math
 
 from mindsigma import command_line
-from mindsigma.choices import INCOMPLETE, LORA_TARGETS, MAX_BAD_IMAGES, NULL_MASKS, OPTIMIZERS, TABLE_NAMES, WEIGHTINGS
+from mindsigma.choices import (
+    INCOMPLETE,
+    LORA_TARGETS,
+    MAX_BAD_IMAGES,
+    NULL_MASKS,
+    OPTIMIZERS,
+    TABLE_NAMES,
+    WEIGHTINGS,
+    ZERO_STAGES,
+)
 from mindsigma.config_file import Unnamed
 from mindsigma.errors import MindSigmaError
 from mindsigma.sampling import SAMPLERS
@@ -15,7 +24,8 @@ from mindsigma.training.trackers import TRACKERS
 # what they lead to: the global batch, the fingerprint of the data, the shapes of the weights.
 FREE = (
     "data", "class_data", "model", "components", "batch_size", "accumulation",
-    "config", "output", "steps", "save_every", "keep", "log_every", "validate_every", "validation_data", "overwrite",
+    "config", "output", "steps", "save_every", "keep", "save_in_background",
+    "log_every", "validate_every", "validation_data", "overwrite",
     "validation_points", "validation_batches", "prompts", "sample_every", "sample_sampler", "sample_steps",
     "sample_guidance", "sample_pag_scale", "sample_pag_layers", "threads",
     "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero", "max_bad_images",
@@ -171,13 +181,16 @@ def add_options(parser):
     add("--fp32-attention", action="store_true", help="self-attention in fp32 whatever the dtype")
     add("--loss-scale", type=float, help="first dynamic loss scale; default 65536 for fp16, else none")
     add("--recompute", action="store_true", help="compute each block again in the backward pass: less memory")
-    add("--zero", type=int, choices=(0, 1), default=0, help="1: divide the optimiser's states among the processes")
+    divided = "what the processes divide (ZeRO): 1 the optimiser's states, 2 also gradients, 3 also weights (Ascend)"
+    add("--zero", type=int, choices=ZERO_STAGES, default=0, help=divided)
     add("--max-skipped", type=int, default=20, help="stop after so many steps in a row without finite gradients")
     add("--seed", type=int, default=43)
 
     group = parser.add_argument_group("what is kept and shown")
     add = group.add_argument
     add("--save-every", type=int, default=1000, help="steps between checkpoints")
+    background = "go on training while a thread writes a copy of the checkpoint, which needs the memory for it"
+    add("--save-in-background", action="store_true", help=background)
     add("--keep", type=int, default=3, help="latest checkpoints that are kept, besides the best")
     add("--log-every", type=int, default=10, help="steps between lines of the log")
     add("--validation-data", metavar="PATH", help="held-out images or features")
@@ -215,6 +228,10 @@ def check(args):
             raise MindSigmaError(f"--{name.replace('_', '-')} must be a number of at least 0, not {value}")
     if args.fresh and (args.kv_compression or args.grow_to):
         raise MindSigmaError("--fresh has no weights that --kv-compression or --grow-to could change")
+    if args.zero == 3 and not args.recompute:
+        raise MindSigmaError("--zero 3 gathers the weights of a block again in its backward pass: give --recompute")
+    if args.zero == 3 and args.evaluate:
+        raise MindSigmaError("--zero 3 computes in all processes at once, --evaluate in each for itself: use --zero 2")
     _check_adapter(args)
     method_of(args).check(args)
     learning_rate(args.steps, 1.0, args.lr_schedule, args.warmup, args.steps)
@@ -230,6 +247,8 @@ def _check_adapter(args):
     if given and args.lora_rank is None:
         raise MindSigmaError(f"{given[0]} belongs to an adapter: give --lora-rank, too")
     if args.lora_rank is not None or args.init_lora:
+        if args.zero == 3:
+            raise MindSigmaError("--zero 3 divides the weights that learn, of which an adapter has few: use --zero 2")
         for name in ("fresh", "kv_compression", "grow_to"):
             if getattr(args, name):
                 raise MindSigmaError(

@@ -10,14 +10,23 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 
+from mindsigma.choices import ZERO_STAGES
 from mindsigma.distributed import Collectives, Ranks
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.operators import assign, fused, split, stack
-from mindsigma.training.distributed import owners
 from mindsigma.training.loss import Denoising
-from mindsigma.training.masters import for_network, forms_of, from_network, spans_of, to_half
+from mindsigma.training.masters import for_network, forms_of, from_network, spans_of, to_network
 from mindsigma.training.objective import Objective
-from mindsigma.training.optimizers import NUMBERS, OptimizerConfig, averaged, decays, state_shapes, static_arguments
+from mindsigma.training.optimizers import (
+    NUMBERS,
+    OptimizerConfig,
+    averaged,
+    decays,
+    itself,
+    state_shapes,
+    static_arguments,
+)
+from mindsigma.training.shares import Shares, linear_weights
 from mindsigma.training.updates import (
     CONTROLS,
     SCALE,
@@ -30,6 +39,7 @@ from mindsigma.training.updates import (
 )
 
 LARGEST_GROUP = 1 << 27  # elements, 512 MB: what an update makes in between stays small beside the activations
+LARGEST_SENT = 1 << 25  # elements, 128 MB, where processes share: while one group is sent, others are still computed
 
 
 @dataclass(frozen=True)
@@ -42,7 +52,8 @@ class StepConfig:
         ema_decay: of the moving average of the weights; 0: none is kept.
         loss_scale: the loss is multiplied by it before differentiation, the gradients divided; it halves at each
             overflow and doubles after `scale_window` steps without one. 0: off.
-        zero: 1: the optimiser's states are divided among the processes (ZeRO stage 1); 0: each has all.
+        zero: what the processes divide (ZeRO, training/shares.py): 0 nothing, 1 the optimiser's states, 2 gradients,
+            too, 3 weights, too, which takes `masters`.
         masters: the network's weights become those of its dtype, the step keeps them in fp32 (training/masters.py);
             else they are fp32 themselves, and cast where they are used.
     """
@@ -62,8 +73,8 @@ class StepConfig:
             raise MindSigmaError(f"ema_decay must lie in [0, 1), not {self.ema_decay}")
         if self.max_norm < 0 or self.loss_scale < 0 or self.scale_window < 1:
             raise MindSigmaError("max_norm and loss_scale must not be negative, scale_window at least 1")
-        if self.zero not in (0, 1):
-            raise MindSigmaError(f"zero must be 0 or 1, not {self.zero}: stages 2 and 3 are not offered")
+        if self.zero not in ZERO_STAGES:
+            raise MindSigmaError(f"zero must be 0, 1, 2 or 3, not {self.zero}")
 
 
 class TrainingStep(nn.Cell):
@@ -75,8 +86,9 @@ class TrainingStep(nn.Cell):
         optimizer: OptimizerConfig.
         config: StepConfig.
         ranks: Ranks.
-        largest: elements of all the tensors of one shape that are updated as one. None: on Ascend, where a launch is
-            what counts, LARGEST_GROUP; elsewhere 0, each tensor for itself, as a copy is what counts.
+        largest: elements of all the tensors of one shape that are updated, and sent, as one. None: on Ascend, where a
+            launch is what counts, LARGEST_GROUP or LARGEST_SENT; elsewhere 0, each tensor for itself, as a copy is what
+            counts.
     """
 
     def __init__(self, objective, parameters, optimizer=None, config=None, ranks=None, largest=None):
@@ -87,37 +99,55 @@ class TrainingStep(nn.Cell):
         self.optimizer = optimizer = optimizer or OptimizerConfig()
         self.ranks = ranks or Ranks()
         self.collectives = Collectives(self.ranks)
-        owner = [0] * len(parameters)
-        if config.zero:
-            owner = owners([parameter.size for parameter in parameters], self.ranks.count)
-        largest = (LARGEST_GROUP if fused() else 0) if largest is None else largest
+        self.shares = shares = Shares(config.zero, self.collectives)
+        if shares.stage == 3 and not (config.masters and fused()):
+            raise MindSigmaError(
+                "zero 3 divides weights that a whole network learns, on Ascend; use zero 2, or 1 with an adapter"
+            )
+        if largest is None:
+            largest = (LARGEST_GROUP if self.collectives.alone else LARGEST_SENT) if fused() else 0
         dit = self.dit
-        masters = config.masters and dit.dtype != ms.float32
-        forms = forms_of(dit, parameters) if masters else ((),) * len(parameters)
-        order = sorted(range(len(parameters)), key=lambda i: (owner[i], tuple(parameters[i].shape), forms[i], i))
+        masters = shares.stage == 3 or (config.masters and dit.dtype != ms.float32)
+        forms = forms_of(dit, parameters, shares) if masters else ((),) * len(parameters)
+        linear = linear_weights(dit) if shares.stage == 3 else {id(parameter) for parameter in parameters}
+        divided = [id(parameter) in linear and shares.divides(parameter.shape) for parameter in parameters]
+        keys = [(not divided[i], tuple(parameters[i].shape)) for i in range(len(parameters))]
+        order = sorted(range(len(parameters)), key=lambda i: (keys[i], forms[i], i))
         self.parameters = ParameterTuple([parameters[i] for i in order])
         forms = [forms[i] for i in order]
-        members = groups_of([owner[i] for i in order], self.parameters, largest)
+        members = groups_of([keys[i] for i in order], largest)
         self.spans = tuple(spans_of(forms[begin:end]) for begin, end in members)
-        self.sizes = tuple(sum(parameter.size for parameter in self.parameters[slice(*m)]) for m in members)
-        self.owners = tuple(owner[order[begin]] for begin, _ in members)
-        mine = [not config.zero or owner == self.ranks.rank for owner in self.owners]
+        self.divided = tuple(divided[order[begin]] for begin, _ in members)
+        # The backward pass comes to the last blocks first, so their gradients are sent first.
+        firsts = [min(order[begin:end]) for begin, end in members]
+        # At stage 3 the backward pass itself sends those of what is divided; the others follow.
+        late = [shares.stage == 3 and not own for own in self.divided]
+        self.sent = tuple(sorted(range(len(members)), key=lambda k: (late[k], -firsts[k])))
+        self.places = tuple(self.sent.index(k) for k in range(len(members)))
+        # Of squared norms: each process has its rows of what is divided, and all of the rest.
+        self.counted = tuple(1.0 if own else 1.0 / self.ranks.count for own in self.divided)
         averages = self.objective.averages
         self.own_averages = len(averages) == 0
         averages = [averages[i] for i in order] if averages else None
         self.groups = tuple(
-            Group(optimizer, config, self.parameters[slice(*m)], own, masters, averages and averages[slice(*m)])
-            for m, own in zip(members, mine)
+            Group(
+                optimizer,
+                config,
+                self.parameters[slice(*m)],
+                shares if own else None,
+                masters,
+                averages and averages[slice(*m)],
+            )
+            for m, own in zip(members, self.divided)
         )
         self.dtype = dit.dtype if masters else ms.float32
         self.masters = ParameterTuple([master for group in self.groups for master in group.master])
         if masters:
-            to_half(dit, self.parameters)
+            to_network(dit, self.parameters, shares)
         # A graph reads tuples of Parameters, not the attributes of a Group.
         self.group_parameters = tuple(group.parameters for group in self.groups)
         self.group_states = tuple(group.states for group in self.groups)
         self.group_averages = tuple(group.averages for group in self.groups)
-        self.mine = tuple(k for k, own in enumerate(mine) if own)
         self.begins, self.ends = tuple(begin for begin, _ in members), tuple(end for _, end in members)
         # What a graph may be exported with are the Parameters of a cell's own tuples.
         self.ema = ParameterTuple([average for group in self.groups for average in group.averages])
@@ -133,7 +163,7 @@ class TrainingStep(nn.Cell):
         self.differentiate = ms.value_and_grad(self.loss, None, self.parameters, True)
 
     def own_states(self):
-        """dict name -> Parameter or Row of what this process keeps between steps, besides weights and averages."""
+        """dict name -> Parameter or Row of what is kept between steps, besides weights and averages."""
         rows = [row for group in self.groups for row in group.state_rows()]
         return {"controls": self.controls, **{row.name: row for row in rows}}
 
@@ -142,12 +172,17 @@ class TrainingStep(nn.Cell):
         return {row.name: row for group in self.groups for row in group.master_rows()}
 
     def show(self, values):
-        """Give the network weights, dict name -> Row or Tensor fp32; the masters stay as they are."""
+        """Give the network weights, dict name -> Row or Tensor fp32; the masters stay as they are.
+
+        With divided averages every process calls it.
+        """
         for group, spans in zip(self.groups, self.spans):
             for begin, end, form in spans:
                 for name, parameter in zip(group.names[begin:end], group.parameters[begin:end]):
                     if name in values:
-                        one = Tensor(values[name].asnumpy()).expand_dims(0)
+                        whole = values[name].asnumpy()
+                        own = self.shares.own_of(whole) if group.shares and self.shares.stage == 3 else whole
+                        one = Tensor(own).expand_dims(0)
                         (weight,) = for_network(one, ((0, 1, form),), self.dtype)
                         parameter.set_data(weight.reshape(parameter.shape))
 
@@ -158,11 +193,11 @@ class TrainingStep(nn.Cell):
         return {name: row for group in self.groups for name, row in group.average_rows()}
 
     def sent_bytes(self):
-        """Bytes that a process gives to collectives in one update: gradients, and with ZeRO the weights it owns."""
-        if self.collectives.alone:
-            return 0
-        everything, own = 4 * sum(self.sizes), 4 * sum(self.sizes[k] for k in self.mine)
-        return everything + (own if self.config.zero else 0)
+        """Bytes that leave a process in one update, in rings: gradients and weights; without CAME's few statistics."""
+        return sum(
+            self.shares.sent_bytes(len(group.names) * int(np.prod(group.whole_shape)), own, self.dtype, self.config)
+            for group, own in zip(self.groups, self.divided)
+        )
 
     def loss(self, scale, *inputs):
         """Loss of a micro-batch times scale (1,), and what the objective gives, of which the loss is a sum."""
@@ -188,14 +223,17 @@ class TrainingStep(nn.Cell):
         found, gradients = self.differentiate(scale, *inputs)
         found = found[1:]
         gradients = self.grouped(gradients)
+        if self.shares.stage > 1:
+            gradients = self.means(gradients)
         if self.config.accumulation > 1:
             gradients = self.map(ops.add, self.sums, gradients)
             if not last:
                 written = self.map(assign, self.sums, gradients)
                 return found + (ops.zeros((1,), ms.float32), ops.depend(ops.ones((1,), ms.float32), written))
             gradients = ops.depend(gradients, self.map(empty, self.sums, gradients))
-        gradients = self.collectives.mean(gradients)
-        values, norm, finite = self.scale_and_norm(self.square_sums(gradients), controls, rate)
+        if self.shares.stage < 2:
+            gradients = self.means(gradients)
+        values, norm, finite = self.scale_and_norm(self.square_norms(gradients), controls, rate)
         written = self.update(values, finite, gradients)
         # In a graph for Ascend a write that nothing waits for is left out.
         return found + (norm, ops.depend(finite, written))
@@ -207,8 +245,34 @@ class TrainingStep(nn.Cell):
             result += (from_network(gradients[self.begins[k] : self.ends[k]], self.spans[k]),)
         return result
 
+    def means(self, gradients):
+        """Means over the processes of the groups' gradients; from stage 2 on of this process's rows alone.
+
+        Each collective waits for the one before: all processes must send in one order.
+        """
+        if self.collectives.alone:
+            return gradients
+        share, sent, result = 1.0 / self.ranks.count, (), ()
+        for k in self.sent:
+            gradient = ops.depend(gradients[k], sent[-1]) if len(sent) > 0 else gradients[k]
+            if self.divided[k] and self.shares.stage == 2:
+                gradient = self.shares.sum_of_own(gradient)
+            elif not self.divided[k] or self.shares.stage < 2:
+                gradient = self.collectives.sum(gradient)
+            sent += (gradient * share,)  # at stage 3 the gradient of a gathered weight is a sum already
+        for place in self.places:
+            result += (sent[place],)
+        return result
+
+    def square_norms(self, gradients):
+        """Squared norms of the groups' gradients, fp32, one number a group, the same on every process."""
+        squares = self.square_sums(gradients)
+        if self.shares.stage < 2:
+            return squares
+        return self.collectives.sum(squares * constant_row(self.counted))
+
     def square_sums(self, gradients):
-        """Squared norms of the groups' gradients, fp32, one number a group."""
+        """Squared norms of what this process has of the groups' gradients, fp32, one number a group."""
         return ops.concat(self.map(square_sum, gradients))
 
     def scale_and_norm(self, squares, controls, rate):
@@ -232,44 +296,44 @@ class TrainingStep(nn.Cell):
         Group by group, so that the new weights of one (K, *shape) are gone before the next. They are handed on, as a
         graph that read the Parameters again could get the old. Returns what was written.
         """
-        shared, written = self.config.zero > 0 and not self.collectives.alone, ()
-        sent = finite
+        written = ()
         for k in range(len(self.group_parameters)):
-            if k in self.mine:
-                # One after the other, not all at once.
-                gradient = gradients[k] if len(written) == 0 else ops.depend(gradients[k], written[-1])
-                weights, done = self.update_group(values, finite, k, gradient)
-                written += (done,)
-            else:
-                weights = self.group_weights(k)
-            if shared:
-                # The processes' graphs differ, and MindSpore orders what is independent as it likes: each waits for
-                # the one before, the first for the sums of gradients, so that all processes send in one order.
-                weights = self.collectives.from_rank(self.owners[k], (ops.depend(weights, sent),))[0]
-                sent = weights
-                written += (self.write_weights(k, weights),)
+            # One after the other, not all at once.
+            gradient = gradients[k] if len(written) == 0 else ops.depend(gradients[k], written[-1])
+            if self.divided[k] and self.shares.stage == 1:
+                gradient = self.shares.own(gradient)
+            own, whole, done = self.update_group(values, finite, k, gradient)
+            written += done
             if self.config.ema_decay > 0:
-                written += (self.update_average(finite, k, weights),)
+                written += (self.update_average(finite, k, own if self.own_averages else whole),)
         return written
 
-    def group_weights(self, k):
-        """Weights of group k, (K, *shape) fp32."""
-        return self.masters[k] if len(self.masters) > 0 else stack(self.group_parameters[k], 0)
-
     def update_group(self, values, finite, k, gradient):
-        """The optimiser of the tensors of group k. Returns their new weights (K, *shape) fp32, and what was written."""
-        old, states = self.group_weights(k), self.group_states[k]
-        weights, written = update_tensors(self.constants, split(values, NUMBERS, 0), finite, old, gradient, states)
-        return weights, written + self.write_weights(k, weights)
+        """The optimiser of the tensors of group k, of this process's rows if they are divided.
 
-    def write_weights(self, k, weights):
-        """Give the network, and the masters if there are any, the weights (K, *shape) fp32 of group k."""
-        written = (assign(self.masters[k], weights),) if len(self.masters) > 0 else ()
-        pieces = for_network(weights, self.spans[k], self.dtype)
+        Returns their new weights fp32, of its rows and whole, and what was written.
+        """
+        across = self.shares.means if self.divided[k] else itself
+        old, states = self.own_weights(k), self.group_states[k]
+        values = split(values, NUMBERS, 0)
+        own, written = update_tensors(self.constants, values, finite, old, gradient, states, across)
+        if len(self.masters) > 0:
+            written += (assign(self.masters[k], own),)
+        whole = own
+        if self.divided[k] and self.shares.stage < 3:
+            whole = self.shares.whole(own if self.dtype == ms.float32 else own.astype(self.dtype))
+        pieces = for_network(whole, self.spans[k], self.dtype)
         for i in range(len(pieces)):
             begin, end, _ = self.spans[k][i]
             written += assign_all(self.group_parameters[k][begin:end], pieces[i])
-        return written
+        return own, whole, written
+
+    def own_weights(self, k):
+        """Weights of group k, fp32 (K, *shape), or this process's rows of them."""
+        if len(self.masters) > 0:
+            return self.masters[k]
+        weights = stack(self.group_parameters[k], 0)
+        return self.shares.own(weights) if self.divided[k] else weights
 
     def update_average(self, finite, k, weights):
         """Moving average of the weights of group k. Returns what was written."""
@@ -277,6 +341,10 @@ class TrainingStep(nn.Cell):
         average = places[0] if self.own_averages else stack(places, 0)
         average = if_finite(finite, averaged(average, weights, self.ema_decay), average)
         return assign(places[0], average) if self.own_averages else assign_all(places, average)
+
+    def waited(self):
+        """Seconds in collectives since the last call, where the step is not one graph; else 0."""
+        return 0.0
 
     def run(self, micro_batches, rate):
         """A whole step from Python.
@@ -303,26 +371,30 @@ class Group:
         optimizer: OptimizerConfig.
         config: StepConfig.
         parameters: list of K Parameters of one shape.
-        own: whether this process keeps the optimiser's states of them.
+        shares: Shares by which the processes divide them, or None: each keeps all.
         masters: whether to keep a copy of them, as they are now.
         averages: list of K Parameters that are to hold the moving averages, or None for one tensor (K, *shape) of its
             own.
     """
 
-    def __init__(self, optimizer, config, parameters, own, masters=False, averages=None):
-        self.parameters = ParameterTuple(parameters)
+    def __init__(self, optimizer, config, parameters, shares=None, masters=False, averages=None):
+        self.parameters, self.shares = ParameterTuple(parameters), shares
         self.names = [parameter.name for parameter in parameters]
-        self.shapes = state_shapes(optimizer, parameters[0].shape) if own else {}
         count, shape = len(parameters), tuple(parameters[0].shape)
+        self.whole_shape = shape
+        own = shares.shape(shape) if shares else shape
+        self.shapes, self.whole_shapes = state_shapes(optimizer, own), state_shapes(optimizer, shape)
         self.states = ParameterTuple([self._parameter(name, (count, *each)) for name, each in self.shapes.items()])
-        self.total = (self._parameter("sum", (count, *shape)),) if config.accumulation > 1 else ()
+        summed = own if config.zero > 1 else shape
+        self.total = (self._parameter("sum", (count, *summed)),) if config.accumulation > 1 else ()
         self.master = (self._copy("master"),) if masters else ()
         self.averages, self.own_averages = (), averages is None
         if config.ema_decay > 0:
             self.averages = ParameterTuple([self._copy("ema")] if averages is None else averages)
 
     def _copy(self, what):
-        weights = np.stack([parameter.asnumpy() for parameter in self.parameters])
+        weights = [parameter.asnumpy() for parameter in self.parameters]
+        weights = np.stack([self.shares.own_of(array) for array in weights] if self.shares else weights)
         return self._parameter(what, weights.shape, weights)
 
     def _parameter(self, what, shape, values=None):
@@ -331,52 +403,76 @@ class Group:
 
     def state_rows(self):
         """list of Row, the states of each tensor."""
-        named = [(state, name) for state in self.shapes for name in self.names]
-        return [
-            Row(f"{name}:{state}", self.states[list(self.shapes).index(state)], self.names.index(name))
-            for state, name in named
-        ]
+        rows = []
+        for state, values in zip(self.shapes, self.states):
+            # What is of a column is not divided.
+            shares = self.shares if self.shapes[state] != self.whole_shapes[state] else None
+            rows += [Row(f"{name}:{state}", values, i, shares) for i, name in enumerate(self.names)]
+        return rows
 
     def master_rows(self):
         """list of Row, the weights."""
-        return [Row(name, master, i) for master in self.master for i, name in enumerate(self.names)]
+        return [Row(name, master, i, self.shares) for master in self.master for i, name in enumerate(self.names)]
 
     def average_rows(self):
         """list of (name, Row or Parameter), the average of each tensor."""
         if not self.own_averages:
             return list(zip(self.names, self.averages))
-        return [(name, Row(name, average, i)) for average in self.averages for i, name in enumerate(self.names)]
+        rows = [Row(name, average, i, self.shares) for average in self.averages for i, name in enumerate(self.names)]
+        return [(row.name, row) for row in rows]
 
 
 class Row:
-    """One of the K tensors of a Parameter (K, *shape), to be read and set as a Parameter is."""
+    """One of the K tensors of a Parameter (K, *shape), to be read and set as a Parameter is.
 
-    def __init__(self, name, stacked, index):
-        self.name, self._stacked, self._index = name, stacked, index
-        self.shape = tuple(stacked.shape[1:])
+    Args:
+        name: of the tensor.
+        stacked: the Parameter.
+        index: which of the K.
+        shares: Shares, if the Parameter holds this process's rows of the tensors, or None.
+
+    Attributes:
+        shape: of the whole tensor.
+    """
+
+    def __init__(self, name, stacked, index, shares=None):
+        self.name, self.shares, self._stacked, self._index = name, shares, stacked, index
+        shape = tuple(stacked.shape[1:])
+        self.shape = (shape[0] * shares.count, *shape[1:]) if shares else shape
 
     def asnumpy(self):
-        """Its values, float32."""
-        return self._stacked.asnumpy()[self._index]
+        """Its values, float32. If it is divided, every process must call this."""
+        own = self._stacked.asnumpy()[self._index]
+        if not self.shares:
+            return own
+        gathered = self.shares.collectives.gather(Tensor(own.reshape(len(own), -1)))
+        return gathered.asnumpy().reshape(self.shape)
 
     def set_data(self, values):
-        """Set its values from a Tensor."""
+        """Set its values from a whole Tensor."""
+        own = self.shares.own_of(values.asnumpy()) if self.shares else values.asnumpy()
         if self._stacked.shape[0] == 1:
-            self._stacked.set_data(values.reshape(self._stacked.shape))
+            self._stacked.set_data(Tensor(own).reshape(self._stacked.shape))
             return
         everything = self._stacked.asnumpy().copy()
-        everything[self._index] = values.asnumpy()
+        everything[self._index] = own
         self._stacked.set_data(Tensor(everything))
 
 
-def groups_of(owners, parameters, largest):
-    """list of (begin, end) of the Parameters of one owner and one shape, of at most `largest` elements or one tensor.
+@ops.constexpr
+def constant_row(values):
+    """fp32 (n,) of n numbers, as a constant of the graph."""
+    return Tensor(np.array(values, np.float32))
 
-    Both lists are in an order in which such stand together.
+
+def groups_of(keys, largest):
+    """list of (begin, end) of the Parameters of one key, of at most `largest` elements or one tensor.
+
+    A key is a tuple whose last is the shape. Equal keys stand together.
     """
     result = []
-    for (_, shape), same in groupby(range(len(owners)), lambda i: (owners[i], tuple(parameters[i].shape))):
+    for key, same in groupby(range(len(keys)), lambda i: keys[i]):
         same = list(same)
-        count = max(1, largest // max(1, int(np.prod(shape))))
+        count = max(1, largest // max(1, int(np.prod(key[-1]))))
         result += [(i, min(i + count, same[-1] + 1)) for i in range(same[0], same[-1] + 1, count)]
     return result

@@ -12,6 +12,7 @@ import numpy as np
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
 from mindsigma.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.errors import MindSigmaError, one_line, say
+from mindsigma.heartbeat import RUNNING, beat
 from mindsigma.pipeline.components import Components, Held
 from mindsigma.pipeline.metadata import KEY, texts
 from mindsigma.pipeline.pictures import save_png
@@ -30,6 +31,7 @@ from mindsigma.training.run_log import Report
 from mindsigma.training.run_options import FREE, MAY_CHANGE, PLANNED, REASONS, check
 from mindsigma.training.start import build_dit, open_start
 from mindsigma.training.text_evaluation import TextEvaluation
+from mindsigma.training.times import Times
 from mindsigma.training.trackers import open_tracker
 from mindsigma.training.updates import GOOD_STEPS, SCALE, SKIPPED, SKIPPED_IN_A_ROW
 from mindsigma.training.validation import HeldOutLoss, SampleImages
@@ -38,7 +40,10 @@ from mindsigma.weights.formats.atomic import naming, write_json
 from mindsigma.weights.locate import locate
 
 OPTIONS = "options.json"
+RANKS = "ranks.jsonl"  # which process was the slowest, and what took its time
 DATA = "data.safetensors"  # what the run draws from
+
+MOST_NAMED = 8  # samples that a message names
 
 OTHERWISE = "the run would not be the one that it began as"
 
@@ -69,6 +74,7 @@ class Trainer:
     def __init__(self, args, stop=lambda: False):
         self.args, self.stop = args, stop
         check(args)
+        beat(RUNNING, 0, "starting")
         set_device(args.device)
         self.ranks = join_ranks()
         self.collectives = Collectives(self.ranks)
@@ -270,9 +276,10 @@ class Trainer:
                 args.validation_batches,
                 **self.loading,
             )
-        if args.prompts and self.ranks.first:
+        if args.prompts:
             options = self.sampling_options(height=args.sample_height, width=args.sample_width)
-            self.samples = SampleImages(self.pipeline(), args.prompts, **options)
+            draws = self.ranks.first or self.training.shares.stage == 3
+            self.samples = SampleImages(self.pipeline(), args.prompts, draws, **options)
         self.texts = None
         if args.evaluate:
             self.texts = TextEvaluation(args.evaluate, self.pipeline(), self.collectives)
@@ -309,24 +316,28 @@ class Trainer:
                 report = Report(self.folder, args.steps, self.step, args.tensorboard, tracker)
                 self._report = stack.enter_context(report)
             saved = self._loop()
+            self.checkpoints.finish()
         for loader in self.method.loaders():
             if loader.bad:
                 self.say(f"left out: {len(loader.bad)} of {loader.source.path} that cannot be read")
         if saved == args.steps:
             self.say(f"{args.steps} steps in {duration(time.perf_counter() - began)}")
-        return self.checkpoints.latest()
+        return self.checkpoints.latest()  # where all processes meet
 
     def _loop(self):
         """All steps that are left; returns the step of the last checkpoint."""
         args, report, saved, self._seen = self.args, self._report, self.step, set()
+        self.times = Times(self.collectives, self.folder / RANKS, self.step)
         if self.step == 0:
             self._validate(0)
-        for batches in zip(*(loader.batches(self.step, args.steps) for loader in self.method.loaders())):
+        for batches in self.times.of_loader(self._batches()):
             values, stop = self._one_step(batches)
             self.step += 1
+            show = self.step % args.log_every == 0 or self.step == args.steps
             if report:
-                show = self.step % args.log_every == 0 or self.step == args.steps
                 report.step(self.step, values, self.batch, show)
+            if show:
+                self.say(*self.times.told(self.step))
             held_out = self._validate(self.step)
             if stop or self.step % args.save_every == 0 or self.step == args.steps:
                 if report:
@@ -340,6 +351,18 @@ class Trainer:
                 break
         return saved
 
+    def _batches(self):
+        """Iterate over the tuples of a Batch of each loader, of the steps that are left."""
+        streams = zip(*(loader.batches(self.step, self.args.steps) for loader in self.method.loaders()))
+        while True:
+            beat(RUNNING, self.step, "waiting for data")
+            batches = next(streams, None)
+            if batches is None:
+                return
+            beat(RUNNING, self.step, "in a step")
+            yield batches
+            beat(RUNNING, self.step, "beside the steps")
+
     def _one_step(self, batches):
         """(values for the log, whether to stop) after a step, the same on every process."""
         args = self.args
@@ -347,17 +370,17 @@ class Trainer:
         rate = learning_rate(self.step, self.base_rate, *schedule)
         size = batches[0].height, batches[0].width
         first = size not in self._seen
-        began = time.perf_counter()
-        outcome = self.method.train(batches, rate)
+        outcome, seconds = self.times.of_step(lambda: self.method.train(batches, rate), self.method.steps(), first)
         if first:
             self._seen.add(size)
             if self._report:
-                seconds = time.perf_counter() - began
                 self._report.compiled(seconds)
                 self._report.say(f"bucket {size[0]} x {size[1]}: first step, {duration(seconds)} with compilation")
         means, count = {**outcome.terms, **outcome.beside}, self.ranks.count
         sums = [value / count for value in means.values()] + [self.stop(), sum(batch.replaced for batch in batches)]
         *sums, asked, replaced = self.collectives.total(sums)
+        if not np.isfinite(sums).all():
+            self._name_broken(outcome.terms)
         means = dict(zip(means, sums))
         values = {"loss": sum(means[name] for name in outcome.terms), **means, **outcome.norms, "lr": rate}
         for name, step in self.method.steps().items():
@@ -366,6 +389,15 @@ class Trainer:
             values["replaced"] = int(replaced)
         values["height"], values["width"] = size
         return values, asked > 0
+
+    def _name_broken(self, terms):
+        """Say which processes had a loss that is not finite, and of which samples."""
+        flags = np.zeros(self.ranks.count)
+        flags[self.ranks.rank] = not np.isfinite(list(terms.values())).all()
+        for rank in np.flatnonzero(self.collectives.total(flags)):
+            names = [name for loader in self.method.loaders() for name in loader.names(self.step, rank)]
+            shown = ", ".join(names[:MOST_NAMED]) + (f" and {len(names) - MOST_NAMED} more" * (len(names) > MOST_NAMED))
+            self.say(f"step {self.step + 1}: the loss of process {rank} is not finite; its samples: {shown}")
 
     def _controls(self, name, step):
         """What the controls of a TrainingStep tell; raises MindSigmaError where too many steps were left out."""
@@ -393,20 +425,25 @@ class Trainer:
                 self._report.log({"step": step, **result})
                 self._report.say(f"step {step}: validation loss {loss:.5f}")
         if self.samples and (step % args.sample_every == 0 or step == args.steps):
-            images = self.samples(self.training)
-            folder = self.folder / "samples"
-            with naming(folder):
-                folder.mkdir(exist_ok=True)
-            for i, image in enumerate(images):
-                save_png(image, folder / f"step_{step:08d}_{i}.png", self._sample_texts(step, i, image))
-            self._report.images(step, args.prompts, [np.asarray(image) for image in images])
-            self._report.say(f"step {step}: images in {folder}")
+            self._draw(step)
         if self.texts and (step % args.evaluate_every == 0 or step == args.steps):
             result = self.texts(self.training)
             if self._report:
                 self._report.log({"step": step, **result})
                 self._report.say(f"step {step}: F1 of the texts {result['text_f1']:.2f} %")
         return loss
+
+    def _draw(self, step):
+        """Images of --prompts; the first process keeps them."""
+        images = self.samples(self.training)
+        if self._report:
+            folder = self.folder / "samples"
+            with naming(folder):
+                folder.mkdir(exist_ok=True)
+            for i, image in enumerate(images):
+                save_png(image, folder / f"step_{step:08d}_{i}.png", self._sample_texts(step, i, image))
+            self._report.images(step, self.args.prompts, [np.asarray(image) for image in images])
+            self._report.say(f"step {step}: images in {folder}")
 
     def _sample_texts(self, step, i, image):
         """dict of texts: what a sample's PNG tells of its making."""
@@ -428,4 +465,5 @@ class Trainer:
             self.args, self.step, self.learner.product, self.identity, len(self.records.source), self.changes, held_out,
             self.learner.summary(),
         )  # fmt: skip
-        self.checkpoints.save(self.step, self.method.contents(), state, card)
+        beat(RUNNING, self.step, "saving")
+        self.checkpoints.save(self.step, self.method.contents(), state, card, self.args.save_in_background)

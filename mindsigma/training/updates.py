@@ -69,7 +69,7 @@ def if_finite(finite, value, variable):
     return ops.select(keep, value, variable)
 
 
-def update_tensors(constants, values, finite, weights, gradient, states):
+def update_tensors(constants, values, finite, weights, gradient, states, across):
     """optimizers.update of K tensors of one shape where `finite` is 1; writes the states.
 
     Args:
@@ -77,12 +77,13 @@ def update_tensors(constants, values, finite, weights, gradient, states):
         values: `numbers` of `unscale_and_clip`, one by one.
         weights, gradient: (K, *shape) fp32.
         states: tuple of Parameters (K, ...).
+        across: of optimizers.update.
 
     Returns:
         new weights (K, *shape), and what was written.
     """
     name, betas, eps, weight_decay, clip_threshold = constants
-    news = update(weights, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states)
+    news = update(weights, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states, across=across)
     written = ()
     for j in range(len(states)):
         written += (assign(states[j], if_finite(finite, news[1 + j], states[j])),)

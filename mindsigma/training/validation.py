@@ -75,16 +75,17 @@ class SampleImages:
     Args:
         pipeline: PixArtSigmaPipeline around the network that is trained.
         prompts: list of texts.
+        draws: whether this process draws, or only takes part in gathering what the processes divide.
         options: keyword arguments of the pipeline's call, such as height, num_inference_steps and seed.
     """
 
-    def __init__(self, pipeline, prompts, **options):
-        self.pipeline, self.prompts, self.options = pipeline, list(prompts), options
+    def __init__(self, pipeline, prompts, draws=True, **options):
+        self.pipeline, self.prompts, self.draws, self.options = pipeline, list(prompts), draws, options
 
     def __call__(self, training):
-        """Returns a list of PIL images."""
+        """Returns a list of PIL images, an empty one if this process does not draw. Every process calls it."""
         with evaluating(training):
             return [
                 self.pipeline([prompt], progress=False, output_type="pil", **self.options).images[0]
-                for prompt in self.prompts
+                for prompt in (self.prompts if self.draws else ())
             ]

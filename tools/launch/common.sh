@@ -25,7 +25,7 @@ value_of() {
     printf '%s\n' "$value"
 }
 
-# log_folder ARGUMENTS: where msrun writes a file a process: LOG_DIR, or logs in the --output of the run.
+# log_folder ARGUMENTS: where each process has its file: LOG_DIR, or logs in the --output of the run.
 log_folder() {
     local output
     output=$(value_of --output "$@")
@@ -33,33 +33,21 @@ log_folder() {
     printf '%s\n' "${LOG_DIR:-$output/logs}"
 }
 
-# launch TOOL MSRUN_OPTIONS -- TOOL_OPTIONS: msrun of tools/TOOL, which ends the other processes when one fails. SIGTERM
-# is handed on to the processes, which (in training) save and end; msrun itself would leave them alone in the world.
+# launch TOOL OPTIONS -- TOOL_OPTIONS: become the launcher of tools/TOOL (mindsigma/commands/launch.py), which watches
+# the processes. SIGTERM and Ctrl-C are handed on to tools that save and end, as training does.
 launch() {
-    local tool=tools/$1 options=() code=0 interrupted="" runner
+    local tool=$root/tools/$1 options=() later=()
     shift
     while [[ $1 != -- ]]; do
         options+=("$1")
         shift
     done
     shift
-    command -v msrun > /dev/null || die "msrun is not on the PATH; activate the environment that MindSpore is installed in"
-    command -v python > /dev/null || die "python is not on the PATH, which msrun starts; activate the environment"
-    # In a session of its own, so that Ctrl-C reaches this script alone. In training the first one saves and ends.
-    setsid msrun "${options[@]}" --join=True "$root/$tool" "$@" &
-    runner=$!
-    trap 'pkill -TERM -P "$runner" -f "$tool" || true' TERM
-    trap 'if [[ $tool == tools/train.py && -z $interrupted ]]; then
-              printf "%s\n" "ends after this step, which is saved; Ctrl-C again ends at once" >&2
-              pkill -TERM -P "$runner" -f "$tool" || true
-          else
-              kill -INT "$runner" 2> /dev/null || true
-          fi
-          interrupted=yes' INT
-    while kill -0 "$runner" 2> /dev/null; do
-        code=0
-        wait "$runner" || code=$?
-    done
-    [[ -z $interrupted ]] || exit 130
-    return "$code"
+    need_number RESTARTS "${RESTARTS:-0}" 0
+    need_number HANG "${HANG:-1800}" 1
+    [[ -z ${THEN:-} ]] || read -ra later <<< "--then $THEN"
+    command -v python > /dev/null || die "python is not on the PATH; activate the environment of MindSpore"
+    export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+    exec python -m mindsigma.commands.launch "${options[@]}" --restarts "${RESTARTS:-0}" --hang "${HANG:-1800}" \
+        "${later[@]}" -- "$tool" "$@"
 }

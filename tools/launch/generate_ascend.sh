@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draw on the NPUs of one node. Written from msrun's documentation; it was not run on an NPU.
+# Draw on the NPUs of one node. Written from MindSpore's documentation; it was not run on an NPU.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -23,5 +23,5 @@ need_number MASTER_PORT "$port" 1024
 [[ -n $(value_of --parallel "$@")$(value_of --shard-prompts "$@") ]] ||
     die "give --parallel sequence, cfg or both, or --shard-prompts N"
 
-launch generate.py --worker_num="$npus" --local_worker_num="$npus" --master_port="$port" \
-    --log_dir="${LOG_DIR:-outputs/logs}" --bind_core=True --tail_worker_log=0 -- "$@" --device Ascend
+launch generate.py --processes "$npus" --port "$port" --logs "${LOG_DIR:-outputs/logs}" --bind-cores -- "$@" \
+    --device Ascend

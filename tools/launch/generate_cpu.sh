@@ -21,5 +21,4 @@ need_number MASTER_PORT "$port" 1024
 [[ -n $(value_of --parallel "$@")$(value_of --shard-prompts "$@") ]] ||
     die "give --parallel sequence, cfg or both, or --shard-prompts N"
 
-launch generate.py --worker_num="$processes" --local_worker_num="$processes" --master_port="$port" \
-    --log_dir="${LOG_DIR:-outputs/logs}" --tail_worker_log=0 -- "$@" --device CPU
+launch generate.py --processes "$processes" --port "$port" --logs "${LOG_DIR:-outputs/logs}" -- "$@" --device CPU

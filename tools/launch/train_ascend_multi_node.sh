@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on the NPUs of several nodes; run it on each. Written from msrun's documentation; it was not run on an NPU.
+# Train on the NPUs of several nodes; run it on each. Written from MindSpore's documentation; it was not run on an NPU.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -13,6 +13,11 @@ Run it on every node with the same options and its own NODE_RANK, 0 on the node 
 processes, by default its number of /dev/davinci*; all nodes must have equally many. --output is a folder that all nodes
 share, and the data are seen by all. The nodes wait TIMEOUT seconds for each other. kill -TERM of this script on any
 node saves and ends all.
+
+RESTARTS=3 in the environment starts the run again from its last checkpoint, up to three times, when a process dies or
+when none takes a step for HANG (1800) seconds, which must be longer than the first step with its compilation. Give
+it on every node; the launchers tell each other of faults by files in LOG_DIR, which all nodes share, and a restart takes
+the next port.
 
 TOOL=distill.py in the environment starts tools/distill.py with its options instead.
 USAGE
@@ -36,6 +41,5 @@ need_number MASTER_PORT "$port" 1024
 need_number TIMEOUT "$timeout" 1
 logs=$(log_folder "$@")
 
-launch "$tool" --worker_num=$((nodes * npus)) --local_worker_num="$npus" --master_addr="$address" --master_port="$port" \
-    --node_rank="$rank" --cluster_time_out="$timeout" --log_dir="$logs" --bind_core=True --tail_worker_log=0 \
-    -- "$@" --device Ascend
+launch "$tool" --processes "$npus" --nodes "$nodes" --node-rank "$rank" --address "$address" --port "$port" \
+    --timeout "$timeout" --logs "$logs" --bind-cores -- "$@" --device Ascend

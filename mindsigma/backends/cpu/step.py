@@ -1,6 +1,7 @@
 """A training step whose passes over all weights are the native library's: norm, AdamW and averages in one pass each."""
 
 import ctypes
+import time
 from functools import cache
 
 import mindspore as ms
@@ -8,7 +9,8 @@ import numpy as np
 from mindspore import Tensor
 
 from mindsigma.backends.cpu.library import library
-from mindsigma.training.optimizers import CLIP, CORRECTION_1, CORRECTION_2, LEARNING_RATE, decays, update
+from mindsigma.backends.cpu.shared_mean import SharedMean
+from mindsigma.training.optimizers import CLIP, CORRECTION_1, CORRECTION_2, LEARNING_RATE, decays, itself, update
 from mindsigma.training.step import TrainingStep
 
 _POINTER, _COUNT, _FLOAT = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
@@ -29,6 +31,31 @@ def accelerate_step(training):
 class FastStep(TrainingStep):
     """TrainingStep in PyNative, where the host knows whether a step is finite and leaves out the updates of others."""
 
+    _waited, _shared = 0.0, None
+
+    def means(self, gradients):
+        """See TrainingStep; through shared memory where the processes have some."""
+        if self.collectives.alone:
+            return gradients
+        began = time.perf_counter()
+        if self._shared is None:
+            self._shared = SharedMean(self.collectives, sum(gradient.size for gradient in gradients))
+        if self._shared.works:
+            means = self._shared([gradient.asnumpy() for gradient in gradients])
+            gradients = tuple(
+                Tensor(self.shares.own_of(mean[0])[None] if own and self.shares.stage == 2 else mean)
+                for own, mean in zip(self.divided, means)
+            )
+        else:
+            gradients = super().means(gradients)
+        self._waited += time.perf_counter() - began
+        return gradients
+
+    def waited(self):
+        """See TrainingStep; in the sums of gradients."""
+        waited, self._waited = self._waited, 0.0
+        return waited
+
     def square_sums(self, gradients):
         """See TrainingStep; summed in float64."""
         sums = [_functions().sum_of_squares(gradient.data_ptr(), gradient.size) for gradient in map(_whole, gradients)]
@@ -41,30 +68,43 @@ class FastStep(TrainingStep):
         return ()
 
     def update_group(self, values, finite, k, gradient):
-        """See TrainingStep; a group is one tensor."""
-        parameter, states = self.group_parameters[k][0], self.group_states[k]
+        """See TrainingStep; a group is one tensor, or this process's rows of one."""
+        parameter, states, divided = self.group_parameters[k][0], self.group_states[k], self.divided[k]
         if self.optimizer.name == "adamw":
-            self._update_adamw(values, parameter, _whole(gradient), *states)
-            return parameter.expand_dims(0), ()
-        weight, *news = update(parameter.expand_dims(0), gradient, values, *self.constants, *states)
-        parameter.set_data(weight.reshape(parameter.shape))
-        for state, new in zip(states, news):
-            state.set_data(new)
-        return weight, ()
+            self._update_adamw(values, k, _whole(gradient), *states)
+            own = self.own_weights(k) if divided else parameter.expand_dims(0)
+        else:
+            across = self.shares.means if divided else itself
+            own, *news = update(self.own_weights(k), gradient, values, *self.constants, *states, across=across)
+            for state, new in zip(states, news):
+                state.set_data(new)
+        whole = self.shares.whole(own) if divided else own
+        if divided or self.optimizer.name != "adamw":
+            parameter.set_data(whole.reshape(parameter.shape))
+        return own, whole, ()
 
-    def _update_adamw(self, values, parameter, gradient, m, v):
+    def _update_adamw(self, values, k, gradient, m, v):
         numbers = values.asnumpy().astype(np.float64)
         rate, root = numbers[LEARNING_RATE], numbers[CORRECTION_2] ** 0.5
         (eps,), (first, second) = self.optimizer.eps, decays(self.optimizer)
         constants = numbers[CLIP], 1.0 - rate * self.optimizer.weight_decay, rate * root / numbers[CORRECTION_1]
-        pointers = (tensor.data_ptr() for tensor in (parameter, gradient, m, v))
-        _functions().update_adamw(*pointers, parameter.size, *constants, *first, *second, eps * root)
+        pointers = (tensor.data_ptr() for tensor in (gradient, m, v))
+        _functions().update_adamw(
+            self._own_pointer(k), *pointers, gradient.size, *constants, *first, *second, eps * root
+        )
 
     def update_average(self, finite, k, weights):
         """See TrainingStep; called where the step is finite."""
         average, parameter = self.group_averages[k][0], self.group_parameters[k][0]
-        _functions().update_average(average.data_ptr(), parameter.data_ptr(), average.size, *self.ema_decay)
+        pointer = self._own_pointer(k) if self.own_averages else parameter.data_ptr()
+        _functions().update_average(average.data_ptr(), pointer, average.size, *self.ema_decay)
         return average
+
+    def _own_pointer(self, k):
+        """Where this process's rows of the tensor of group k begin."""
+        parameter = self.group_parameters[k][0]
+        first = self.shares.rank * (parameter.nbytes // self.shares.count) if self.divided[k] else 0
+        return parameter.data_ptr() + first
 
 
 def _whole(tensor):
