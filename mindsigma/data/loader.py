@@ -180,7 +180,7 @@ class Loader:
         share = self._rows.stop - self._rows.start
         places = self._places[indices[rank * share : (rank + 1) * share]].tolist()
         where = self.source.where if self.features else lambda place: self.source[place].where
-        return [one_line(where(place) if place >= 0 else "one that is gone") for place in places]
+        return [one_line(where(place), 500) if place >= 0 else "one that is gone" for place in places]
 
     def choices(self, draw):
         """(short caption?, caption dropped?, mirrored?) of a draw."""
