@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 PLACE = "/dev/shm"  # noqa: S108, memory that processes share on Linux
-WAIT_SECONDS = 5e-5  # between two looks at the others
+FIRST_WAIT, LONGEST_WAIT = 5e-5, 2e-3  # seconds between two looks at the others, a third longer each time
 LINE = 64  # bytes between the counters of two processes
 
 
@@ -88,5 +88,7 @@ class SharedMean:
         """Wait until all processes have come here."""
         self._round += 1
         self._arrived[self._rank] = self._round
+        wait = FIRST_WAIT
         while self._arrived.min() < self._round:
-            time.sleep(WAIT_SECONDS)
+            time.sleep(wait)
+            wait = min(wait * 4 / 3, LONGEST_WAIT)
