@@ -178,8 +178,9 @@ class Loader:
         """list of texts: the records of the share of another rank, as they are drawn, of the batch of a step."""
         _, indices, _ = self.sampler.batch(step)
         share = self._rows.stop - self._rows.start
-        places = self._places[indices[rank * share : (rank + 1) * share]].tolist()
-        where = self.source.where if self.features else lambda place: self.source[place].where
+        drawn = indices[rank * share : (rank + 1) * share]
+        places = [int(index) for index in (drawn if self._places is None else self._places[drawn])]
+        where = getattr(self.source, "where", None) or (lambda place: self.source[place].where)
         return [one_line(where(place), 500) if place >= 0 else "one that is gone" for place in places]
 
     def choices(self, draw):
