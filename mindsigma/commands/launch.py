@@ -1,16 +1,17 @@
-"""Start the processes of a tool, watch them, and start them again from the last checkpoint when one dies or hangs.
+"""Start the processes of a tool with msrun, watch them, and start them again when one dies or hangs.
 
-The launchers of tools/launch call it. The processes are started by the environment variables of MindSpore's dynamic
-cluster, the ones that msrun sets, and end as msrun would end them, but at once.
+The launchers of tools/launch call it. msrun starts the processes and leaves them (--join=False); whoever asked for that
+becomes their parent. So their ends are seen at once, where msrun's own waiting turns in a loop that takes a core, and
+needs 40 s when one of them is killed.
 """
 
 import argparse
 import contextlib
+import ctypes
 import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,10 +25,10 @@ from mindsigma.heartbeat import FINISHED, FOLDER, LEAVE, REFUSED, RUNNING, last_
 
 SAVES = ("train.py", "distill.py")  # tools that save when they are asked to end
 LOOK_SECONDS = 0.1  # between two looks at the processes
-CONNECT_SECONDS = 60  # for a scheduler to listen
 LEAVE_SECONDS = 10  # for processes that have finished to end
 MOST_NAMED = 4  # processes that a message names
 INTERRUPTED = 130
+PR_SET_CHILD_SUBREAPER = 36  # of prctl: orphans of this process's descendants become its children
 
 
 def build_parser():
@@ -41,7 +42,7 @@ def build_parser():
     add("--port", type=int, default=8118, help="of node 0; a restart takes the next one")
     add("--timeout", type=int, default=600, help="seconds that nodes wait for each other")
     add("--logs", required=True, metavar="FOLDER", help="a log a process; of several nodes a folder that all share")
-    add("--bind-cores", action="store_true", help="give each process its own equal share of the cores")
+    add("--bind-cores", action="store_true", help="msrun gives each process cores of its own, near its card")
     add("--restarts", type=int, default=0, help="times that a run is started again after a process died or hung")
     add("--hang", type=int, default=1800, help="seconds without a step after which a process counts as hung")
     add("--then", type=int, nargs="+", default=[], metavar="N", help="processes of the restarts, one after the other")
@@ -61,7 +62,7 @@ def main():
     logs.mkdir(parents=True, exist_ok=True)
     processes, micro_batches, more, others = args.processes, None, [], Others(logs, args)
     for attempt in range(args.restarts + 1):
-        run = Run(args, processes, attempt, [sys.executable, tool, *options, *more], logs)
+        run = Run(args, processes, attempt, [tool, *options, *more], logs)
         asked.before_end = run.kill
         try:
             fault = run.watch(asked, others)
@@ -130,7 +131,7 @@ class Run:
         args: of build_parser.
         processes: of this node.
         attempt: its number, from 0.
-        command: of a process.
+        command: list, a script and its arguments.
         logs: folder.
     """
 
@@ -138,26 +139,23 @@ class Run:
         self.args, self.attempt, self.count = args, attempt, processes
         self.folder = tempfile.mkdtemp(prefix="mindsigma-heartbeats-")
         self.first = args.node_rank * processes
-        total, port = processes * args.nodes, args.port + attempt
-        common = {
-            **os.environ, FOLDER: self.folder, "MS_WORKER_NUM": str(total), "RANK_SIZE": str(total),
-            "MS_SCHED_HOST": args.address, "MS_SCHED_PORT": str(port), "MS_TOPO_TIMEOUT": str(args.timeout),
-        }  # fmt: skip
+        port = args.port + attempt
         self.scheduler, self.workers, self.tail = None, [], None
         self.left = None  # when all had finished
         self.stands = [(None, time.monotonic())] * processes  # what each told last, and when that was new
+        options = {
+            "worker_num": processes * args.nodes, "local_worker_num": processes, "master_addr": args.address,
+            "master_port": port, "log_dir": logs, "cluster_time_out": args.timeout, "join": False,
+            "bind_core": args.bind_cores,
+        }  # fmt: skip
+        if args.nodes > 1:
+            options["node_rank"] = args.node_rank
         try:
-            if args.node_rank == 0:
-                role = {"MS_ROLE": "MS_SCHED", "RANK_ID": "0"}
-                self.scheduler = started(command, {**common, **role}, logs / "scheduler.log")
-                wait_for(args.address, port, self.scheduler)
-            for i in range(processes):
-                rank = str(self.first + i)
-                role = {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": rank, "RANK_ID": rank, "DEVICE_ID": str(i)}
-                if args.nodes > 1:
-                    role["MS_NODE_RANK"] = str(args.node_rank)
-                cores = shares_of_cores(processes)[i] if args.bind_cores else None
-                self.workers.append(started(command, {**common, **role}, logs / f"worker_{rank}.log", cores))
+            adopted = start(options, command, {**os.environ, FOLDER: self.folder}, logs / "msrun.log")
+            self.scheduler = adopted.pop(0) if args.node_rank == 0 else None
+            self.workers = adopted
+            if len(adopted) != processes:
+                raise MindSigmaError(f"msrun started {len(adopted)} of {processes} processes; see {logs / 'msrun.log'}")
             self.tail = Tail(logs / "worker_0.log") if self.first == 0 else None
         except BaseException:
             self.end()
@@ -227,7 +225,7 @@ class Run:
         for process in [*self.workers, self.scheduler]:
             if process and process.poll() is None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                    os.killpg(os.getpgid(process.pid), signal.SIGKILL)
 
     def end(self):
         """Kill what still runs, and let go of everything."""
@@ -258,38 +256,76 @@ class Tail:
         self._file.close()
 
 
-def started(command, environment, log, cores=None):
-    """A process in a session of its own, which writes to a log; on some cores, or on all."""
+class Adopted:
+    """A process that msrun started and left to this one; to be asked as a subprocess.Popen is."""
+
+    def __init__(self, pid):
+        self.pid, self.returncode = pid, None
+
+    def poll(self):
+        """Its exit code, minus the number of the signal that ended it; None while it runs."""
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.returncode = os.waitstatus_to_exitcode(status) if pid else None
+        return self.returncode
+
+    def wait(self):
+        """Until it has ended."""
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def send_signal(self, number):
+        """Send it a signal."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def start(options, command, environment, log):
+    """Start a command by msrun. Returns list of Adopted, in the order of msrun: on node 0 the scheduler, the workers.
+
+    Args:
+        options: dict of msrun's.
+        command: list, a script and its arguments.
+        environment: dict, of the processes.
+        log: Path of what msrun says.
+
+    Raises:
+        MindSigmaError: if msrun is not there, or fails.
+    """
+    here = str(Path(sys.executable).parent)  # msrun starts the first `python` on the PATH
+    environment["PATH"] = os.pathsep.join([here, environment.get("PATH", os.defpath)])
+    msrun = shutil.which("msrun", path=environment["PATH"])
+    if not msrun:
+        raise MindSigmaError("msrun is not on the PATH; activate the environment that MindSpore is installed in")
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise MindSigmaError(f"this system hands no processes on to their launcher: {os.strerror(ctypes.get_errno())}")
     with open(log, "wb") as file:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment,
-            start_new_session=True, preexec_fn=_unblock,
+        launcher = subprocess.Popen(
+            [msrun, *(f"--{name}={value}" for name, value in options.items()), *command],
+            stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+            preexec_fn=_unblock,
         )  # fmt: skip
-    if cores:
-        os.sched_setaffinity(process.pid, cores)
-    return process
+    if launcher.wait():
+        raise MindSigmaError(f"msrun ended with code {launcher.returncode}; see {log}")
+    return [Adopted(pid) for pid in _children(launcher.pid)]
+
+
+def _children(session):
+    """Processes that msrun left to this one, the oldest first: the scheduler in its session, workers in their own."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            # pid (name) state parent group session ...; the 22nd is when it was started
+            fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            parent, own_session, begun = int(fields[1]), int(fields[3]), int(fields[19])
+            if parent == os.getpid() and own_session in (session, int(entry.name)):
+                found.append((begun, int(entry.name)))
+    return [pid for _, pid in sorted(found)]
 
 
 def _unblock():
     """In a new process: let signals come that this one waits for in a thread."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
-
-
-def shares_of_cores(count):
-    """list of sets: the cores of this host in equal shares, neighbours together; None each if there are too few."""
-    cores = sorted(os.sched_getaffinity(0))
-    size = len(cores) // count
-    return [set(cores[i * size : (i + 1) * size]) or None for i in range(count)]
-
-
-def wait_for(address, port, scheduler):
-    """Until the scheduler listens: workers that find none at their first try wait long before the next."""
-    end = time.monotonic() + CONNECT_SECONDS
-    while scheduler.poll() is None and time.monotonic() < end:
-        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-            if probe.connect_ex((address, port)) == 0:
-                return
-        time.sleep(0.05)
 
 
 def micro_batches_of(options, processes):

@@ -33,8 +33,8 @@ log_folder() {
     printf '%s\n' "${LOG_DIR:-$output/logs}"
 }
 
-# launch TOOL OPTIONS -- TOOL_OPTIONS: become the launcher of tools/TOOL (mindsigma/commands/launch.py), which watches
-# the processes. SIGTERM and Ctrl-C are handed on to tools that save and end, as training does.
+# launch TOOL OPTIONS -- TOOL_OPTIONS: become the launcher of tools/TOOL (mindsigma/commands/launch.py), which lets msrun
+# start the processes and watches them. SIGTERM and Ctrl-C are handed on to tools that save and end, as training does.
 launch() {
     local tool=$root/tools/$1 options=() later=()
     shift

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Draw on the NPUs of one node. Written from MindSpore's documentation; it was not run on an NPU.
+# Draw on the NPUs of one node. Written from msrun's documentation; it was not run on an NPU.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

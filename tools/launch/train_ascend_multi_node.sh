@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on the NPUs of several nodes; run it on each. Written from MindSpore's documentation; it was not run on an NPU.
+# Train on the NPUs of several nodes; run it on each. Written from msrun's documentation; it was not run on an NPU.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
