@@ -54,7 +54,11 @@ def build_parser():
         help="say what a file or folder holds, and end",
     )
     add("--to", required=True, choices=TARGETS, help="whose format to write; peft, kohya: adapters")
-    add("--component", choices=("dit", "vae", "t5", "pipeline"), help="that part alone; default all there is")
+    add(
+        "--component",
+        choices=("dit", "vae", "t5", "controlnet", "pipeline"),
+        help="that part alone; default all there is",
+    )
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default as in the source")
     add("--ema", action="store_true", help="averaged weights of an official training checkpoint")
     add("--shard-size", type=float, default=10.0, metavar="GB", help="largest safetensors file of a folder")
@@ -63,6 +67,7 @@ def build_parser():
     add("--dry-run", action="store_true", help="check everything that a run would refuse, print the table")
     add("--verify", action="store_true", help="read the result back and compare every tensor's checksum")
     add("--lora", action="append", metavar="FILE[:WEIGHT]", help="merge a LoRA or DoRA into the DiT; repeatable")
+    add("--base", metavar="MODEL", help="of a ControlNet: what --to official writes into the same file")
     group = parser.add_argument_group("what a bare DiT file does not tell")
     group.add_argument("--num-heads", type=int)
     group.add_argument("--input-size", type=int, help="latent side of the base resolution")
@@ -132,6 +137,10 @@ def check(args, kinds):
         for name in names:
             if getattr(args, name) is not None and kind not in kinds:
                 raise MindSigmaError(f"--{name.replace('_', '-')} is about a {kind}, which {args.source} does not hold")
+    if args.base is not None and (args.to != "official" or kinds != ["controlnet"]):
+        raise MindSigmaError(
+            f"--base is for a ControlNet alone, with --to official; {args.source} has {', '.join(kinds)}"
+        )
     if not 0 < args.shard_size <= MOST_GIGABYTES:
         raise MindSigmaError(f"--shard-size must be positive and at most {MOST_GIGABYTES:.0e}, not {args.shard_size}")
     factor = args.vae_scaling_factor
@@ -197,8 +206,8 @@ def main():
     """Parse, translate, verify; returns the exit code."""
     args = build_parser().parse_args()
     from mindsigma.conversion import writing as convert
-    from mindsigma.conversion.component import FOLDERS, open_source
-    from mindsigma.conversion.targets import prepare
+    from mindsigma.conversion.component import FOLDERS, open_source, with_base
+    from mindsigma.conversion.targets import joined, prepare
     from mindsigma.weights.adapters.adapter_reader import is_adapter
     from mindsigma.weights.locate import locate
 
@@ -208,16 +217,20 @@ def main():
     source = open_source(args.source, args.component, args.ema, **known_config(args))
     convert.check_target(args.target, source.path)
     check(args, [component.kind for component in source.components])
-    outputs = [
-        prepare(change(component, args), args.to, args.dtype, args.drop_unsupported) for component in source.components
-    ]
+    components = source.components
+    if args.base is not None:
+        components = with_base(components, args.base, **known_config(args))
+    outputs = [prepare(change(component, args), args.to, args.dtype, args.drop_unsupported) for component in components]
     sizes = [convert.size_of(output.view) for output in outputs]
     for output, size in zip(outputs, sizes):
         describe(output, size)
     for line in source.left:
         say(f"left out: {line}")
+    if args.to == "official":
+        outputs = joined(outputs)
+        sizes = [convert.size_of(output.view) for output in outputs]
     whole = args.component in (None, "pipeline")
-    if whole and len(outputs) > 1 and source.tokenizer is None:
+    if any(output.component.kind == "t5" for output in outputs) and len(outputs) > 1 and source.tokenizer is None:
         say(f"no tokenizer in {source.path}: put T5's spiece.model or tokenizer.json into {args.target}/tokenizer")
     tokenizer = source.tokenizer if whole else None
     where = (outputs, args.target, args.to, tokenizer, args.overwrite, int(args.shard_size * 1e9))

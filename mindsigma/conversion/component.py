@@ -9,14 +9,15 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.weights import open_checkpoint
 from mindsigma.weights.formats.floats import computed_dtype, is_float8
 from mindsigma.weights.formats.weight_files import file_in_folder
-from mindsigma.weights.loading import open_dit, open_t5, open_vae
+from mindsigma.weights.loading import digest_of_base, open_controlnet, open_dit, open_t5, open_vae
 from mindsigma.weights.locate import DIT_FOLDERS, EMA_FOLDERS, dit_folders, locate
 from mindsigma.weights.names.dit_names import NULL_CAPTION, stored_null_caption
 from mindsigma.weights.names.prefixes import kinds_in
 from mindsigma.weights.names.views import Extended
 from mindsigma.weights.tokenizer import TOKENIZER_FILES, Tokenizer
 
-FOLDERS = {"dit": DIT_FOLDERS, "vae": ("vae",), "t5": ("text_encoder",)}
+FOLDERS = {"dit": DIT_FOLDERS, "vae": ("vae",), "t5": ("text_encoder",), "controlnet": ("controlnet",)}
+OPENERS = {"vae": open_vae, "t5": open_t5, "controlnet": open_controlnet}
 
 
 @dataclass
@@ -24,9 +25,9 @@ class Component:
     """One network of a source.
 
     Attributes:
-        kind: "dit", "vae" or "t5".
+        kind: "dit", "vae", "t5" or "controlnet".
         view: its tensors under our names; a DiT's null caption among them, if the source has one.
-        config: DiTConfig, VAEConfig or T5Config.
+        config: DiTConfig, VAEConfig, T5Config or ControlNetConfig.
         path: where it came from.
         dropped: names of the source that are knowingly left out.
         made: our names that no source holds.
@@ -69,11 +70,11 @@ class Source:
 
 
 def open_component(path, kind, ema=False, **config):
-    """Open one network of a weight file or folder; `config` overrides what a DiT's file does not tell."""
+    """Open one network of a weight file or folder; `config` overrides what a DiT's or ControlNet's does not tell."""
     if kind == "dit":
         pending = open_dit(path, "fp32", ema, **config)
     else:
-        pending = (open_vae if kind == "vae" else open_t5)(path, "fp32")
+        pending = OPENERS[kind](path, "fp32", **config)
     tensors = pending.tensors
     view, dropped = tensors, tensors.dropped
     stored = stored_null_caption(tensors.source) if kind == "dit" else None
@@ -91,10 +92,10 @@ def open_component(path, kind, ema=False, **config):
 def kinds_of(path, ema=False):
     """list of the kinds of network in a weight file, or in a folder without subfolders for its parts."""
     source = open_checkpoint(path, ema)
-    found = [kind for kind in kinds_in(source.names()) if kind in FOLDERS]
+    found = kinds_in(source.names())
     if not found:
         raise MindSigmaError(
-            f"{path}: holds no DiT, VAE or T5 that is known here; its first tensor is {source.names()[:1]}"
+            f"{path}: holds no DiT, VAE, T5 or ControlNet that is known here; its first tensor is {source.names()[:1]}"
         )
     return found
 
@@ -103,8 +104,8 @@ def open_source(name_or_path, component=None, ema=False, **config):
     """Open a weight file, the folder of one network or of a whole pipeline, a bundled or released name or a hub id.
 
     Args:
-        component: "dit", "vae" or "t5": that part alone, and of a hub id no more than that is fetched; "pipeline" or
-            None: all there is.
+        component: "dit", "vae", "t5" or "controlnet": that part alone, and of a hub id no more than that is fetched;
+            "pipeline" or None: all there is.
         ema: averaged weights of an official training checkpoint.
         config: DiTConfig fields the DiT's file does not tell.
     """
@@ -113,15 +114,27 @@ def open_source(name_or_path, component=None, ema=False, **config):
     wanted = [kind for kind in found if component in (None, "pipeline", kind)]
     if not wanted:
         raise MindSigmaError(f"{path}: holds no {component}; it holds {', '.join(found)}")
-    components = [
-        open_component(found[kind], kind, ema, **config) if kind == "dit" else open_component(found[kind], kind)
-        for kind in wanted
-    ]
+    heads = {"num_heads": config["num_heads"]} if "num_heads" in config else {}
+    given = {"dit": config, "controlnet": heads}
+    components = [open_component(found[kind], kind, kind == "dit" and ema, **given.get(kind, {})) for kind in wanted]
     if "dit" in wanted and found["dit"].name in EMA_FOLDERS and found["dit"] != path and not ema:
         i = wanted.index("dit")
         components[i] = components[i].changed(f"only averaged (EMA) weights are there: {found['dit'].name}")
     tokenizer = _tokenizer(path / "tokenizer")
     return Source(path, components, tokenizer, left_out(path, found, wanted, tokenizer, ema))
+
+
+def with_base(components, name_or_path, **config):
+    """The Component of a DiT and, after it, those of a ControlNet that was trained beside it. Raises MindSigmaError."""
+    base = open_source(name_or_path, "dit", **config).components[0]
+    for component in components:
+        digest = component.config.base_digest
+        if digest and digest != digest_of_base(base.view):
+            raise MindSigmaError(
+                f"{component.path}: was trained beside another model than {base.path}, or one of another precision; "
+                "name that (--base MODEL)"
+            )
+    return [base, *components]
 
 
 def _tokenizer(folder):

@@ -58,12 +58,29 @@ def tokenizer_config(tokenizer_files):
 
 def diffusers_config(kind, config):
     """config.json of a network as diffusers, or for T5 transformers, writes it."""
-    return {"dit": _transformer, "vae": _vae, "t5": _t5}[kind](config)
+    return {"dit": _transformer, "vae": _vae, "t5": _t5, "controlnet": _controlnet}[kind](config)
+
+
+def _controlnet(config):
+    """As SimpleTuner writes it; diffusers' research project reads num_layers of it, for heads of 16 x 72."""
+    _check_mlp(config)
+    return {
+        "_class_name": "PixArtSigmaControlNetAdapterModel",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "attention_head_dim": config.hidden_size // config.num_heads,
+        "cross_attention_dim": config.hidden_size,
+        "num_attention_heads": config.num_heads,
+        "num_layers": config.layers,
+    }
+
+
+def _check_mlp(config):
+    if config.mlp_ratio != 4:
+        raise MindSigmaError(f"diffusers' PixArt transformer has mlp_ratio 4, this one {config.mlp_ratio:g}")
 
 
 def _transformer(config):
-    if config.mlp_ratio != 4:
-        raise MindSigmaError(f"diffusers' PixArt transformer has mlp_ratio 4, this one {config.mlp_ratio:g}")
+    _check_mlp(config)
     return {
         "_class_name": "PixArtTransformer2DModel",
         "_diffusers_version": DIFFUSERS_VERSION,

@@ -1,7 +1,7 @@
 """What a component becomes: names, dtypes and files of each target, and the refusal of what a target cannot hold."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Dict
 
@@ -10,18 +10,19 @@ from mindsigma.conversion.component import Component
 from mindsigma.conversion.foreign_configs import diffusers_config
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.embeddings import position_embedding
+from mindsigma.weights.names import controlnet_names
 from mindsigma.weights.names.dit_names import DIFFUSERS, NULL_CAPTION
-from mindsigma.weights.names.views import Cast, Extended, Foreign, Without
+from mindsigma.weights.names.views import Cast, Extended, Foreign, Joined, Without
 from mindsigma.weights.saving import NUMPY, own_header, stored_config
 
-CLASSES = {"dit": "DiT", "vae": "VAE", "t5": "T5Encoder"}
+CLASSES = {"dit": "DiT", "vae": "VAE", "t5": "T5Encoder", "controlnet": "ControlNet"}
 SUBFOLDERS = {
-    "mindspore": {"dit": "dit", "vae": "vae", "t5": "text_encoder"},
-    "diffusers": {"dit": "transformer", "vae": "vae", "t5": "text_encoder"},
+    "mindspore": {"dit": "dit", "vae": "vae", "t5": "text_encoder", "controlnet": "controlnet"},
+    "diffusers": {"dit": "transformer", "vae": "vae", "t5": "text_encoder", "controlnet": "controlnet"},
 }
 STEMS = {
     "mindspore": dict.fromkeys(CLASSES, "model"),
-    "diffusers": {"dit": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "t5": "model"},
+    "diffusers": {**dict.fromkeys(CLASSES, "diffusion_pytorch_model"), "t5": "model"},
 }
 
 
@@ -34,12 +35,14 @@ class Output:
         view: its tensors under the target's names.
         config: config.json beside the weights, or None.
         metadata: texts for the header of a safetensors file.
+        beside: Component of a further network in the same file, or None.
     """
 
     component: Component
     view: Any
     config: Any
     metadata: Dict[str, str]
+    beside: Any = None
 
 
 def prepare(component, target, dtype=None, drop_unsupported=False):
@@ -55,7 +58,26 @@ def prepare(component, target, dtype=None, drop_unsupported=False):
         return Output(component, component.view, own_config(component), own_metadata(component))
     if target == "official":
         return _official(component)
+    if component.kind == "controlnet":
+        return _diffusers_controlnet(component)
     return _diffusers(component, drop_unsupported)
+
+
+def joined(outputs):
+    """Outputs of a DiT and a ControlNet for "official" as one: the official code keeps both in one file."""
+    kinds = [output.component.kind for output in outputs]
+    if "controlnet" not in kinds:
+        return outputs
+    if sorted(kinds) != ["controlnet", "dit"]:
+        path = outputs[kinds.index("controlnet")].component.path
+        raise MindSigmaError(
+            f"{path}: the official code keeps a ControlNet in one file with its base; name the base (--base MODEL)"
+        )
+    base, control = (outputs[kinds.index(kind)] for kind in ("dit", "controlnet"))
+    control.component.config.check_base(base.component.config)
+    component = replace(control.component, inputs=[*control.component.inputs, *base.component.inputs])
+    view = Joined({"base_model.": base.view, "": control.view})
+    return [replace(control, component=component, view=view, beside=base.component)]
 
 
 def own_config(component):
@@ -75,6 +97,8 @@ def own_metadata(component):
 
 
 def _official(component):
+    if component.kind == "controlnet":
+        return Output(component, Foreign(component.view, controlnet_names.OFFICIAL), None, {})
     if component.kind != "dit":
         raise MindSigmaError(
             f"--to official: the official code reads the {component.kind} from a diffusers folder; use --to diffusers, "
@@ -112,6 +136,16 @@ def _diffusers(component, drop_unsupported):
     dropped = [*component.dropped, *left_out, *unheld]
     component = component.changed("for diffusers", view=kept, config=config, dropped=dropped)
     return Output(component, Foreign(kept, DIFFUSERS), diffusers_config("dit", config), {"format": "pt"})
+
+
+def _diffusers_controlnet(component):
+    if component.config.kv_compression or component.config.qk_norm:
+        raise MindSigmaError(
+            f"{component.path}: the ControlNets of diffusers' PixArt pipelines have no KV compression and no q/k "
+            "norms; this one has"
+        )
+    view = Foreign(component.view, controlnet_names.DIFFUSERS)
+    return Output(component, view, diffusers_config("controlnet", component.config), {"format": "pt"})
 
 
 def target_folder(root, target, kind, whole_pipeline):

@@ -218,8 +218,15 @@ def verify(output, path, dtype=None, progress=None):
     Returns the number of tensors compared; raises MindSigmaError that names the first that differs.
     """
     _verify_file(output, open_checkpoint(path), None if dtype is None else NUMPY[dtype])
-    expected = output.component
+    count = _verify_component(output.component, path, progress)
+    return count + (_verify_component(output.beside, path, progress) if output.beside else 0)
+
+
+def _verify_component(expected, path, progress):
+    """Compare the network of this kind in a file or folder with a Component; returns the number of its tensors."""
     stored = {"kv_compression": expected.config.kv_compression} if expected.kind == "dit" else {}
+    if expected.kind == "controlnet":
+        stored["num_heads"] = expected.config.num_heads
     if expected.kind == "dit":
         stored.update(
             num_heads=expected.config.num_heads,

@@ -67,15 +67,21 @@ def open_dit(path, dtype=None, ema=False, lora=(), sampling=False, **config_over
     given, path = path, component_folder(path_like("path", path), dit_folders(flag("ema", ema)))
     released = release_of(path)
     try:
-        tensors = map_dit(open_checkpoint(path, ema=ema), ema)
+        source = open_checkpoint(path, ema=ema)
+        kinds = kinds_in(source.names())
+        tensors = map_dit(source, ema)
     except MindSigmaError as error:
         raise MindSigmaError(f"{error}{size_note(released, path)}") from error
+    if kinds == ["controlnet"]:
+        raise MindSigmaError(f"{path}: is a ControlNet: give it as --controlnet, the model beside it as --model")
     with config_of(path):
         stored = stored_dit_fields(path, tensors, released)
         config = dit_config(tensors, stored, canonical_fields(config_overrides), released)
     pending = Pending(tensors, lambda: DiT(config, _dtype(dtype)), prepared_for_sampling if sampling else accelerate)
     if path.name in EMA_FOLDERS and not ema and path != Path(given):
         pending.notes.append(f"only averaged (EMA) weights are there: {path.name}")
+    if "controlnet" in kinds:
+        pending.notes.append(f"{path}: holds a ControlNet, too, which --controlnet {path} draws with")
     adapters = open_adapters(lora)
     pending.tensors = with_adapters(tensors, adapters, np.float32)
     pending.notes += [note for one, _ in adapters for note in notes_of(one)]

@@ -98,6 +98,10 @@ def open_adapter(path):
         return Opened(replace(read_adapter(file), path=path), len(source))
     if "dit" in kinds_in(source.names()):
         raise MindSigmaError(f"{path}: a whole DiT, no adapter; give it as the model (--model), not as --lora")
+    if any("controlnet_blocks." in name for name in source.names()):
+        raise MindSigmaError(
+            f"{path}: an adapter of a ControlNet, which is not read; merge it into the ControlNet where it was trained"
+        )
     config = _config(config_file) if config_file else _metadata_config(path, source)
     kept, dropped = _sorted_keys(path, source)
     bare = file.name in FILES or all(name.startswith("base_model.model.") for name in source.names())

@@ -100,6 +100,37 @@ class Without(View):
         return [name for name in self.base.names() if name not in self._left_out]
 
 
+class Joined(View):
+    """The tensors of several views, each under its prefix.
+
+    Args:
+        views: dict prefix -> view.
+    """
+
+    def __init__(self, views):
+        super().__init__(next(iter(views.values())))
+        self._places = {prefix + name: (view, name) for prefix, view in views.items() for name in view.names()}
+
+    def names(self):
+        """list[str]."""
+        return list(self._places)
+
+    def shape(self, name):
+        """tuple[int, ...]."""
+        view, own = self._places[name]
+        return view.shape(own)
+
+    def dtype(self, name):
+        """NumPy dtype."""
+        view, own = self._places[name]
+        return view.dtype(own)
+
+    def read(self, name):
+        """ndarray."""
+        view, own = self._places[name]
+        return view.read(own)
+
+
 class Merged(View):
     """(1 - weight) * first + weight * second, computed in float64, rounded once; both must hold the same tensors.
 
