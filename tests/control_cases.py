@@ -6,6 +6,7 @@ import numpy as np
 from conftest import GOLDEN, drawn_weight
 from mindspore import Tensor
 
+from mindsigma import load_dit
 from mindsigma.models.controlnet import ControlNet, ControlNetConfig
 from mindsigma.models.dit import DiT, DiTConfig
 from mindsigma.models.dit_config import canonical_fields
@@ -75,3 +76,23 @@ class ControlCase:
         """A tensor of ours from those that diffusers has in its place."""
         part = (shape[0] // len(names), *shape[1:])
         return np.concatenate([drawn_weight(int(self.data[seed]), name, part) for name in names])
+
+
+def mini_controlnet():
+    """The ControlNet of the case "mini", beside sigma-mini: fresh copies of 3 blocks, drawn linear maps."""
+    stored = np.load(FILE)
+    controlnet = ControlNet.from_dit(load_dit("sigma-mini"), int(stored["mini/copy_blocks_num"]))
+    seed, scale = int(stored["mini/seed"]), np.float32(stored["mini/scale"])
+    for name, parameter in controlnet.parameters_and_names():
+        if not name.startswith("blocks."):
+            official = slots(controlnet_names.OFFICIAL, name)[0]
+            parameter.set_data(Tensor(scale * drawn_weight(seed, official, parameter.shape)))
+    return controlnet
+
+
+def mini_edges():
+    """The picture of edges of the case "mini", bytes (256, 256, 3), white on black."""
+    stored = np.load(FILE)
+    height, width = stored["mini/edge_hw"]
+    bits = np.unpackbits(stored["mini/edge"])[: height * width].reshape(height, width, 1)
+    return np.repeat(bits * np.uint8(255), 3, 2)

@@ -16,6 +16,7 @@ from mindsigma.commands.generate_options import (
     is_png,
     judged,
     parse,
+    pictures_of,
 )
 from mindsigma.commands.picture_names import Names, fill
 from mindsigma.commands.rows import batches_of, jobs_of, read_rows, shown
@@ -100,6 +101,7 @@ def open_pipeline(args):
         args.lora or (),
         args.parallel,
         args.text_encoder_memory,
+        args.controlnet or (),
         **config,
     )
     pipeline.vae_tiling = args.vae_tiling
@@ -157,7 +159,7 @@ class Sizes:
         for row in rows:
             with row.naming():
                 asked = self._asked[id(row)] = self._size_of(row)
-                key = asked, row.args.image, row.args.mask, row.args.resolution_binning, row.args.image_fit
+                key = asked, *pictures_of(row.args).items(), row.args.resolution_binning, row.args.image_fit
                 if key not in kinds:
                     kinds[key] = self._drawn_size(row, asked)
             self._drawn[id(row)] = kinds[key]
@@ -188,10 +190,13 @@ class Sizes:
     def _drawn_size(self, row, asked):
         pipeline, sources = self._pipeline, opened(row.args)
         if sources:
-            options = replace(row.sampling, **dict(zip(("height", "width"), asked)))
-            given = pipeline.open_images(sources["image"], sources.get("mask"), options)
-            self._tell(*given.told())
-            return given.canvas
+            options, source = replace(row.sampling, **dict(zip(("height", "width"), asked))), None
+            if "image" in sources:
+                source = pipeline.open_images(sources["image"], sources.get("mask"), options)
+                self._tell(*source.told())
+            pictures = pipeline.open_control_images(sources.get("control_image"), options, source)
+            self._tell(*(line for given in pictures for line in given.told("control image")))
+            return (source or pictures[0]).canvas
         size = pipeline.image_size(*asked, row.args.resolution_binning)
         if tuple(side or pipeline.default_size for side in asked) != size:
             text = "the nearest trained one, then resized and cropped"
@@ -200,13 +205,20 @@ class Sizes:
 
 
 def opened(args):
-    """--image and --mask as arguments of the pipeline."""
-    if args.image is None:
+    """--image, --mask and --control-image as arguments of the pipeline."""
+    if not pictures_of(args):
         return {}
     from mindsigma.pipeline.given_image import open_mask, open_picture
 
-    sources = {"image": open_picture("image", args.image)}
-    return sources if args.mask is None else {**sources, "mask": open_mask(args.mask)}
+    sources = {}
+    if args.image is not None:
+        sources["image"] = open_picture("image", args.image)
+    if args.mask is not None:
+        sources["mask"] = open_mask(args.mask)
+    if args.control_image:
+        pictures = [open_picture("control_image", path) for path in args.control_image]
+        sources["control_image"] = pictures if len(pictures) > 1 else pictures[0]
+    return sources
 
 
 def work(pipeline, args, sampling):
@@ -220,6 +232,8 @@ def work(pipeline, args, sampling):
         strength = sampling.strength_of(args.mask is not None)
         lines.append(f"strength {strength:g}: the last {steps - begin} of {steps} steps")
     depth = pipeline.components.opened("dit").config.depth
+    if args.controlnet:
+        lines.append(control_work(pipeline, sampling, begin, steps, depth))
     pag = sampling.pag(depth)
     if pag is not None:
         rows = solver.table(sampling.num_inference_steps, begin)
@@ -228,6 +242,21 @@ def work(pipeline, args, sampling):
         layers = ", ".join(map(str, pag.layers))
         lines.append(f"perturbed attention in block {layers} of {depth}: {ratio:.2f} times as many block evaluations")
     return lines
+
+
+def control_work(pipeline, sampling, begin, steps, depth):
+    """A line about what ControlNets cost a trajectory, of which the first `begin` steps are left out."""
+    from mindsigma.sampling.controls import acting
+
+    pieces, more = [], 0
+    for name, (scale, *span) in zip(pipeline.controlnets, sampling.of_controls(len(pipeline.controlnets))):
+        count = sum(acting(scale, *span, i, steps) for i in range(begin, steps))
+        pieces.append(f"{count} of {steps - begin}")
+        copies = pipeline.components.opened(name).config.layers
+        more += count * copies * (0.5 if sampling.guided and sampling.guess_mode else 1)
+    ratio, number = 1 + more / (depth * (steps - begin)), len(pieces)
+    what = "1 ControlNet" if number == 1 else f"{number} ControlNets"
+    return f"{what} in {', '.join(pieces)} steps: {ratio:.2f} times as many block evaluations"
 
 
 def shapes_of(args):
@@ -324,9 +353,9 @@ class Album:
         self.out, self.names = Path(args.out), Names(args.overwrite)
         self.images, self.drawn = [], []
         adapters = dict.fromkeys(parse_adapter(text)[0] for row in rows for text in row.lora)
-        given = dict.fromkeys(getattr(row.args, name) for row in rows for name in ("image", "mask"))
+        given = dict.fromkeys(path for row in rows for path in pictures_of(row.args).values())
         paths = {**pipeline.files, **{f"lora: {path}": locate(path) for path in adapters}}
-        paths.update((f"file: {path}", path) for path in given if path is not None)
+        paths.update((f"file: {path}", path) for path in given)
         self._digests = Digests(paths)
         self._recorded = read(args.like)[1] if args.like else {}
 
@@ -386,11 +415,8 @@ class Album:
         found = self._digests.result()
         names = {**dict.fromkeys(self.pipeline.files), **{f"lora: {parse_adapter(text)[0]}": None for text in row.lora}}
         result = {name: found[name] for name in names if name in found}
-        for name in ("image", "mask"):
-            path = f"file: {getattr(row.args, name)}"
-            if path in found:
-                result[name] = found[path]
-        return result
+        pictures = {name: f"file: {path}" for name, path in pictures_of(row.args).items()}
+        return {**result, **{name: found[path] for name, path in pictures.items() if path in found}}
 
 
 def differing(recorded, found):
@@ -405,8 +431,10 @@ def about_of(args, pipeline):
         "components": pipeline.origin,
         "lora": ", ".join(args.lora or ()),
         "notes": "\n".join(pipeline.notes),
-        **{name: printable(getattr(args, name)) for name in ("image", "mask") if getattr(args, name) is not None},
+        "controlnet": ", ".join(args.controlnet or ()),
+        **{name: printable(path) for name, path in pictures_of(args).items()},
         **({} if args.image is None else judged(args).image_metadata(args.mask is not None)),
+        **(judged(args).control_metadata() if args.controlnet else {}),
         "vae_tiling": args.vae_tiling,
         "text_encoder_memory": None if args.text_encoder_memory == "whole" else args.text_encoder_memory,
         "convention": args.convention,

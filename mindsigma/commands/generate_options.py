@@ -11,7 +11,7 @@ from mindsigma.commands.rows import EACH_PICTURE
 from mindsigma.config_file import Unnamed, convert_value, parse_with_config, require_model
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import open_regular
-from mindsigma.sampling.options import SamplingOptions
+from mindsigma.sampling.options import CONTROL_NUMBERS, SamplingOptions, add_control_arguments
 from mindsigma.sampling.options import add_arguments as add_sampling_arguments
 
 FAST = Path(__file__).resolve().parent.parent / "bundled" / "sigma-mini" / "lcm.safetensors"
@@ -58,6 +58,7 @@ def build_parser():
         help="draw from this picture, as far as --strength has it, instead of from noise alone",
     )
     add("--mask", metavar="FILE", help="of the size of --image: draw anew where it is white, keep the rest")
+    add_control_arguments(group)
     add_sampling_arguments(group)
 
     add = parser.add_argument_group("the model").add_argument
@@ -65,6 +66,7 @@ def build_parser():
     fast = "sigma-mini alone: its bundled LCM-LoRA and sampler lcm, 4 steps without guidance"
     add("--fast", action=flag, default=False, help=fast)
     add("--components", help="folder or hub id with vae/, text_encoder/, tokenizer/, if --model is a weight file")
+    add("--controlnet", action="append", metavar="FOLDER", help="ControlNet beside it, folder or file; repeatable")
     add("--pe-interpolation", type=float, help="scale of the position grid, where the weight file does not tell")
     add("--input-size", type=int, help="latent side of the base resolution, where the weight file does not tell")
     add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="as in uniform:2:14-27, for modes without weights")
@@ -177,7 +179,27 @@ def judged(args):
     solver = sampling.solver(args.convention)
     solver.table(sampling.num_inference_steps)
     sampling.first_step(solver, args.image is not None, args.mask is not None)
+    networks = len(args.controlnet or ())
+    if networks and (sampling.text_reuse < 1 or sampling.block_reuse > 1):
+        raise MindSigmaError("--text-reuse and --block-reuse exclude --controlnet; leave out one of them")
+    sampling.of_controls(networks)
     return sampling
+
+
+def check_controls(args):
+    """Raise unless each --controlnet has its picture, and what is of ControlNets has one."""
+    networks, pictures = len(args.controlnet or ()), len(args.control_image or ())
+    if not networks:
+        given = [name for name in ("control_image", *CONTROL_NUMBERS) if getattr(args, name)]
+        given += ["guess_mode"] if args.guess_mode else []
+        if given:
+            raise MindSigmaError(f"--{given[0].replace('_', '-')} needs --controlnet, the folder of a ControlNet")
+    elif not pictures:
+        raise MindSigmaError("--controlnet needs --control-image, the picture that it takes")
+    elif pictures != networks:
+        raise MindSigmaError(
+            f"--control-image is given {pictures} times for {networks} ControlNets; give one for each --controlnet"
+        )
 
 
 def check(args, count, rows=()):
@@ -195,6 +217,10 @@ def check(args, count, rows=()):
             raise MindSigmaError(f"{where}--seed must be at least 0, not {one.seed}")
         if one.mask is not None and one.image is None:
             raise MindSigmaError(f"{where}--mask needs --image, the picture that it belongs to")
+        try:
+            check_controls(one)
+        except MindSigmaError as error:
+            raise MindSigmaError(f"{where}{error}") from None
     if os.environ.get("MS_WORKER_NUM") and not args.parallel and args.shard_prompts is None:
         raise MindSigmaError(
             "msrun started this: give --parallel or --shard-prompts, or each of its processes would draw the same"
@@ -231,11 +257,16 @@ def check_shards(args):
 def require_files(rows):
     """Raise for pictures to draw from that are not there, before anything is computed."""
     for row in rows:
-        for name in ("image", "mask"):
-            path = getattr(row.args, name)
-            if path is not None:
-                with row.naming():
-                    open_regular(path).close()
+        for path in pictures_of(row.args).values():
+            with row.naming():
+                open_regular(path).close()
+
+
+def pictures_of(args):
+    """dict name -> path of the pictures that one is drawn from, by what a PNG calls their checksums."""
+    named = {name: getattr(args, name) for name in ("image", "mask") if getattr(args, name) is not None}
+    several = args.control_image or ()
+    return {**named, **{f"control_image {k}" if k else "control_image": path for k, path in enumerate(several)}}
 
 
 def is_png(path):

@@ -118,7 +118,7 @@ def batches_of(jobs, batch_size):
 def _together(one, other):
     if one.row is other.row:
         return True
-    same = ("image", "mask", "lora")
+    same = ("image", "mask", "lora", "control_image")
     return (
         one.size == other.size
         and one.row.sampling == other.row.sampling

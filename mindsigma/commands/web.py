@@ -25,6 +25,10 @@ def build_parser():
     )  # fmt: skip
     add("--components", help="folder or hub id with vae/, text_encoder/, tokenizer/, for models without them")
     add("--lora", action="append", default=[], metavar="FILE", help="adapter that users may choose; repeatable")
+    add(
+        "--controlnet", action="append", default=[], metavar="FOLDER", help="ControlNet that users may choose; "
+        "repeatable, each must fit all models",
+    )  # fmt: skip
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="default fp32 on the CPU, fp16 on Ascend")
     add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
     add(

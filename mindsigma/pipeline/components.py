@@ -13,10 +13,12 @@ class Components:
         dit, vae, t5: Pending networks (weights/loading.py), a Held one, or functions that open one when it is first
             asked for; None where there is none.
         tokenizer: Tokenizer, or a function that opens it.
+        controlnets: list of Pending ControlNets; the k-th is called controlnet_name(k).
     """
 
-    def __init__(self, dit=None, vae=None, t5=None, tokenizer=None):
+    def __init__(self, dit=None, vae=None, t5=None, tokenizer=None, controlnets=()):
         self._parts = {"dit": dit, "vae": vae, "t5": t5, "tokenizer": tokenizer}
+        self._parts.update((controlnet_name(k), one) for k, one in enumerate(controlnets))
         self.loaded = {}  # name: network with its weights
 
     @classmethod
@@ -88,7 +90,12 @@ class Components:
     @property
     def notes(self):
         """list[str]: what was assumed or left out while the networks were found."""
-        return [note for name in ("dit", "vae", "t5") for note in getattr(self.opened(name), "notes", ())]
+        return [note for name in self._parts for note in getattr(self.opened(name), "notes", ())]
+
+
+def controlnet_name(number):
+    """The part of Components that the ControlNet of a number, from 0, is."""
+    return f"controlnet {number}"
 
 
 class Held:

@@ -78,11 +78,11 @@ class Placement:
             return cls(image, canvas, _centred(image, canvas), (0, 0, canvas[1], canvas[0]))
         return cls(image, canvas, (0, 0, image[1], image[0]), _centred(canvas, image))
 
-    def told(self):
-        """What happens to the image, in a line; None if nothing does."""
+    def told(self, name="image"):
+        """What happens to the image of that name, in a line; None if nothing does."""
         if self.image == self.canvas:
             return None
-        text = f"image: {_size(self.image)} (height x width), drawn at {_size(self.canvas)}"
+        text = f"{name}: {_size(self.image)} (height x width), drawn at {_size(self.canvas)}"
         left, top, right, bottom = self.of_image
         if (bottom - top, right - left) != self.image:
             return f"{text}: cropped to {bottom - top} x {right - left}, then resized"
@@ -217,9 +217,9 @@ class GivenImages:
     def __len__(self):
         return len(self.images)
 
-    def told(self):
-        """What happens to the images: a list of lines, each once."""
-        lines = [placement.told() for placement in self.placements]
+    def told(self, name="image"):
+        """What happens to the images of that name: a list of lines, each once."""
+        lines = [placement.told(name) for placement in self.placements]
         for one, placement in zip(self.images, self.placements):
             lost = one.masked_outside(placement)
             if lost > 0:
@@ -263,6 +263,30 @@ class GivenImages:
         if len({result.size for result in results}) > 1:
             raise MindSigmaError("the pictures have several sizes, which one array cannot hold; take output_type pil")
         return np.stack([np.asarray(result, np.float32) / 255 for result in results])
+
+
+def control_images(value, count):
+    """List of a list of GivenImage, or None, for each of `count` ControlNets.
+
+    Args:
+        value: for one ControlNet a picture, or a list of one for each image that is drawn; for several a list of such
+            things, one for each ControlNet, None for one that is left out.
+    """
+    if value is None:
+        raise MindSigmaError("control_image: give the picture that the ControlNet takes (--control-image)")
+    values = [value] if count == 1 and not _holds_none(value) else value
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        found = len(values) if isinstance(values, (list, tuple)) else 1
+        raise MindSigmaError(f"{found} control images for {count} ControlNets; give one for each (--control-image)")
+    return [None if one is None else [_control_image(picture) for picture in _each(one)] for one in values]
+
+
+def _holds_none(value):
+    return isinstance(value, (list, tuple)) and len(value) == 1 and value[0] is None
+
+
+def _control_image(value):
+    return GivenImage(open_picture("control_image", value))
 
 
 def given_images(image, mask):

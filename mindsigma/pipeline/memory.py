@@ -45,16 +45,17 @@ def told(pipeline, free=None):
     Args:
         free: bytes, by default those of this machine; nothing is said of a device's own memory.
     """
-    parts = {name: weight_bytes(pipeline.components.opened(name)) for name in ("t5", "dit", "vae")}
+    drawing = ("dit", *pipeline.controlnets, "vae")
+    parts = {name: weight_bytes(pipeline.components.opened(name)) for name in ("t5", *drawing)}
     on_host = device() == "CPU"
     free = free_bytes() if free is None and on_host else free
-    most = max(parts["t5"], parts["dit"] + parts["vae"])  # T5 is let go of before the others are read
+    most = max(parts["t5"], sum(parts[name] for name in drawing))  # T5 is let go of before the others are read
     short = on_host and free is not None and most > free
     if most < WORTH_TELLING and not short:
         return None
     sizes = ", then ".join(
-        " and ".join(f"{NAMES[name]} {parts[name] / 1e9:.1f} GB" for name in names)
-        for names in (("t5",), ("dit", "vae"))
+        " and ".join(f"{NAMES.get(name, 'ControlNet')} {parts[name] / 1e9:.1f} GB" for name in names)
+        for names in (("t5",), drawing)
     )
     line = f"memory: weights of {sizes}"
     if on_host and free is not None:

@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 from mindsigma import __version__
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes, understanding
-from mindsigma.sampling.options import OPTION_NAMES
+from mindsigma.sampling.options import CONTROL_NUMBERS, OPTION_NAMES, SamplingOptions
 
 KEY = "mindsigma"  # of the text that `read` reads
 FORMAT = 1
@@ -63,6 +63,9 @@ def texts(prompt, negative, seed, sampling, size, drawn, about, digests, options
 def again(sampling, prompt, seed, **values):
     """dict of JSON values: the options by which tools/generate.py draws a picture again; None is left out."""
     options = {OPTION_NAMES.get(name, name): value for name, value in sampling.as_arguments().items()}
+    for name in CONTROL_NUMBERS:  # of ControlNets, which a picture may not have
+        if options[name] == getattr(SamplingOptions, name):
+            del options[name]
     if options["pag_layers"] is not None:
         options["pag_layers"] = ",".join(map(str, options["pag_layers"]))
     options.update(values, prompt=[prompt], seed=seed)

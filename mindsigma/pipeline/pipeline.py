@@ -1,7 +1,7 @@
 """Prompts in, images out."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, List
@@ -16,8 +16,8 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae import sample_posterior
 from mindsigma.models.vae_tiling import decode_tiled, encode_tiled
 from mindsigma.pipeline.compiling import compiling
-from mindsigma.pipeline.components import Components
-from mindsigma.pipeline.given_image import GivenImages, given_images
+from mindsigma.pipeline.components import Components, controlnet_name
+from mindsigma.pipeline.given_image import GivenImages, control_images, given_images
 from mindsigma.pipeline.pictures import cover_and_crop, to_pil, to_unit_range
 from mindsigma.pipeline.text_cleaning import clean_caption as clean_text
 from mindsigma.pipeline.text_cleaning import plain_caption
@@ -25,12 +25,13 @@ from mindsigma.progress import bar
 from mindsigma.runtime import DTYPES, set_device
 from mindsigma.sampling import CONVENTIONS
 from mindsigma.sampling.captions import caption_pair, each, given_caption, pad, repeat_rows
+from mindsigma.sampling.controls import REUSE, Control
 from mindsigma.sampling.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
 from mindsigma.sampling.finite_latents import FiniteLatents, require_finite
 from mindsigma.sampling.inpainting import Inpainting
 from mindsigma.sampling.options import SamplingOptions
-from mindsigma.sampling.parallel import NOT_HALVED, ParallelGraphs, ParallelSampling, bytes_sent
-from mindsigma.weights.loading import kinds_in_file, open_dit, open_t5, open_vae
+from mindsigma.sampling.parallel import NOT_GUESSED, NOT_HALVED, ParallelGraphs, ParallelSampling, bytes_sent
+from mindsigma.weights.loading import kinds_in_file, open_controlnet, open_dit, open_t5, open_vae
 from mindsigma.weights.locate import components_beside, locate
 from mindsigma.weights.released import default_sampler, release_named, release_of
 from mindsigma.weights.saving import save_pipeline
@@ -70,9 +71,10 @@ class PixArtSigmaPipeline:
             uses (models/README.md, "Sampling").
         parallel: ParallelSampling, if several processes draw together, all calling the same with the same arguments.
         sampler: that of calls that name none; a distilled model's own.
+        controlnets: list of Pending ControlNets.
     """
 
-    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers", parallel=None, sampler="dpm"):
+    def __init__(self, dit, vae, t5, tokenizer, convention="diffusers", parallel=None, sampler="dpm", controlnets=()):
         for what, name, value, other, width in (
             ("T5", "d_model", t5.config.d_model, "caption_channels", dit.config.caption_channels),
             ("VAE", "latent_channels", vae.config.latent_channels, "in_channels", dit.config.in_channels),
@@ -82,7 +84,8 @@ class PixArtSigmaPipeline:
                     f"{dit.tensors.path}: the DiT's {other} {width} do not fit the {what}'s {name} {value}; "
                     "give the model and the components that belong together (--model, --components)"
                 )
-        self.components = Components(dit, vae, t5, tokenizer)
+        self.components = Components(dit, vae, t5, tokenizer, controlnets)
+        self.controlnets = [controlnet_name(number) for number in range(len(controlnets))]
         self._steps = None
         self.convention = one_of("convention", convention, CONVENTIONS)
         self.parallel, self.sampler = parallel, sampler
@@ -100,6 +103,7 @@ class PixArtSigmaPipeline:
         lora=(),
         parallel=None,
         text_encoder_memory="whole",
+        controlnet=(),
         **config,
     ):
         """Open a model; its weights are checked now and read when first used.
@@ -116,6 +120,7 @@ class PixArtSigmaPipeline:
             lora: LoRA or DoRA adapters to merge into the DiT, each `FILE[:WEIGHT]` or (path, weight).
             parallel: "sequence", "cfg" or "both", in each of the processes that msrun started (ParallelSampling).
             text_encoder_memory: "whole", "layers" or "int8"; see open_t5.
+            controlnet: folder or file of a ControlNet, or a list of them; each takes a picture (`control_image`).
             config: DiTConfig fields that override what the files tell.
 
         Raises:
@@ -148,22 +153,26 @@ class PixArtSigmaPipeline:
         vae = path if "vae" in held and not (rest / "vae").is_dir() else rest
         t5 = path if "t5" in held and not (rest / "text_encoder").is_dir() else rest
         reopen = partial(open_dit, path, dtype, sampling=True, **config)
+        dit = reopen(lora=lora)
+        controlnet = controlnet if isinstance(controlnet, (list, tuple)) else [controlnet]
         made = cls(
-            reopen(lora=lora),
+            dit,
             open_vae(vae, dtype),
             open_t5(t5, dtype, memory=text_encoder_memory),
             Tokenizer(rest / "tokenizer"),
             convention,
             parallel,
             default_sampler(name_or_path if release is not None else path),
+            [open_controlnet(one, dtype, dit, sampling=True) for one in controlnet],
         )
         made.origin, made._reopen = str(name_or_path if components is None else components), reopen
         return made
 
     @property
     def files(self):
-        """dict part -> path of the files that "dit", "vae" and "t5" are read from."""
-        return {name: self.components.opened(name).tensors.path for name in ("dit", "vae", "t5")}
+        """dict part -> path of the files that "dit", "vae", "t5" and the ControlNets are read from."""
+        parts = ("dit", "vae", "t5", *self.controlnets)
+        return {name: self.components.opened(name).tensors.path for name in parts}
 
     @property
     def dtype_name(self):
@@ -269,6 +278,8 @@ class PixArtSigmaPipeline:
     def bytes_sent(self, height, width, images=1, guided=True, learned_variance=False, perturbed=()):
         """Bytes that each of several processes sends a step (parallel.bytes_sent), for images of height x width pixels.
 
+        With ControlNets those of a step in which all of them act.
+
         `perturbed`: layers of perturbed attention. Raises:
             MindSigmaError: the processes cannot share such images.
         """
@@ -276,7 +287,8 @@ class PixArtSigmaPipeline:
         unit = self._config("vae").downsampling * config.patch_size
         part = self.parallel.part(config, guided, height // unit, width // unit)
         itemsize = 4 if self.components.opened("dit").dtype == ms.float32 else 2
-        return bytes_sent(config, part, images, itemsize, learned_variance, perturbed)
+        controls = [self._config(name) for name in self.controlnets]
+        return bytes_sent(config, part, images, itemsize, learned_variance, perturbed, controls)
 
     def start_noise(self, seeds, height, width):
         """Standard normal latents (N, c, h, w) fp32 for images of height x width pixels; each from its own seed."""
@@ -289,7 +301,9 @@ class PixArtSigmaPipeline:
         sequences = [np.random.SeedSequence(seed, spawn_key=(draw,)) for seed in seeds]
         return np.stack([np.random.default_rng(one).standard_normal(shape[1:], np.float32) for one in sequences])
 
-    def denoise(self, latents, caption, negative=None, options=None, fresh_noise=None, clean=None, mask=None):
+    def denoise(
+        self, latents, caption, negative=None, options=None, fresh_noise=None, clean=None, mask=None, controls=()
+    ):  # fmt: skip
         """Generator over the denoising of latents (N, c, h, w): first the caption's keys and values, then a Step each.
 
         Args:
@@ -301,6 +315,7 @@ class PixArtSigmaPipeline:
             clean: latents of images to draw from, (1 or N, c, h, w), see `encode`; of the steps those are run that the
                 options' strength leaves.
             mask: (1 or N, 1, h, w), 1 where the latents are drawn anew, 0 where they become the image's.
+            controls: list of Control, of `controls`.
         """
         options = options or SamplingOptions(self.sampler)
         if options.guided and negative is None:
@@ -344,6 +359,7 @@ class PixArtSigmaPipeline:
             options.guidance_rescale,
             begin,
             options.pag(self._config("dit").depth),
+            controls,
         )
 
     def _conditions(self, h, w):
@@ -362,14 +378,64 @@ class PixArtSigmaPipeline:
             if mask is not None:
                 raise MindSigmaError("mask needs an image: give the picture that it belongs to, too (--image)")
             return None
-        given, height, width = given_images(image, mask), options.height, options.width
-        first, binning = given[0].size, options.use_resolution_binning
+        given = given_images(image, mask)
+        return self._laid(given, *self._canvas(given[0].size, options), options.image_fit)
+
+    def _canvas(self, size, options):
+        """The size (height, width) in pixels that is asked for, or None, and that of what is drawn.
+
+        `size`: of the picture by which what the options leave open is decided.
+        """
+        height, width, binning = options.height, options.width, options.use_resolution_binning
         if height is None and width is None:
-            return GivenImages(given, self.size_of_ratio(first[0] / first[1], binning), options.image_fit)
-        height = max(1, round(width * first[0] / first[1])) if height is None else height
-        width = max(1, round(height * first[1] / first[0])) if width is None else width
-        canvas = self.image_size(height, width, binning)
-        return GivenImages([one.resized(height, width) for one in given], canvas, options.image_fit, (height, width))
+            return None, self.size_of_ratio(size[0] / size[1], binning)
+        height = max(1, round(width * size[0] / size[1])) if height is None else height
+        width = max(1, round(height * size[1] / size[0])) if width is None else width
+        return (height, width), self.image_size(height, width, binning)
+
+    @staticmethod
+    def _laid(given, asked, canvas, fit):
+        return GivenImages(given if asked is None else [one.resized(*asked) for one in given], canvas, fit, asked)
+
+    def open_control_images(self, control_image, options, source=None):
+        """The call's control_image laid out for what is drawn: a list of GivenImages, or None, for each ControlNet.
+
+        `source`: GivenImages of an image that is drawn from, which the pictures then lie like. Else what is drawn is
+        cropped to the size that was asked for, and they lie where that will show them.
+        """
+        if not self.controlnets:
+            if control_image is not None:
+                raise MindSigmaError("control_image is for a ControlNet: open the model with one (--controlnet)")
+            return []
+        given = control_images(control_image, len(self.controlnets))
+        first = next((pictures[0] for pictures in given if pictures is not None), None)
+        if first is None:
+            return [None] * len(given)
+        if source is not None:
+            asked, canvas, fit = source.size, source.canvas, options.image_fit
+        else:
+            asked, canvas = self._canvas(first.size, options)
+            fit = options.image_fit if asked is None else "pad"
+        return [None if pictures is None else self._laid(pictures, asked, canvas, fit) for pictures in given]
+
+    def blank_controls(self, options, size):
+        """list of Control of grey pictures of a size (height, width), one for each ControlNet."""
+        grey = np.full((*size, 3), 127, np.uint8)
+        fixed = replace(options, height=size[0], width=size[1], use_resolution_binning=False)
+        given = [grey] * len(self.controlnets) if self.controlnets else None
+        return self.controls(self.open_control_images(given, fixed), options, 1)
+
+    def controls(self, pictures, options, count):
+        """list of Control, of `open_control_images`; for `count` images that are drawn."""
+        result, several = [], options.of_controls(len(self.controlnets))
+        for name, given, (scale, start, end) in zip(self.controlnets, pictures, several):
+            if given is None:
+                continue
+            if len(given) not in (1, count):
+                raise MindSigmaError(f"{len(given)} control images for {count} images; give one, or one for each")
+            latents, network = self.encode(given.pixels()), self.components.network(name)
+            result.append(Control(network, latents, scale, start, end, options.guess_mode))
+        return result
 
     def encode_given(self, source, seeds, options):
         """Latents (1 or N, c, h, w), float32, of GivenImages for N images that are drawn from these seeds."""
@@ -437,6 +503,7 @@ class PixArtSigmaPipeline:
         step_noise=None,
         image=None,
         mask=None,
+        control_image=None,
         **sampling,
     ):
         """Draw images.
@@ -458,6 +525,9 @@ class PixArtSigmaPipeline:
                 the size.
             mask: of the image's size, white where to draw anew: the same kinds, also (H, W); with a list of images one
                 for all or one for each.
+            control_image: of a pipeline with a ControlNet, the picture that this takes, of the kinds of `image`; of
+                several a list of one for each, None for one that is left out. Without an image, a height and a width
+                the first one decides the size.
             sampling: the fields of SamplingOptions, such as height, width, num_inference_steps and guidance_scale.
 
         Returns:
@@ -484,11 +554,21 @@ class PixArtSigmaPipeline:
             raise MindSigmaError("guidance_interval, text_reuse and block_reuse are for one process, not for several")
         if self.parallel is not None and self.parallel.half is not None and options.perturbed:
             raise MindSigmaError(NOT_HALVED)
+        if self.controlnets and (options.text_reuse < 1 or options.block_reuse > 1):
+            raise MindSigmaError(REUSE)
+        if self.parallel is not None and self.parallel.half is not None and options.guess_mode:
+            raise MindSigmaError(NOT_GUESSED)
+        options.of_controls(len(self.controlnets))
         options.pag(self._config("dit").depth)
         begin = options.first_step(options.solver(self.convention), image is not None, mask is not None)
         source = self.open_images(image, mask, options)
+        pictures = self.open_control_images(control_image, options, source)
+        laid = next((given for given in (source, *pictures) if given is not None), None)
         height, width = options.height, options.width
-        size = self.image_size(height, width, options.use_resolution_binning) if source is None else source.canvas
+        if laid is None:
+            size = self.image_size(height, width, options.use_resolution_binning)
+        else:
+            size, (height, width) = laid.canvas, laid.size or (None, None)
         phase = clock.phase if clock is not None else lambda name: nullcontext()
 
         with phase("text"):
@@ -515,20 +595,26 @@ class PixArtSigmaPipeline:
         if latents is None:
             noise = self.start_noise(seeds, *size)
         else:
-            fixed = source is not None or height is not None or width is not None
+            fixed = laid is not None or height is not None or width is not None
             noise = self._check_latents(latents, count, size if fixed else None)
         clean = latent_mask = None
         if source is not None:
             with phase("encode"):
                 clean = self.encode_given(source, seeds, options)
                 latent_mask = source.latent_masks(self._config("vae").downsampling)
+        controls = []
+        if any(given is not None for given in pictures):
+            with phase("encode"):
+                controls = self.controls(pictures, options, count)
 
         progress = progress and (self.parallel is None or self.parallel.first)
         with phase("denoise"):
             fresh_noise = partial(self.fresh_noise, seeds) if step_noise is None else partial(given_noise, step_noise)
-            trajectory = self.denoise(noise, caption, negative, options, fresh_noise, clean, latent_mask)
+            trajectory = self.denoise(noise, caption, negative, options, fresh_noise, clean, latent_mask, controls)
             steps = options.num_inference_steps - (begin or 0)
-            latents = self._run(trajectory, steps, callback_on_step_end, progress, self._what(options, size, caption))
+            latents = self._run(
+                trajectory, steps, callback_on_step_end, progress, self._what(options, size, caption, len(controls))
+            )
         if output_type == "latent":
             return PipelineOutput(latents.asnumpy(), seeds)
         with phase("decode"):
@@ -539,9 +625,10 @@ class PixArtSigmaPipeline:
                 images = cover_and_crop(images, height or self.default_size, width or self.default_size)
         return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds)
 
-    def _what(self, options, size, caption):
+    def _what(self, options, size, caption, controls):
         """Text that tells all that decides the graph of a step."""
         guidance = f"{'guided' if options.guided else 'unguided'}{', perturbed' if options.perturbed else ''}"
+        guidance += f", {controls} ControlNets" if controls else ""
         texts, tokens = caption.states.shape[:2]
         return (
             f"step of {self._config('dit').depth} blocks, sampler {options.sampler}, {guidance}, "

@@ -59,9 +59,11 @@ def warm_up(pipeline, shape, options=None, image=False, mask=False):
     noise, fresh_noise = pipeline.start_noise(seeds, *size), partial(pipeline.fresh_noise, seeds)
     clean = pipeline.encode(np.zeros((1, 3, *size), np.float32)) if image else None
     latent_mask = np.ones((1, 1, *noise.shape[2:]), np.float32) if mask else None
-    trajectory = pipeline.denoise(noise, caption, negative, options, fresh_noise, clean, latent_mask)
-    # The first step is like all, but for shortcuts and a scale that falls to 0, which need a whole trajectory.
+    controls = pipeline.blank_controls(options, size)
+    trajectory = pipeline.denoise(noise, caption, negative, options, fresh_noise, clean, latent_mask, controls)
+    # The first step is like all, but for what acts in a part of them, which needs a whole trajectory.
     alike = options.shortcuts == Shortcuts() and options.pag_adaptive_scale == 0
+    alike = alike and all((one.start, one.end) == (0, 1) for one in controls)
     steps = 1 if alike else options.num_inference_steps
     for step in islice(trajectory, 1, 1 + steps):  # the first item is the caption's keys and values
         latents = step.latents

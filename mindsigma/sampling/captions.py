@@ -8,6 +8,7 @@ from mindspore import Tensor, ops
 
 from mindsigma.arguments import array, texts_of
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.operators import split
 from mindsigma.sampling.finite_latents import require_finite
 
 
@@ -92,3 +93,10 @@ def caption_pair(encode, width, prompt, given, negative_prompt, given_negative, 
             negative = Caption(encoded.states[start:], encoded.mask[start:])
     length = max(lengths)
     return pad(caption, length), pad(negative, length) if guided else None
+
+
+def conditional_text_kv(text_kv, halves):
+    """The conditional half of what `DiT.text_kv` gave for both; halves: it is a pair, one result for each."""
+    if halves:
+        return text_kv[1]
+    return tuple((split(k, 2, 0)[1], split(v, 2, 0)[1]) for k, v in text_kv)

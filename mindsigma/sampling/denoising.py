@@ -8,6 +8,8 @@ from mindspore import Tensor, nn, ops
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.operators import mean, narrow, split, unstack
+from mindsigma.sampling.captions import conditional_text_kv
+from mindsigma.sampling.controls import ControlGraphs, ControlInputs, ControlSum, controlled
 from mindsigma.sampling.perturbed import PerturbedDiT, perturbed_text_kv
 from mindsigma.sampling.reuse import ReusingDiT, conditional_half
 from mindsigma.sampling.shortcuts import KEEP_BLOCKS, KEEP_TEXT, PLAIN, Shortcuts
@@ -71,20 +73,22 @@ class GuidedStep(nn.Cell):
         kind: what it keeps for later steps or takes from an earlier one: of a StepPlan.
         rescale: of the guided noise, see `guide`.
         perturbed: layers of perturbed attention, of the plain kind only; none by default.
+        control: ControlSum of the ControlNets that act, of the plain kind only; None by default.
     """
 
-    def __init__(self, dit, sampler, guided, halves=False, kind=PLAIN, rescale=0.0, perturbed=()):
+    def __init__(self, dit, sampler, guided, halves=False, kind=PLAIN, rescale=0.0, perturbed=(), control=None):
         super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
         self.network, self.sampler, self.perturbed = ReusingDiT(dit, kind), sampler, len(perturbed) > 0
         self.conditional_network = self.network  # of the conditional half, or of both at once
         if self.perturbed:
             self.conditional_network = PerturbedDiT(dit, perturbed, guided and not halves)
-        self.position = dit.position
+        self.position, self.control, self.patch_size = dit.position, control, dit.config.patch_size
         self.channels = dit.config.in_channels
         self.guided, self.halves, self.kind, self.rescale = guided, guided and halves, kind, rescale
 
     def construct(
-        self, latents, history, numbers, guidance_scale, text_kv, modulation, position, fresh=None, kept=None
+        self, latents, history, numbers, guidance_scale, text_kv, modulation, position, fresh=None, kept=None,
+        given=None,
     ):  # fmt: skip
         """Advance the latents by one step.
 
@@ -98,20 +102,26 @@ class GuidedStep(nn.Cell):
             modulation: (1, 6 * depth + 2, C): rows of all blocks and of the final layer for this timestep.
             position: of DiT.position.
             kept: what an earlier step returned, for the kinds that take it; with `halves` a pair, one for each half.
+            given: what the ControlNets take, of ControlSum.construct; with `halves` a pair, one for each half.
 
         Returns:
             latents and history after the step, and what a later step takes, but for the plain kind.
         """
         if self.halves:
             first, second = (None, None) if kept is None else kept
-            unconditional, first = self.network(latents, modulation, text_kv[0], position, first)
+            control = None if self.control is None or self.control.guess else self.of_control(latents, given[0])
+            unconditional, first = self.network(latents, modulation, text_kv[0], position, first, control=control)
             # Else a scheduler may run both halves at once, in twice the memory.
             modulation = ops.depend(modulation, unconditional)
-            conditional, second = self.conditional_network(latents, modulation, text_kv[1], position, second)
+            control = None if self.control is None else self.of_control(latents, given[1])
+            conditional, second = self.conditional_network(
+                latents, modulation, text_kv[1], position, second, control=control
+            )
             prediction, kept = ops.concat((unconditional, conditional), 0), (first, second)
         else:
             inputs = ops.concat((latents, latents), 0) if self.guided else latents
-            prediction, kept = self.conditional_network(inputs, modulation, text_kv, position, kept)
+            control = None if self.control is None else self.of_control(latents, given, self.guided)
+            prediction, kept = self.conditional_network(inputs, modulation, text_kv, position, kept, control=control)
         perturbed = None
         if self.perturbed:
             perturbed = kept[1] if self.halves else kept
@@ -121,6 +131,19 @@ class GuidedStep(nn.Cell):
             variance = variance_of(prediction, self.guided, self.channels)
         latents, history = self.sampler(latents, history, scalars(numbers), noise, variance, fresh)
         return (latents, history) if self.kind == PLAIN else (latents, history, kept)
+
+    def of_control(self, latents, given, both=False):
+        """What `DiT.run` takes as control: a function of the tokens after block 0."""
+        height, width = latents.shape[2] // self.patch_size, latents.shape[3] // self.patch_size
+
+        def added(x):
+            return self.control(x, given, height, width, None, both)
+
+        return added
+
+    def own_rows(self, latents):
+        """The rows of latents (N, c, h, w) that this process draws: all."""
+        return latents
 
 
 def scalars(numbers):
@@ -155,14 +178,31 @@ class Modulations(nn.Cell):
 class DenoisingGraphs:
     """The graphs of a DiT's denoising, kept so that they are compiled once however often images are drawn."""
 
+    joined = True  # one call computes both halves of guidance, unless it is told otherwise
+
     def __init__(self, dit):
         self.dit = dit
         self.text_kv, self.modulations = TextKV(dit), Modulations(dit)
-        self._steps = {}
+        self._steps, self._controls, self._sums = {}, {}, {}
 
-    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0, perturbed=()):
+    def of_controlnet(self, controlnet):
+        """ControlGraphs of a ControlNet."""
+        if controlnet not in self._controls:
+            self._controls[controlnet] = ControlGraphs(self.dit, controlnet)
+        return self._controls[controlnet]
+
+    def control(self, controls):
+        """ControlSum of Controls, or None."""
+        if not controls:
+            return None
+        key = tuple(one.controlnet for one in controls), controls[0].guess
+        if key not in self._sums:
+            self._sums[key] = ControlSum(*key)
+        return self._sums[key]
+
+    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0, perturbed=(), control=None):
         """The step for latents of this shape, arguments as of GuidedStep. Samplers of one graph share it."""
-        how = guided, guided and halves, kind, rescale if guided or perturbed else 0.0, perturbed
+        how = guided, guided and halves, kind, rescale if guided or perturbed else 0.0, perturbed, control
         if (sampler.graph, how) not in self._steps:
             self._steps[sampler.graph, how] = GuidedStep(self.dit, sampler, *how)
         return self._steps[sampler.graph, how]
@@ -174,7 +214,7 @@ class DenoisingGraphs:
 
 def denoising_steps(
     graphs, latents, sampler, num_steps, caption, guidance_scale, unconditional=None, conditions=None, halves=False,
-    shortcuts=NO_SHORTCUTS, fresh_noise=None, rescale=0.0, begin=None, pag=None,
+    shortcuts=NO_SHORTCUTS, fresh_noise=None, rescale=0.0, begin=None, pag=None, controls=(),
 ):  # fmt: skip
     """Generate the trajectory of the latents.
 
@@ -193,6 +233,7 @@ def denoising_steps(
         rescale: of the guided noise, see `guide`.
         begin: row of the table where the trajectory begins; None: it is a whole one.
         pag: PerturbedAttention, or None.
+        controls: list of Control.
 
     Yields:
         first the prepared text_kv (so that the caller can free the text encoder), then a Step for each of the table;
@@ -205,29 +246,36 @@ def denoising_steps(
         latents = latents * sampler.start_scale(table)
     plan = shortcuts.plan(len(table), guided, begin or 0, pag is not None)
     plan = plan if pag is None else pag.limit(plan, table)
+    plan = controlled(plan, controls, begin or 0)
     step = graphs.step(sampler, guided, latents.shape, halves, rescale=rescale, perturbed=pag.layers if pag else ())
     halves = step.halves
-    if halves:
-        text_kv = graphs.text_kv(*unconditional), graphs.text_kv(*caption)
-    elif guided:
-        text_kv = graphs.text_kv(*(graphs.halves(*pair) for pair in zip(unconditional, caption)))
-    else:
-        text_kv = graphs.text_kv(*caption)
+
+    def of_captions(cell, guided):
+        """What a cell makes of the captions; with `halves` a pair."""
+        if guided and halves:
+            return cell(*unconditional), cell(*caption)
+        if guided:
+            return cell(*(graphs.halves(*pair) for pair in zip(unconditional, caption)))
+        return cell(*caption)
+
+    text_kv = of_captions(graphs.text_kv, guided)
     yield text_kv
 
     # What depends on the timestep or the size alone is made before the first step.
     timesteps = Tensor(np.array([row.timestep for row in table], np.float32))
     modulations = split(graphs.modulations(timesteps, *(conditions or ())), len(table), 0)
     position = step.position(latents.shape)
+    control_inputs = ControlInputs(controls, graphs, step, latents.shape)
+    control_inputs.prepare(of_captions, guided, timesteps, conditions or ())
     in_graph = ms.get_context("mode") == ms.GRAPH_MODE
     mutable = ms.mutable if in_graph else lambda value: value  # inputs of the graph, not constants of it
-    of_captions = {}  # by what is guided and perturbed
+    texts = {}  # by what is guided and perturbed
     for how in plan:
-        if (how.guided, how.perturbed) not in of_captions:
+        if (how.guided, how.perturbed) not in texts:
             own = text_kv if how.guided == guided else conditional_text_kv(text_kv, halves)
             if how.perturbed:
                 own = with_perturbed(own, pag.layers[0], latents.shape[0], how.guided and halves)
-            of_captions[how.guided, how.perturbed] = mutable(own)
+            texts[how.guided, how.perturbed] = mutable(own)
     scale = scale_of_channels(guidance_scale, sampler.guided_channels, latents.shape[1])
     history = sampler.start_history(latents.shape)
     varying = mutable if history else tuple  # no tuple without elements is an input of a graph
@@ -239,10 +287,13 @@ def denoising_steps(
         perturbed, scales = (), scale
         if how.perturbed:
             perturbed, scales = pag.layers, mutable((scale, Tensor(pag.scale_at(row.timestep), ms.float32)))
-        step = graphs.step(sampler, how.guided, latents.shape, halves, how.kind, rescale, perturbed)
-        of_caption = of_captions[how.guided, how.perturbed]
-        inputs = latents, varying(history), numbers, scales, of_caption, modulations[i], position
-        inputs += () if fresh is None and how.kind == PLAIN else (fresh,)
+        control = graphs.control([controls[k] for k in how.controls])
+        step = graphs.step(sampler, how.guided, latents.shape, halves, how.kind, rescale, perturbed, control)
+        text = texts[how.guided, how.perturbed]
+        inputs = latents, varying(history), numbers, scales, text, modulations[i], position
+        inputs += () if fresh is None and how.kind == PLAIN and control is None else (fresh,)
+        if control is not None:
+            inputs += None, mutable(control_inputs.at(i, how))
         if how.kind == PLAIN:
             latents, history = step(*inputs)
         else:
@@ -274,13 +325,6 @@ def scale_of_channels(scale, guided, channels):
     scales = np.ones((1, channels, 1, 1), np.float32)  # a scale of 1 is the conditional prediction
     scales[:, :guided] = scale
     return Tensor(scales)
-
-
-def conditional_text_kv(text_kv, halves):
-    """The conditional half of what `DiT.text_kv` gave for both."""
-    if halves:
-        return text_kv[1]
-    return tuple((split(k, 2, 0)[1], split(v, 2, 0)[1]) for k, v in text_kv)
 
 
 def with_perturbed(text_kv, first, count, halves):

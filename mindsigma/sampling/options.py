@@ -10,6 +10,7 @@ from mindsigma.models.dit_config import layer_numbers
 from mindsigma.sampling import SAMPLER_OPTIONS, SAMPLERS, sampler_class
 
 OWN = "the sampler's own"
+CONTROL_NUMBERS = ("control_scale", "control_start", "control_end")
 PAG_OPTIONS = ("pag_scale", "pag_layers", "pag_adaptive_scale")
 FITS = ("crop", "pad")  # of an image to draw from
 
@@ -51,6 +52,9 @@ class SamplingOptions:
         image_latents: what the VAE's encoder makes of an image: "mode", its mean, or "sample", with noise from the seed
             of what is drawn.
         paste: with a mask, leave every pixel of the image that the mask keeps as it is.
+        control_scale: weight of what a ControlNet adds: a number for all of them, or one for each; 0 is none.
+        control_start, control_end: the part of the way from noise (0) to image (1) in which it acts; likewise.
+        guess_mode: control the conditional half of guidance alone, the first blocks weakly.
 
     Raises:
         MindSigmaError: a value that no model could take.
@@ -83,6 +87,10 @@ class SamplingOptions:
     image_fit: str = "crop"
     image_latents: str = "mode"
     paste: bool = True
+    control_scale: Tuple[float, ...] = (1.0,)
+    control_start: Tuple[float, ...] = (0.0,)
+    control_end: Tuple[float, ...] = (1.0,)
+    guess_mode: bool = False
 
     def __post_init__(self):
         # Not above: a parser needs no NumPy.
@@ -108,12 +116,13 @@ class SamplingOptions:
             raise MindSigmaError("guidance_rescale needs guidance, a guidance_scale above 1")
         keep("num_inference_steps", whole("num_inference_steps", self.num_inference_steps))
         keep("max_sequence_length", whole("max_sequence_length", self.max_sequence_length))
-        for name in ("use_resolution_binning", "clean_caption", "guidance_halves", "paste"):
+        for name in ("use_resolution_binning", "clean_caption", "guidance_halves", "paste", "guess_mode"):
             keep(name, flag(name, getattr(self, name)))
         one_of("image_fit", self.image_fit, FITS)
         one_of("image_latents", self.image_latents, ("mode", "sample"))
         if self.strength is not None and not (is_number(self.strength) and 0 < self.strength <= 1):
             raise MindSigmaError(f"strength must be a number above 0 and at most 1, not {shown(self.strength)}")
+        self._check_controls(keep)
         sampler.table(self.num_inference_steps)
         self.shortcuts.plan(self.num_inference_steps, self.guided, perturbed=self.perturbed)
 
@@ -138,6 +147,36 @@ class SamplingOptions:
             keep("pag_layers", layers)
         if not self.perturbed and (layers is not None or self.pag_adaptive_scale):
             raise MindSigmaError("pag_layers and pag_adaptive_scale need a pag_scale above 0 (--pag-scale 3)")
+
+    def _check_controls(self, keep):
+        from mindsigma.arguments import is_number, numbers
+
+        for name in CONTROL_NUMBERS:
+            value = getattr(self, name)
+            keep(name, numbers(name, (value,) if is_number(value) else value))
+        starts, ends = self.control_start, self.control_end
+        count = max(len(starts), len(ends))
+        if min(len(starts), len(ends)) not in (1, count):
+            raise MindSigmaError(f"{len(starts)} values of control_start and {len(ends)} of control_end")
+        for start, end in zip(*(values * count if len(values) == 1 else values for values in (starts, ends))):
+            if not 0 <= start < end <= 1:
+                raise MindSigmaError(f"control_start and control_end must be 0 <= start < end <= 1, not {start} {end}")
+
+    def of_controls(self, count):
+        """list of (scale, start, end) for each of `count` ControlNets; raises MindSigmaError for another number."""
+        columns = []
+        for name in CONTROL_NUMBERS:
+            values = getattr(self, name)
+            if count == 0 and values != getattr(SamplingOptions, name):
+                raise MindSigmaError(f"{name} is of a ControlNet: open the model with one (--controlnet)")
+            if len(values) not in (1, count):
+                raise MindSigmaError(
+                    f"{len(values)} values of {name} for {count} ControlNets; give one, or one for each"
+                )
+            columns.append(values * count if len(values) == 1 else values)
+        if count == 0 and self.guess_mode:
+            raise MindSigmaError("guess_mode is of a ControlNet: open the model with one (--controlnet)")
+        return list(zip(*columns))
 
     @property
     def guided(self):
@@ -209,7 +248,8 @@ class SamplingOptions:
     @classmethod
     def of_arguments(cls, args, **changes):
         """From the namespace of a parser with `add_arguments`; `changes` win."""
-        values = {field.name: getattr(args, OPTION_NAMES.get(field.name, field.name)) for field in fields(cls)}
+        names = {field.name: OPTION_NAMES.get(field.name, field.name) for field in fields(cls)}
+        values = {name: getattr(args, option) for name, option in names.items() if hasattr(args, option)}
         values["guidance_interval"] = tuple(values["guidance_interval"])
         values = {name: value for name, value in values.items() if value is not None}
         return cls(**{**values, **changes})
@@ -222,6 +262,11 @@ class SamplingOptions:
         """dict for a picture that was drawn from an image; mask: whether there was one."""
         told = {"strength": self.strength_of(mask), "image_fit": self.image_fit, "image_latents": self.image_latents}
         return {**told, "paste": self.paste} if mask else told
+
+    def control_metadata(self):
+        """dict for a picture that a ControlNet had a part in."""
+        told = {name: " ".join(f"{value:g}" for value in getattr(self, name)) for name in CONTROL_NUMBERS}
+        return {**told, "guess_mode": self.guess_mode}
 
     def metadata(self):
         """dict of texts and numbers for a picture; of a sampler's own options and of speed-ups those that were set."""
@@ -239,6 +284,27 @@ class SamplingOptions:
             if value != getattr(SamplingOptions, name):
                 told[name] = value
         return {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in told.items()}
+
+
+def add_control_arguments(parser):
+    """Add the options of ControlNets to a parser; each may be repeated, once for each --controlnet."""
+    add = parser.add_argument
+    add("--control-image", action="append", metavar="FILE", help="picture that --controlnet takes; repeatable")
+    add("--control-scale", action="append", type=float, metavar="SCALE", help="weight of --controlnet; default 1")
+    add(
+        "--control-start",
+        action="append",
+        type=float,
+        metavar="FRACTION",
+        help="where on the way from noise (0) to image (1) it begins to act; default 0",
+    )
+    add("--control-end", action="append", type=float, metavar="FRACTION", help="where it ends to act; default 1")
+    add(
+        "--guess-mode",
+        action=argparse.BooleanOptionalAction,
+        default=SamplingOptions.guess_mode,
+        help="control the conditional half of guidance alone, the first blocks weakly: for few words or none",
+    )
 
 
 def add_arguments(parser):

@@ -20,6 +20,7 @@ from mindsigma.sampling.perturbed import PerturbedDiT
 from mindsigma.sampling.shortcuts import PLAIN
 
 MODES = ("sequence", "cfg", "both")
+NOT_GUESSED = "guess_mode (--guess-mode) controls one half of guidance alone: take parallel sequence, or one process"
 NOT_HALVED = "pag_scale (--pag-scale) makes more than two halves of guidance: take parallel sequence, or one process"
 
 
@@ -88,7 +89,7 @@ def keys_of(bands, columns, compression=None):
     return tuple((rows // factor) * (columns // factor) for rows in bands)
 
 
-def bytes_sent(config, part, images, itemsize, learned_variance=False, perturbed=()):
+def bytes_sent(config, part, images, itemsize, learned_variance=False, perturbed=(), controls=()):
     """Bytes that one process sends to the others in a step: dict with `keys` (keys and values) and `noise`.
 
     What it contributes to a gather it sends to each of the others, padded to the longest contribution.
@@ -100,6 +101,7 @@ def bytes_sent(config, part, images, itemsize, learned_variance=False, perturbed
         itemsize: bytes of an activation.
         learned_variance: whether the sampler takes it; it is counted as noise.
         perturbed: layers of perturbed attention, whose images send keys in the other layers after the first of them.
+        controls: ControlNetConfigs.
     """
     guided = images * (2 if part.half is None else 1)
     others = part.processes - 1
@@ -109,6 +111,8 @@ def bytes_sent(config, part, images, itemsize, learned_variance=False, perturbed
             longest = max(keys_of(part.bands, part.columns, config.layer_compression(layer)))
             more = images if perturbed and layer > perturbed[0] and layer not in perturbed else 0
             keys += (guided + more) * longest * 2 * config.hidden_size * itemsize
+            copies = sum(layer < one.layers for one in controls)  # compressed as their originals are
+            keys += copies * guided * longest * 2 * config.hidden_size * itemsize
     guided += images if perturbed else 0
     pixels = max(part.bands) * part.columns * config.patch_size**2
     channels = config.out_channels if learned_variance else config.in_channels
@@ -184,11 +188,12 @@ class PartStep(nn.Cell):
         gather: function of a tensor to those of all processes, on a new first axis (Collectives.gather).
         rescale: of the guided noise.
         perturbed: layers of perturbed attention; none by default.
+        control: ControlSum or None.
     """
 
     halves = False
 
-    def __init__(self, dit, sampler, guided, part, gather, rescale=0.0, perturbed=()):
+    def __init__(self, dit, sampler, guided, part, gather, rescale=0.0, perturbed=(), control=None):
         super().__init__(auto_prefix=False)
         self.dit, self.sampler, self.guided, self.rescale = dit, sampler, guided, rescale
         config, p = dit.config, dit.config.patch_size
@@ -197,6 +202,7 @@ class PartStep(nn.Cell):
         self.top, self.bottom = part.first_row * p, (part.first_row + part.bands[part.band]) * p
         self.both = guided and part.half is None
         self.network = PerturbedDiT(dit, perturbed, self.both) if perturbed else None
+        self.control, self.rows, self.columns = control, part.bands[part.band], part.columns
         self.exchange_keys = None
         if len(part.bands) > 1:
             self.exchange_keys = KeyExchange(part, config.kv_compression, gather)
@@ -207,19 +213,28 @@ class PartStep(nn.Cell):
         """Position embedding (1, tokens of the band, C) for latents of the whole image's shape (N, c, h, w)."""
         return self.dit.position(shape, self.band)
 
-    def construct(self, latents, history, numbers, guidance_scale, text_kv, modulation, position, fresh=None):
+    def own_rows(self, latents):
+        """See GuidedStep: those of the band."""
+        return latents[:, :, self.top : self.bottom]
+
+    def construct(
+        self, latents, history, numbers, guidance_scale, text_kv, modulation, position, fresh=None, kept=None,
+        given=None,
+    ):  # fmt: skip
         """Advance the latents (N, c, h, w) of the whole image by one step, of which this process predicts its part.
 
         Arguments as in `GuidedStep.construct`; text_kv and position are those of the part. Returns latents and history.
         """
-        band = latents[:, :, self.top : self.bottom]
+        band = self.own_rows(latents)
         inputs = ops.concat((band, band), 0) if self.both else band
-        perturbed = None
+        perturbed, control = None, None
+        if self.control is not None:
+            control = self.of_control(given)
         if self.network is None:
-            prediction = self.dit.denoise(inputs, modulation, text_kv, position, self.exchange_keys)
+            prediction = self.dit.denoise(inputs, modulation, text_kv, position, self.exchange_keys, control)
             prediction = self.exchange_noise(prediction)
         else:
-            both = self.network(inputs, modulation, text_kv, position, None, self.exchange_keys)
+            both = self.network(inputs, modulation, text_kv, position, None, self.exchange_keys, control)
             both = self.exchange_noise(ops.concat(both, 0))
             prediction, perturbed = both[: inputs.shape[0]], both[inputs.shape[0] :]
         noise = guide(prediction, guidance_scale, self.guided, self.channels, self.rescale, perturbed)
@@ -228,21 +243,31 @@ class PartStep(nn.Cell):
             variance = variance_of(prediction, self.guided, self.channels)
         return self.sampler(latents, history, scalars(numbers), noise, variance, fresh)
 
+    def of_control(self, given):
+        """See GuidedStep."""
+
+        def added(x):
+            return self.control(x, given, self.rows, self.columns, self.exchange_keys, self.both)
+
+        return added
+
 
 class ParallelGraphs(DenoisingGraphs):
     """The graphs of this process's part."""
 
     def __init__(self, dit, parallel):
         super().__init__(dit)
-        self.parallel = parallel
+        self.parallel, self.joined = parallel, parallel.half is None
 
     def halves(self, unconditional, conditional):
         """Both halves, or the one that this process computes."""
         half = self.parallel.half
         return super().halves(unconditional, conditional) if half is None else (unconditional, conditional)[half]
 
-    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0, perturbed=()):
+    def step(self, sampler, guided, shape, halves=False, kind=PLAIN, rescale=0.0, perturbed=(), control=None):
         """PartStep for latents of this shape; only of the plain kind."""
+        if control is not None and control.guess and self.parallel.half is not None:
+            raise MindSigmaError(NOT_GUESSED)
         if perturbed and self.parallel.half is not None:
             raise MindSigmaError(NOT_HALVED)
         if kind != PLAIN:
@@ -251,10 +276,10 @@ class ParallelGraphs(DenoisingGraphs):
             raise MindSigmaError("guidance_halves (--guidance-halves) is for one process; several divide the work")
         config = self.dit.config
         part = self.parallel.part(config, guided, shape[2] // config.patch_size, shape[3] // config.patch_size)
-        key = sampler.graph, guided, part, rescale, perturbed
+        key = sampler.graph, guided, part, rescale, perturbed, control
         if key not in self._steps:
             gather = self.parallel.collectives.gather
-            self._steps[key] = PartStep(self.dit, sampler, guided, part, gather, rescale, perturbed)
+            self._steps[key] = PartStep(self.dit, sampler, guided, part, gather, rescale, perturbed, control)
         return self._steps[key]
 
 

@@ -63,12 +63,13 @@ class PerturbedDiT(nn.Cell):
         super().__init__(auto_prefix=False)  # the DiT's parameters keep their names
         self.dit, self.layers, self.guided = dit, layers, guided
 
-    def construct(self, latents, modulation, text_kv, position, kept=None, gather=None):
+    def construct(self, latents, modulation, text_kv, position, kept=None, gather=None, control=None):
         """Predict noise and variance as `DiT.denoise` does.
 
         Args:
             text_kv: of `perturbed_text_kv`.
             kept: of no meaning here.
+            control: of `DiT.run`; the perturbed images get what is added to the conditional ones.
 
         Returns:
             the predictions (M, out_channels, h, w) for latents (M, c, h, w), and those of the perturbed images (N, ...)
@@ -80,7 +81,12 @@ class PerturbedDiT(nn.Cell):
         rows = dit.split_modulation(modulation)
         x = dit.x_embedder(latents.astype(dit.dtype), position)
         count = images // 2 if self.guided else images
+        added = ()
         for i, block in enumerate(dit.blocks):
+            if i == 1 and control is not None:
+                added = control(x if self.layers[0] > 0 else narrow(x, 0, 0, images))
+            if 1 <= i <= len(added):
+                x = x + (added[i - 1] if i <= self.layers[0] else with_last_again(added[i - 1], count))
             if i == self.layers[0]:
                 x = with_last_again(x, count)
             perturbed = count if i in self.layers else 0

@@ -22,10 +22,11 @@ class ReusingDiT(nn.Cell):
         if kind in (KEEP_BLOCKS, TAKE_BLOCKS):
             self.first, self.last = repeated_blocks(dit.config.depth)
 
-    def construct(self, latents, modulation, text_kv, position, kept=None):
+    def construct(self, latents, modulation, text_kv, position, kept=None, control=None):
         """Predict noise and variance as `DiT.denoise` does.
 
         Args:
+            control: of `DiT.run`, for the plain kind only.
             kept: second result of a call of the KEEP_ kind for latents of the same shape; not looked at by KEEP_.
 
         Returns:
@@ -34,7 +35,7 @@ class ReusingDiT(nn.Cell):
         """
         dit, kind = self.dit, self.kind
         if kind == PLAIN:
-            return dit.denoise(latents, modulation, text_kv, position), kept
+            return dit.denoise(latents, modulation, text_kv, position, control=control), kept
         check_modulation(modulation.shape, latents.shape[0])
         height, width = latents.shape[2] // dit.config.patch_size, latents.shape[3] // dit.config.patch_size
         rows = dit.split_modulation(modulation)

@@ -28,11 +28,13 @@ class StepPlan:
         guided: both halves of guidance run, else the conditional one alone.
         kind: PLAIN or one of KEEP_, TAKE_.
         perturbed: images with perturbed attention may run, too (sampling/perturbed.py).
+        controls: numbers of the ControlNets that act (sampling/controls.py).
     """
 
     guided: bool
     kind: str
     perturbed: bool = False
+    controls: Tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from mindsigma.web.limits import LARGEST_SEED, Limits
 from mindsigma.web.studio import Ended, Loading, Order, Picture, Step, Studio, Waiting
 
 RATIOS = {"1:1": 1.0, "3:2": 2 / 3, "2:3": 3 / 2, "4:3": 3 / 4, "3:4": 4 / 3, "16:9": 9 / 16, "9:16": 16 / 9}
+NO_CONTROL = "none"
 STEPS, GUIDANCE = 20, 4.5
 STRENGTH = "little keeps the picture, 1 draws it anew; where you paint, only that is drawn anew"
 FOR_PROGRAMS = ("mindsigma", "parameters")  # texts of a picture that are not for people
@@ -43,10 +44,16 @@ def serve(args):
         from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 
         return PixArtSigmaPipeline.from_pretrained(
-            models[label], args.dtype, args.device, args.components, text_encoder_memory=args.text_encoder_memory
+            models[label],
+            args.dtype,
+            args.device,
+            args.components,
+            text_encoder_memory=args.text_encoder_memory,
+            controlnet=args.controlnet,
         )
 
-    studio = Studio(open_model, models, labels_of(args.lora), limits, args.preview_every)
+    controls = labels_of(args.controlnet)
+    studio = Studio(open_model, models, labels_of(args.lora), limits, args.preview_every, controls)
     studio.open_first()
     return Served(studio, args.host, args.port)
 
@@ -205,9 +212,17 @@ class Page:
                         label="Strength",
                         info=STRENGTH,
                     )
+            with gr.Accordion("Control by a picture", open=False, visible=bool(studio.controls)):
+                with gr.Row():
+                    control = gr.Dropdown([NO_CONTROL, *studio.controls], value=NO_CONTROL, label="ControlNet")
+                    control_scale = gr.Slider(0, 2, 1, step=0.05, label="Weight", info="0 is none")
+                control_image = gr.Image(
+                    label="Its picture", type="pil", image_mode="RGB", sources=["upload", "clipboard"], height=256,
+                    elem_id="control_image",
+                )  # fmt: skip
             memory = gr.State([])
             values = [prompt, negative, ratio, pictures, seed, keep, sampler, steps, guidance, pag, model]
-            values += [given, strength, *adapters]
+            values += [given, strength, control, control_image, control_scale, *adapters]
             shown = [progress, preview, gallery, memory, seed, facts]
             private = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -257,8 +272,9 @@ class Page:
         return html.escape(text)
 
     def order(
-        self, prompt, negative, ratio, pictures, seed, sampler, steps, guidance, pag, model, given, strength, *adapters
-    ):
+        self, prompt, negative, ratio, pictures, seed, sampler, steps, guidance, pag, model, given, strength, control,
+        control_image, control_scale, *adapters,
+    ):  # fmt: skip
         """The Order of what stands on the page. Raises MindSigmaError."""
         if ratio not in RATIOS:
             raise MindSigmaError(f"size: '{one_line(ratio)}' is none of this page's")
@@ -266,11 +282,14 @@ class Page:
         options = {
             "sampler": sampler, "num_inference_steps": steps, "guidance_scale": guidance, "pag_scale": pag,
             **({} if image is None else {"strength": strength}),
+            **({} if control == NO_CONTROL else {"control_scale": control_scale}),
         }  # fmt: skip
         pairs = zip(self.studio.adapters, adapters[::2], adapters[1::2])
         chosen = tuple((label, weight) for label, on, weight in pairs if on)
+        control, control_image = ("", None) if control == NO_CONTROL else (control, control_image)
+        ratio = None if image or control_image else RATIOS[ratio]
         return Order(
-            prompt, negative, options, seed, pictures, model, chosen, image, mask, None if image else RATIOS[ratio]
+            prompt, negative, options, seed, pictures, model, chosen, image, mask, ratio, control, control_image
         )
 
     def given(self, value):
@@ -395,6 +414,8 @@ class Page:
         notes += [f"the adapter {one_line(label, 60)} is none of this page's" for label in sorted(unknown)]
         if options.get("image"):
             notes.append("it was drawn from a picture, which has to be given again")
+        if options.get("control_image"):
+            notes.append("a ControlNet took a picture, which has to be given again")
         adapters = []
         for label in self.studio.adapters:
             try:

@@ -24,6 +24,7 @@ class Order:
         model: label of a model of the studio. adapters: tuple of (label, weight).
         image, mask: PIL images to draw from, or None.
         ratio: height / width of the picture, in place of a height and a width among the options.
+        control: label of a ControlNet, or "". control_image: PIL image that it takes.
     """
 
     prompt: str
@@ -36,6 +37,8 @@ class Order:
     image: Any = None
     mask: Any = None
     ratio: Optional[float] = None
+    control: str = ""
+    control_image: Any = None
 
 
 @dataclass(frozen=True)
@@ -124,13 +127,14 @@ class Studio:
 
     Args:
         open_model: function of a label that returns a PixArtSigmaPipeline; called in the thread that draws.
-        models: labels. adapters: dict label -> path, adapters that users may choose.
+        models: labels. adapters, controls: dict label -> path, adapters and ControlNets that users may choose; the
+            latter are those that `open_model` opens a pipeline with, in their order.
         limits: Limits.
         preview_every: steps between two previews; 0: none.
     """
 
-    def __init__(self, open_model, models, adapters=None, limits=None, preview_every=1):
-        self.models, self.adapters = list(models), dict(adapters or {})
+    def __init__(self, open_model, models, adapters=None, limits=None, preview_every=1, controls=None):
+        self.models, self.adapters, self.controls = list(models), dict(adapters or {}), dict(controls or {})
         self.limits, self._open_model, self._every = limits or Limits(), open_model, preview_every
         self._ready = threading.Condition()
         self._waiting, self._current = deque(), None
@@ -227,6 +231,10 @@ class Studio:
         self._within(options.height or 1, options.width or 1)
         if order.mask is not None and order.image is None:
             raise MindSigmaError("mask: give the picture that it belongs to, too")
+        if order.control and order.control not in self.controls:
+            raise MindSigmaError(f"ControlNet: '{one_line(order.control)}' is none of this page's")
+        if bool(order.control) != (order.control_image is not None):
+            raise MindSigmaError("ControlNet: give both it and the picture that it takes")
         return replace(
             order,
             prompt=prompt,
@@ -238,6 +246,7 @@ class Studio:
             adapters=tuple(adapters),
             image=None if order.image is None else limits.picture(order.image),
             mask=None if order.mask is None else limits.picture(order.mask),
+            control_image=None if order.control_image is None else limits.picture(order.control_image),
         )
 
     def _within(self, height, width):
@@ -287,6 +296,8 @@ class Studio:
             order = replace(order, options={**order.options, "height": height, "width": width})
         options = order.options
         sources = {name: value for name, value in (("image", order.image), ("mask", order.mask)) if value is not None}
+        if self.controls:
+            sources["control_image"] = [order.control_image if one == order.control else None for one in self.controls]
         for number in range(order.pictures):
             seed = (order.seed + number) % (LARGEST_SEED + 1)
             callback = self._callback(ticket, number + 1)
@@ -319,7 +330,9 @@ class Studio:
         self._label = self._pipeline = self._preview = None
         self._pipeline = self._open_model(label)
         self._label, self._dits = label, {(): self._pipeline.components.opened("dit")}
-        self._digests = Digests({**self._pipeline.files, **{f"lora: {k}": v for k, v in self.adapters.items()}})
+        files = {name: path for name, path in self._pipeline.files.items() if name not in self._pipeline.controlnets}
+        files.update((f"lora: {label}", path) for label, path in self.adapters.items())
+        self._digests = Digests({**files, **{f"controlnet: {label}": path for label, path in self.controls.items()}})
 
     def _callback(self, ticket, picture):
         order = ticket.order
@@ -347,10 +360,13 @@ class Studio:
 
         options = SamplingOptions(**order.options)
         digests = self._digests.result()
-        chosen = {label for label, _ in order.adapters}
-        digests = {name: one for name, one in digests.items() if name[:6] != "lora: " or name[6:] in chosen}
+        chosen = {f"lora: {label}" for label, _ in order.adapters} | {f"controlnet: {order.control}"}
+        mine = [name for name in digests if not name.startswith(("lora: ", "controlnet: ")) or name in chosen]
+        digests = {name: digests[name] for name in mine}
         lora = [f"{label}:{weight:g}" for label, weight in order.adapters]
         given = {name: UPLOADED for name in ("image", "mask") if getattr(order, name) is not None}
+        if order.control:
+            given.update(controlnet=[order.control], control_image=[UPLOADED])
         values = again(
             options, order.prompt, seed, negative_prompt=order.negative, model=order.model, lora=lora or None, **given
         )
@@ -361,6 +377,7 @@ class Studio:
             "dtype": self._pipeline.dtype_name,
             "convention": self._pipeline.convention,
             **({} if order.image is None else options.image_metadata(order.mask is not None)),
+            **({"controlnet": order.control, **options.control_metadata()} if order.control else {}),
         }
         drawn = self._pipeline.image_size(options.height, options.width, options.use_resolution_binning)
         told = texts(
