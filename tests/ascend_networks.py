@@ -8,13 +8,15 @@ from functools import cache
 
 import mindspore as ms
 import numpy as np
-from conftest import GOLDEN, Case
+from conftest import GOLDEN, Case, drawn_weight
 from mindspore import Tensor
 
 from mindsigma import PixArtSigmaPipeline
 from mindsigma.backends.ascend import align_heads
+from mindsigma.models.controlnet import ControlNet
 from mindsigma.models.dit import DiT
 from mindsigma.runtime import DTYPES, device, set_device
+from mindsigma.sampling.controls import Control
 from mindsigma.sampling.denoising import DenoisingGraphs, denoising_steps
 from mindsigma.sampling.dpm_solver import DPMSolver
 from mindsigma.sampling.inpainting import Inpainting
@@ -95,15 +97,21 @@ def sample(name, dtype):
 
 
 def guided(name, dtype):
-    """Latents after two steps under a mask, with perturbed attention in the last block of a reference case."""
+    """Latents after two steps of a reference case: a mask, perturbed attention in the last block, a ControlNet."""
     case = Case(name)
+    network = dit(case, dtype).set_train(False)
+    controlnet = ControlNet.from_dit(network, network.config.depth - 1, parameter_dtype=DTYPES[dtype])
+    for key, parameter in controlnet.parameters_and_names():
+        if not key.startswith("blocks."):
+            parameter.set_data(Tensor(0.1 * drawn_weight(3, key, parameter.shape), parameter.dtype))
     latents, _, caption, kept = case.inputs()
     given, mask = latents.asnumpy(), np.zeros((1, 1, *latents.shape[2:]), np.float32)
     mask[..., : mask.shape[3] // 2] = 1
     run = denoising_steps(
-        DenoisingGraphs(align_heads(dit(case, dtype).set_train(False))), latents,
+        DenoisingGraphs(align_heads(network)), latents,
         Inpainting(DPMSolver(), given[:, ::-1], given, mask), 2, (caption, kept), 4.5, (-caption, kept),
-        pag=PerturbedAttention((case.build().config.depth - 1,), 3.0),
+        pag=PerturbedAttention((network.config.depth - 1,), 3.0),
+        controls=[Control(align_heads(controlnet.set_train(False)), given[:1, :, ::-1])],
     )  # fmt: skip
     return {"latents": [*run][-1].latents}
 

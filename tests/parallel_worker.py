@@ -14,10 +14,12 @@ from mindspore import Tensor, ops  # noqa: E402
 from training_runs import TOKENS, WIDTH, tiny_dit  # noqa: E402
 
 from mindsigma.distributed import Collectives, join_ranks  # noqa: E402
+from mindsigma.models.controlnet import ControlNet  # noqa: E402
 from mindsigma.models.vae import VAE  # noqa: E402
 from mindsigma.models.vae_config import VAEConfig  # noqa: E402
 from mindsigma.models.vae_tiling import decode_tiled  # noqa: E402
 from mindsigma.runtime import set_device  # noqa: E402
+from mindsigma.sampling.controls import Control  # noqa: E402
 from mindsigma.sampling.denoising import DenoisingGraphs, denoising_steps  # noqa: E402
 from mindsigma.sampling.dpm_solver import DPMSolver  # noqa: E402
 from mindsigma.sampling.iddpm import IDDPM  # noqa: E402
@@ -42,6 +44,7 @@ CASES = {
     "micro": (24, 16, {"kv_compression": "conv:3:1", "micro_condition": True, "hidden_size": 48}),
     "uneven-tall": (38, 12, {"kv_compression": "ave:2:1"}),  # 19 x 6 tokens
     "variance": (14, 16, {}),
+    "control": (14, 22, {"kv_compression": "conv:2:0"}),  # the copy compresses, too
 }
 SAMPLERS = {"variance": IDDPM}  # the others are DPMSolver; this one draws noise and has the variance sent, too
 
@@ -86,9 +89,20 @@ def fresh_noise(draw, shape):
     return np.random.default_rng([3, draw]).standard_normal(shape)
 
 
-def draw(graphs, arguments, pag):
+def controls(name, dit, shape):
+    """list of Control of a case, for latents of a shape."""
+    if name != "control":
+        return []
+    controlnet = ControlNet.from_dit(dit, 1)
+    for linear in (controlnet.before_proj, controlnet.after_proj[0]):
+        linear.weight.set_data(Tensor(np.random.default_rng(5).normal(0, 0.1, linear.weight.shape), ms.float32))
+    return [Control(controlnet.set_train(False), np.random.default_rng(6).standard_normal(shape))]
+
+
+def draw(graphs, arguments, name=None):
     """Latents after every step, (steps, N, c, h, w)."""
-    trajectory = denoising_steps(graphs, *arguments, fresh_noise=fresh_noise, pag=pag)
+    ones = controls(name, graphs.dit, arguments[0].shape)
+    trajectory = denoising_steps(graphs, *arguments, fresh_noise=fresh_noise, pag=PAG.get(name), controls=ones)
     next(trajectory)
     return np.stack([step.latents.asnumpy() for step in trajectory])
 
@@ -105,7 +119,7 @@ def alone(names):
     result = {}
     for name in names:
         dit, arguments = case_inputs(*CASES[name], SAMPLERS.get(name, DPMSolver))
-        result[name] = draw(DenoisingGraphs(dit), arguments, PAG.get(name))
+        result[name] = draw(DenoisingGraphs(dit), arguments, name)
     return result
 
 
@@ -116,7 +130,7 @@ def together(parallel, names):
         dit, arguments = case_inputs(*CASES[name], SAMPLERS.get(name, DPMSolver))
         graphs = ParallelGraphs(dit, parallel)
         Counter.sent = 0
-        result[name] = draw(graphs, arguments, PAG.get(name))
+        result[name] = draw(graphs, arguments, name)
         result[f"{name}-sent"] = Counter.sent / STEPS
     return result
 

@@ -84,8 +84,8 @@ def test_dit_and_t5_are_the_references(quick):
     assert (results["ms_kv_conv:fp16:graph:out"] == results["ms_kv_conv:fp16:pynative:out"]).all()
 
 
-def test_perturbed_attention_under_a_mask_is_the_cpus(quick):
-    """Two steps, each one graph, of which image, noise and mask are inputs."""
+def test_perturbed_attention_under_a_mask_with_a_controlnet_is_the_cpus(quick):
+    """Two steps, each one graph, of which image, noise, mask and condition are inputs."""
     results, _ = quick
     (expected,) = ascend_networks.compute(GUIDED, "fp32").values()
     for dtype in DIT_LIMITS:

@@ -19,6 +19,7 @@ from training_runs import ROOT, Run, free_port, tiny_dit
 from mindsigma import MindSigmaError, PixArtSigmaPipeline
 from mindsigma.backends.ascend import align_heads
 from mindsigma.distributed import Collectives, Ranks
+from mindsigma.models.controlnet import ControlNetConfig
 from mindsigma.models.dit import DiT, DiTConfig, KVCompression
 from mindsigma.models.vae_tiling import decode_tiled
 from mindsigma.ops.operators import composing_for
@@ -50,7 +51,8 @@ def check(results):
             config = tiny_dit(**changes).config
             part = ParallelSampling(mode, Ranks(rank, len(results))).part(config, True, height // 2, width // 2)
             layers = PAG[case].layers if case in PAG else ()
-            foretold = bytes_sent(config, part, 2, 4, learned_variance=case in SAMPLERS, perturbed=layers)
+            copies = [ControlNetConfig.of(config, 1)] if case == "control" else []
+            foretold = bytes_sent(config, part, 2, 4, case in SAMPLERS, layers, copies)
             assert result[f"{name}-sent"] == sum(foretold.values()), (name, rank)
     vae, latents = tiny_vae()
     tiles = decode_tiled(vae, latents, tile=16)
@@ -61,7 +63,7 @@ def check(results):
 
 def test_two_processes_are_one(tmp_path):
     """Bands with compressed keys, square and not, equal and not; halves of guidance; tiles of the decoder."""
-    assert len(check(run(tmp_path, 2, "sequence:conv,uneven,variance,pag", "cfg:conv"))) == 5
+    assert len(check(run(tmp_path, 2, "sequence:conv,uneven,variance,pag,control", "cfg:control"))) == 6
 
 
 @pytest.mark.slow

@@ -303,3 +303,37 @@ def test_nothing_is_wider_than_the_window(user, width):
         page.get_by_role("button", name=name).click()
     page.wait_for_timeout(500)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+def test_a_controlnet(browser, tmp_path):
+    """One is chosen, a picture uploaded: it decides the shape, and the picture tells of it."""
+    from control_cases import mini_controlnet, mini_edges
+
+    from mindsigma.weights.saving import save_network
+
+    save_network(mini_controlnet(), tmp_path / "edges")
+    Image.fromarray(mini_edges()[64:192]).save(tmp_path / "given.png")
+    served = serve(build_parser().parse_args(["--port", "0", "--controlnet", str(tmp_path / "edges")]))
+    try:
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        page.set_default_timeout(TIMEOUT)
+        page.goto(served.address)
+        page.get_by_label("Prompt", exact=True).wait_for()
+        ask(page, "a red apple", steps=2, seed=3)
+        page.get_by_role("button", name="Control by a picture").click()
+        page.get_by_label("ControlNet", exact=True).click()
+        page.get_by_role("option", name="edges").click()
+        page.locator("#control_image input[type=file]").set_input_files(str(tmp_path / "given.png"))
+        page.locator("#control_image img").first.wait_for()
+        set_number(page, "number input for Weight", 0.5)
+        page.locator("#draw").click()
+        progress(page, "Done: 1 picture")
+        drawn, data = picture(page)
+        options, digests = read(data)
+        assert drawn.size[0] > drawn.size[1] and "controlnet: edges" in digests
+        assert options["controlnet"] == ["edges"] and options["control_image"] == ["uploaded picture"]
+        assert options["control_scale"] == [0.5]
+        if "SCREENSHOTS" in os.environ:
+            page.screenshot(path=f"{os.environ['SCREENSHOTS']}/controlnet.png")
+    finally:
+        served.close()

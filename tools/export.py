@@ -39,6 +39,7 @@ def build_parser():
     add("--sampler", choices=tuple(SAMPLERS), default="dpm", help="of the denoising step")
     add("--pag-layers", metavar="LAYERS", help="the step has perturbed attention in these blocks, as in 14 or 3,13-15")
     add("--inpaint", action="store_true", help="the step sets to a given image what a mask keeps")
+    add("--control-layers", type=int, default=0, metavar="N", help="the step has a ControlNet of N blocks beside it")
     add("--optimizer", default="came", choices=("came", "adamw", "lion"), help="of the training step")
     add("--recompute", action="store_true", help="the training step computes the blocks' activations twice")
     add("--no-weights", action="store_true", help="leave the weights out of the file although there are some")
@@ -55,11 +56,12 @@ def request_of(args):
     """The Request of the command line."""
     from mindsigma.inspect.parts import Request
 
-    return Request(
-        args.model, args.part, args.height, args.width, args.batch, args.dtype, args.tokens, args.guidance, args.depth,
-        args.kv_compression, args.optimizer, args.recompute, not args.no_weights, args.device, args.sampler,
-        args.pag_layers, args.inpaint,
+    names = (
+        "model", "part", "height", "width", "batch", "dtype", "tokens", "depth", "kv_compression", "optimizer",
+        "recompute", "device", "sampler", "pag_layers", "inpaint", "control_layers",
     )  # fmt: skip
+    values = {name: getattr(args, name) for name in names}
+    return Request(**values, guided=args.guidance, weights=not args.no_weights)
 
 
 def update(names):

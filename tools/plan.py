@@ -40,6 +40,7 @@ def build_parser():
     add("--sampler", choices=tuple(SAMPLERS), default="dpm", help="of the denoising step")
     add("--pag-layers", metavar="LAYERS", help="the step has perturbed attention in these blocks, as in 14 or 3,13-15")
     add("--inpaint", action="store_true", help="the step sets to a given image what a mask keeps")
+    add("--control-layers", type=int, metavar="N", help="the step has a ControlNet of N blocks beside it")
     add("--optimizer", choices=("came", "adamw", "lion"), help="of the training step; default came")
     add("--recompute", action="store_true", default=None, help="it computes the blocks' activations twice")
     add("--ema", action="store_true", default=None, help="it keeps a moving average of the weights")

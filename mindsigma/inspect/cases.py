@@ -12,6 +12,7 @@ _KV = replace(_STEP, kv_compression="conv:2:1")
 SMALL = {
     "step-1024-fp16": _STEP,
     "step-1024-kv-bf16": replace(_KV, dtype="bf16"),
+    "step-mini-control-fp16": Request("sigma-mini", "step", 256, 256, depth=3, weights=False, control_layers=2),
     "caption-fp16": Request(XL, "caption", depth=2),
     "train-mini-fp16": Request("sigma-mini", "train", 256, 256, depth=1, tokens=40, weights=False),
     "vae-decode-mini-fp16": Request("sigma-mini", "vae-decode", 256, 256, weights=False),

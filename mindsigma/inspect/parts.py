@@ -11,6 +11,7 @@ from mindsigma.backends.ascend import align_heads
 from mindsigma.errors import MindSigmaError
 from mindsigma.inspect.export import export_graph
 from mindsigma.inspect.flat import FlatInputs, like, zeros
+from mindsigma.models.controlnet import ControlNet, ControlNetConfig
 from mindsigma.models.dit import DiT, KVCompression
 from mindsigma.models.dit_config import PRESETS
 from mindsigma.models.t5 import T5Config, T5Encoder
@@ -18,6 +19,7 @@ from mindsigma.models.vae import VAE
 from mindsigma.models.vae_config import VAEConfig
 from mindsigma.ops.operators import composing_for
 from mindsigma.runtime import DTYPES
+from mindsigma.sampling.controls import ControlSum
 from mindsigma.sampling.denoising import GuidedStep, TextKV
 from mindsigma.sampling.inpainting import Inpainting
 from mindsigma.sampling.options import SamplingOptions
@@ -52,6 +54,7 @@ class Request:
         sampler: of the step.
         pag_layers: of the step: "14" or "3,13-15", blocks whose self-attention is perturbed; None for no such guidance.
         inpaint: the step sets to a given image what a mask keeps.
+        control_layers: of the step: so many blocks has the ControlNet beside it; 0 for none.
     """
 
     model: str
@@ -73,6 +76,7 @@ class Request:
     sampler: str = "dpm"
     pag_layers: Optional[str] = None
     inpaint: bool = False
+    control_layers: int = 0
 
     def __post_init__(self):
         if self.part not in PARTS:
@@ -83,6 +87,8 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise MindSigmaError(f"--{name} must be at least 1, not {value}")
+        if self.control_layers < 0:
+            raise MindSigmaError(f"--control-layers must be at least 0, not {self.control_layers}")
 
     def has_weights(self):
         """Whether the export reads weights."""
@@ -181,13 +187,13 @@ def _captions(request, dit):
     return states, zeros(((rows, request.tokens), ms.int32))
 
 
-def _for_sampling(request, dit):
-    """The DiT as it samples: with aligned heads, for which the weights that change their shape need values."""
+def _for_sampling(request, network):
+    """The network as it samples: with aligned heads, for which the weights that change their shape need values."""
     if not request.has_weights():
-        for name, parameter in dit.parameters_and_names():
+        for name, parameter in network.parameters_and_names():
             if "attn" in name:
                 parameter.set_data(zeros((parameter.shape, parameter.dtype)))
-    return align_heads(dit)
+    return align_heads(network)
 
 
 def _caption_cell(request, dit):
@@ -215,6 +221,8 @@ def _step(request):
         given = np.zeros(latents, np.float32)
         sampler = Inpainting(sampler, given, given, given)
     step = GuidedStep(dit, sampler, request.guided, perturbed=pag.layers if pag else ())
+    if request.control_layers:
+        step.control, given = _control(request, dit, text_kv)
     if pag:
         scale = scale, zeros(((), ms.float32))
         text_kv = tuple(
@@ -230,9 +238,28 @@ def _step(request):
         zeros(((1, 6 * dit.config.depth + 2, dit.config.hidden_size), dit.dtype)),
         zeros(((1, latents[2] * latents[3] // dit.config.patch_size**2, dit.config.hidden_size), dit.dtype)),
     ]
-    if sampler.draws:
-        arguments.append(zeros((latents, ms.float32)))
+    fresh = zeros((latents, ms.float32)) if sampler.draws else None
+    if request.control_layers:
+        arguments += [fresh, None, given]
+    elif sampler.draws:
+        arguments.append(fresh)
     return FlatInputs(step, step, arguments), request
+
+
+def _control(request, dit, text_kv):
+    """ControlSum of one ControlNet of no training beside a DiT, and what it takes in a step: of zeros."""
+    layers, channels = request.control_layers, dit.config.hidden_size
+    with no_init_parameters():
+        controlnet = ControlNet(ControlNetConfig.of(dit.config, layers), dit.dtype)
+    if request.has_weights():
+        controlnet.init_parameters_data()
+    _for_sampling(request, controlnet)
+    for name, parameter in controlnet.parameters_and_names():  # which the base has, too, and a file not twice
+        parameter.name = f"controlnet.{name}"
+    tokens = request.height * request.width // (8 * dit.config.patch_size) ** 2
+    rows = request.batch * (2 if request.guided and request.batch > 1 else 1)
+    hint, modulation = (zeros((shape, dit.dtype)) for shape in ((rows, tokens, channels), (1, 6 * layers, channels)))
+    return ControlSum((controlnet,)), ((hint, modulation, text_kv[:layers], zeros(((layers,), ms.float32))),)
 
 
 def _more_images(tensors, count):

@@ -27,6 +27,7 @@ def text_of(report, short=False):
         + (f", {request['depth']} blocks" if request["depth"] else "")
         + (f", kv_compression {request['kv_compression']}" if request["kv_compression"] else "")
         + (f", perturbed attention in blocks {request['pag_layers']}" if request["pag_layers"] else "")
+        + (f", a ControlNet of {request['control_layers']} blocks" if request.get("control_layers") else "")
         + (", under a mask" if request["inpaint"] else ""),
         f"Graph of {SEEN}",
         "",

@@ -106,9 +106,9 @@ class ControlSum(nn.Cell):
             total = sums(total, controlnet(x, hint, rows, text_kv, height, width, scales, gather))
         if not (both and self.guess):
             return total
-        whole = ()
+        nothing, whole = filled(x.shape, 0.0, x.dtype), ()
         for change in total:
-            whole += (ops.concat((filled(change.shape, 0.0, change.dtype), change), 0),)
+            whole += (ops.concat((nothing, change), 0),)
         return whole
 
 
