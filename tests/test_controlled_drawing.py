@@ -338,13 +338,16 @@ def test_command_line(pipeline, folder, edges, tmp_path, monkeypatch, capsys):
     with Image.open(tmp_path / "again.png") as image:
         assert np.array_equal(np.asarray(image), pixels)
     table = tmp_path / "prompts.csv"
-    table.write_text(f"prompt,control_image,control_scale\na cat,{file},0.5\nan owl,,\n")
-    drawn = ["--controlnet", folder, "--control-image", file, "--control-end", "0.5", "--steps", "2", "--seed", "7"]
+    table.write_text(f"prompt,control_image,control_scale\na cat,{file},0.5\nan owl,{file},\n")
+    drawn = ["--controlnet", folder, "--control-end", "0.5", "--steps", "2", "--seed", "7"]
     assert run_tool(monkeypatch, "--prompts-file", table, *drawn, "--out", tmp_path / "table") == 0
     with Image.open(tmp_path / "table" / "a-cat-7.png") as image:
         assert np.array_equal(np.asarray(image), pixels)
     with Image.open(tmp_path / "table" / "an-owl-7.png") as image:
         assert image.text["control_scale"] == "1"
+    table.write_text("prompt,control_image\na cat,\n")
+    with pytest.raises(MindSigmaError, match="prompts.csv, line 2: --controlnet needs --control-image"):
+        run_tool(monkeypatch, "--prompts-file", table, *drawn)
 
 
 def test_a_picture_without_a_controlnet_tells_nothing_of_one():

@@ -186,17 +186,17 @@ def judged(args):
     return sampling
 
 
-def check_controls(args):
-    """Raise unless each --controlnet has its picture, and what is of ControlNets has one."""
+def check_controls(args, drawn):
+    """Raise unless what is of ControlNets has one and, where pictures are `drawn` by these, each has what it takes."""
     networks, pictures = len(args.controlnet or ()), len(args.control_image or ())
     if not networks:
         given = [name for name in ("control_image", *CONTROL_NUMBERS) if getattr(args, name)]
         given += ["guess_mode"] if args.guess_mode else []
         if given:
             raise MindSigmaError(f"--{given[0].replace('_', '-')} needs --controlnet, the folder of a ControlNet")
-    elif not pictures:
+    elif drawn and not pictures:
         raise MindSigmaError("--controlnet needs --control-image, the picture that it takes")
-    elif pictures != networks:
+    elif drawn and pictures != networks:
         raise MindSigmaError(
             f"--control-image is given {pictures} times for {networks} ControlNets; give one for each --controlnet"
         )
@@ -218,7 +218,7 @@ def check(args, count, rows=()):
         if one.mask is not None and one.image is None:
             raise MindSigmaError(f"{where}--mask needs --image, the picture that it belongs to")
         try:
-            check_controls(one)
+            check_controls(one, any(row.args is one for row in rows))
         except MindSigmaError as error:
             raise MindSigmaError(f"{where}{error}") from None
     if os.environ.get("MS_WORKER_NUM") and not args.parallel and args.shard_prompts is None:
