@@ -11,9 +11,9 @@ from mindspore.nn.utils import no_init_parameters
 from PIL import Image
 
 from mindsigma.errors import MindSigmaError, one_line
-from mindsigma.evaluation.extras import extra
 from mindsigma.evaluation.resizing import resized
 from mindsigma.evaluation.weights import model_folder
+from mindsigma.extras import extra
 from mindsigma.foreign import understanding
 from mindsigma.runtime import device
 from mindsigma.weights.formats.reader import open_checkpoint

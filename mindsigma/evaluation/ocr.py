@@ -14,7 +14,7 @@ from importlib import metadata
 import numpy as np
 
 from mindsigma.errors import MindSigmaError, one_line
-from mindsigma.evaluation.extras import extra
+from mindsigma.extras import extra
 
 SECONDS = 300  # that a program may take for one picture
 

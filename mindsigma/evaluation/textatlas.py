@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from mindsigma.data.images import decode
 from mindsigma.data.tables import entries
 from mindsigma.errors import MindSigmaError, one_line
-from mindsigma.evaluation.extras import extra
+from mindsigma.extras import extra
 from mindsigma.foreign import open_regular
 
 HUB = "CSU-JPG/TextAtlasEval"

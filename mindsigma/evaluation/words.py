@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from mindsigma.evaluation.extras import extra
+from mindsigma.extras import extra
 
 THRESHOLD = 80  # percent: a read word that agrees with a wanted one to so much is a hit
 

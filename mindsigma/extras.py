@@ -1,4 +1,4 @@
-"""Packages that only evaluation needs: imported when used, a missing one told with the command that installs it."""
+"""Packages that only some work needs: imported when used, a missing one told with the command that installs it."""
 
 import contextlib
 import importlib
@@ -8,6 +8,7 @@ import os
 from mindsigma.errors import MindSigmaError
 
 COMMANDS = {
+    "cv2": 'pip install "mindsigma[conditions]"',
     "mindone": 'pip install "mindsigma[mindone]"',
     "paddleocr": "pip install paddleocr==2.9.1 paddlepaddle==2.6.2",
 }
