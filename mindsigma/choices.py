@@ -5,6 +5,14 @@ INCOMPLETE = ("repeat", "drop")  # the last batch of a bucket
 TABLE_NAMES = ("training", "inference", "test")  # of buckets
 MAX_BAD_IMAGES = 100  # that a run leaves out before it ends
 
+# Of a ControlNet that are computed: names of their numbers, each (default, least, most).
+CONDITIONS = {
+    "canny": {"LOW": (100, 0, 10000), "HIGH": (200, 0, 10000)},  # thresholds of the gradient, of which a step has 1020
+    "edges": {"SIGMA": (1, 0, 100)},  # pixels, of the Gaussian before the gradient
+    "blur": {"RADIUS": (8, 0, 1000)},  # pixels, of the Gaussian
+    "tile": {"FACTOR": (8, 1, 1000)},  # of the sides
+}
+
 # Training.
 NULL_MASKS = ("caption", "own")  # of a dropped caption
 WEIGHTINGS = ("none", "min-snr")  # of the loss

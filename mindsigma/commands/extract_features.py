@@ -10,6 +10,7 @@ from mindsigma import command_line
 from mindsigma.commands.ranks import add_ranks, is_scheduler, rank_of
 from mindsigma.errors import MindSigmaError, say
 from mindsigma.progress import bar, duration
+from mindsigma.training.condition_options import add_condition
 
 
 def build_parser():
@@ -27,6 +28,7 @@ def build_parser():
     add("--multi-scale", action=argparse.BooleanOptionalAction, default=False, help="cut to the nearest bucket")
     add("--table", choices=("training", "inference", "test"), default="training", help="whose table of buckets")
     add("--max-length", type=int, default=300, help="tokens at which captions are cut")
+    add_condition(add)
     add("--max-ratio", type=float, default=4.5, help="leave out images whose sides differ by more than this factor")
     add("--image-root", metavar="FOLDER", help="what the image paths of a table are relative to, if not its folder")
     add("--strict", action="store_true", help="stop with an error if any row or image of the data is bad")
@@ -54,10 +56,12 @@ def main():
         return 0
     rank, ranks = rank_of(args)
     from mindsigma.data import FeatureSet, Resolution, is_mixture, open_data
+    from mindsigma.data.conditions import Condition
     from mindsigma.data.features import LEFT_OUT
     from mindsigma.runtime import set_device
     from mindsigma.training.extraction import Encoders, Extraction
 
+    condition = Condition.of(args.condition, args.condition_folder)
     resolution = Resolution(args.resolution, args.multi_scale, args.table)
     options = {name: getattr(args, name) for name in ("max_ratio", "strict", "image_root", "threads")}
     records = open_data(args.data, **options)
@@ -79,6 +83,7 @@ def main():
         args.threads,
         args.strict,
         args.shard_records,
+        condition,
     )
     start = time.perf_counter()
     count = (extract_shards if args.shard_records else extract_files)(extraction, rank, ranks)

@@ -7,6 +7,7 @@ import numpy as np
 
 from mindsigma.data.features import (
     AGAIN,
+    CONDITION,
     CONFIG,
     FILES,
     INDEX,
@@ -66,6 +67,11 @@ class FeatureSet:
         """Whether these are pairs (tools/make_pairs.py): latents that a teacher made of noise, and the noise."""
         return "pairs" in self.config
 
+    @property
+    def has_condition(self):
+        """Whether each record has the moments of a condition of a ControlNet, too."""
+        return CONDITION in self.config
+
     def __len__(self):
         return len(self._rows)
 
@@ -107,7 +113,8 @@ class FeatureSet:
         *_, tokens = self._rows[index]
         tensors = self.tensors(index)
         names = [name for name, count in zip((STATES, LONG_STATES), tokens) if count]
-        fault = self._shapes.fault(tensors, self.bucket(index), names + [NOISE] * self.has_noise)
+        names += [NOISE] * self.has_noise + [CONDITION] * self.has_condition
+        fault = self._shapes.fault(tensors, self.bucket(index), names)
         if fault:
             raise MindSigmaError(f"{self.where(index)}: {fault}; delete it and {AGAIN}")
 
@@ -126,11 +133,18 @@ class FeatureSet:
 
     def noise(self, index):
         """float32 (c, h, w), what the latents of a record were made of; of pairs only."""
+        return self._array(index, NOISE, "run tools/make_pairs.py again")
+
+    def condition(self, index):
+        """float32 (2c, h, w), moments of the condition of a record; where there are some only."""
+        return self._array(index, CONDITION, AGAIN)
+
+    def _array(self, index, name, remedy):
         tensors = self.tensors(index)
-        fault = self._shapes.fault(tensors, self.bucket(index), [NOISE])
+        fault = self._shapes.fault(tensors, self.bucket(index), [name])
         if fault:
-            raise MindSigmaError(f"{self.where(index)}: {fault}; delete it and run tools/make_pairs.py again")
-        return tensors[NOISE].astype(np.float32)
+            raise MindSigmaError(f"{self.where(index)}: {fault}; delete it and {remedy}")
+        return tensors[name].astype(np.float32)
 
     def null_caption(self, max_length=None):
         """T5's states of the empty caption: (states float32 (max_length, d), mask int32 (max_length,)).

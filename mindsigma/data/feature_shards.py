@@ -197,6 +197,7 @@ class FeatureShards(FeatureWriter):
         path, config: as for FeatureWriter.
         records: of which the features are: Records, or any sequence of Record.
         shard_records: records of a shard.
+        condition: as for FeatureWriter.
 
     Attributes:
         missing: int64 (n,), the records that the finished folder lacks, or holds of another image or caption.
@@ -205,10 +206,10 @@ class FeatureShards(FeatureWriter):
 
     version = SHARDS
 
-    def __init__(self, path, config, records, shard_records):
+    def __init__(self, path, config, records, shard_records, condition=None):
         if shard_records < 1:
             raise MindSigmaError(f"a shard must hold at least 1 record, not {shard_records}")
-        super().__init__(path, config)
+        super().__init__(path, config, condition)
         self.records, self._shard_records = records, shard_records
         self._old = Part(self.path / INDEX, FEATURES, FILES, ORDER) if (self.path / INDEX).is_file() else None
         self._round = 1 + _round_of(self._old) if self._old else 1
@@ -296,7 +297,7 @@ class FeatureShards(FeatureWriter):
 
     def is_current(self, record, metadata, stored=str):
         """Whether what a file of features tells of its image is of a Record's image as it is now."""
-        return is_current(record, metadata, stored)
+        return is_current(record, metadata, stored, self.condition)
 
     def _join(self):
         """Write the index of all records, in their order, and what was left out; list of BadRow of that."""

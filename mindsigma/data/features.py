@@ -2,7 +2,8 @@
 
 features.json                what they were made with
 null_caption.safetensors     T5's states of the empty caption
-samples/ab/ab...safetensors  moments and states of a record, or why its image cannot be read; of pairs the noise, too
+samples/ab/ab...safetensors  moments and states of a record, or why its image cannot be read; moments of the condition
+                             of a ControlNet if there is one; of pairs the noise, too
 index.jsonl                  the records, written when all are there
 left_out.txt                 those whose image cannot be read, if there are any
 
@@ -35,6 +36,7 @@ FORMAT = "mindsigma-features"
 FILES, SHARDS = 1, 2  # versions of the format: a file a record, or shards
 MOMENTS, STATES, LONG_STATES = "moments", "states", "long_states"
 NOISE = "noise"  # of pairs: what the teacher made the latents of
+CONDITION = "condition"  # moments of the picture that a ControlNet is guided by; key of the config that tells its kind
 BAD = "bad"  # key of the metadata that tells why there are no features
 AGAIN = "run tools/extract_features.py again"
 LARGEST_CONFIG = 1 << 16  # bytes
@@ -117,8 +119,8 @@ class Shapes:
             if name not in tensors:
                 return f"holds no {name}"
             shape, dtype = tensors[name].shape, tensors[name].dtype
-            if name in (MOMENTS, NOISE):
-                wanted = self.moments(bucket) if name == MOMENTS else self.latents(bucket)
+            if name in (MOMENTS, CONDITION, NOISE):
+                wanted = self.latents(bucket) if name == NOISE else self.moments(bucket)
                 fits = shape == wanted
             else:
                 wanted = f"(1 to {self.max_length}, {self.state_width})"
@@ -134,6 +136,7 @@ class FeatureWriter:
     Args:
         path: the folder: absent, empty, or one of features.
         config: dict that tells what the features were made with; it is stored, and must be that of an earlier run.
+        condition: Condition whose moments are part of a record's arrays, or None.
 
     Raises:
         MindSigmaError: the folder holds something else, or features made otherwise.
@@ -141,8 +144,10 @@ class FeatureWriter:
 
     version = None  # of the format
 
-    def __init__(self, path, config):
-        self.path = Path(path)
+    def __init__(self, path, config, condition=None):
+        self.path, self.condition = Path(path), condition
+        if condition is not None:
+            config = {**config, CONDITION: condition.as_dict()}
         self.config = json.loads(json.dumps(config))
         self.shapes = Shapes.of(self.path, self.config)
         self._made_with = fingerprint([sorted(self.config.items())])
@@ -232,16 +237,20 @@ class FeatureFolder(FeatureWriter):
         """
         tensors, metadata = self._read(record)
         names = [name for name, text in ((STATES, record.prompt), (LONG_STATES, record.long_prompt)) if text]
-        if tensors is None or self.shapes.fault(tensors, self.shapes.bucket_of(record.height, record.width), names):
+        wanted = [*names, *([CONDITION] if self.condition else [])]
+        if tensors is None or self.shapes.fault(tensors, self.shapes.bucket_of(record.height, record.width), wanted):
             return None
-        if BAD in metadata or not is_same_image(record, metadata):
+        if BAD in metadata or not self._is_current(record, metadata):
             return None
         return tuple(len(tensors[name]) if name in names else 0 for name in (STATES, LONG_STATES))
 
     def bad(self, record):
         """Why the record's image, as it is now, could not be read; "" unless that was noted."""
         _, metadata = self._read(record)
-        return metadata[BAD] if metadata and BAD in metadata and is_current(record, metadata) else ""
+        return metadata[BAD] if metadata and BAD in metadata and self._is_current(record, metadata) else ""
+
+    def _is_current(self, record, metadata):
+        return is_current(record, metadata, condition=self.condition)
 
     def write_index(self, records, tokens, left_out=()):
         """Declare the folder complete: lists of Record, of what `tokens` told of them, and of BadRow."""
@@ -276,11 +285,11 @@ class FeatureFolder(FeatureWriter):
         return (tensors, metadata) if same else (None, None)
 
 
-def is_current(record, metadata, stored=str):
-    """Whether the metadata of a file of features are of a Record's image as it is now; `stored` as in is_same_image."""
+def is_current(record, metadata, stored=str, condition=None):
+    """Whether the metadata of a file of features are of a Record's image as it is now; arguments of is_same_image."""
     if BAD in metadata and "stamp" not in metadata:
-        return not find_identity(record)
-    return is_same_image(record, metadata, stored)
+        return not find_identity(record, condition)
+    return is_same_image(record, metadata, stored, condition)
 
 
 def read_config(path, version=FILES):

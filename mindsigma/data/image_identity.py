@@ -9,27 +9,30 @@ from mindsigma.errors import MindSigmaError
 PIECE = 1 << 20  # bytes read at once
 
 
-def find_identity(record):
+def find_identity(record, condition=None):
     """dict of two texts, "stamp" and "digest", of a Record's image as it is now; empty where its bytes cannot be read.
 
     The stamp is taken before the bytes are read: an image replaced in between then differs from what is stored.
+    `condition`: Condition of a ControlNet, whose picture of the record, if that has a file, is then a part of the image.
     """
     try:
-        return {"stamp": _stamp(record), "digest": _digest(record)}
+        files = _files(record, condition)
+        return {name: _joined(told, files) for name, told in TOLD.items()}
     except MindSigmaError:
         return {}
 
 
-def is_same_image(record, identity, stored=str):
+def is_same_image(record, identity, stored=str, condition=None):
     """Whether `identity`, a dict that holds what `find_identity` gave, is of a Record's image as it is now.
 
     Size, times and inode of the file tell that nobody touched it. Where they differ, as after a copy, its bytes are
-    read. `stored`: function of a text that gives what the identity holds in its place.
+    read. `stored`: function of a text that gives what the identity holds in its place. `condition`: of find_identity.
     """
     if "stamp" not in identity or "digest" not in identity:
         return False
     try:
-        return identity["stamp"] == stored(_stamp(record)) or identity["digest"] == stored(_digest(record))
+        files = _files(record, condition)
+        return any(identity[name] == stored(_joined(told, files)) for name, told in TOLD.items())
     except MindSigmaError:
         return False
 
@@ -51,3 +54,15 @@ def _digest(record):
         while piece := file.read(PIECE):
             digest.update(piece)
     return digest.hexdigest()
+
+
+TOLD = {"stamp": _stamp, "digest": _digest}  # in this order
+
+
+def _files(record, condition):
+    """The Records whose files an identity is of. Raises MindSigmaError where a condition's is absent."""
+    return (record,) if condition is None else (record, *condition.companions(record))
+
+
+def _joined(told, files):
+    return " ".join(told(one) for one in files)

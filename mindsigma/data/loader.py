@@ -10,7 +10,7 @@ import numpy as np
 
 from mindsigma.choices import MAX_BAD_IMAGES
 from mindsigma.data.feature_set import FeatureSet
-from mindsigma.data.images import training_array
+from mindsigma.data.images import to_array, training_array
 from mindsigma.data.randomness import generator
 from mindsigma.errors import MindSigmaError, one_line
 
@@ -30,6 +30,7 @@ class Batch:
         captions: n texts, after the choice between short and long.
         dropped: bool (n,), rows whose caption gives way to the null caption.
         images: float32 (n, 3, height, width) in [-1, 1], or None where features are read.
+        control_images: the same of the conditions of a ControlNet, or None without them or where features are read.
         moments: float32 (n, 2 * c, height / 8, width / 8), mean and standard deviation of the VAE's posterior,
             unscaled.
         states: float32 (n, max_length, d), T5's states, zeros behind the caption; the caption's even if dropped.
@@ -38,6 +39,8 @@ class Batch:
         aspect_ratio: float32 (n, 1), key of the bucket.
         replaced: number of rows where another record stands than the one that was drawn, which cannot be read.
         noise: float32 (n, c, height / 8, width / 8), what the latents were made of, of pairs, else None.
+        control_moments: as `moments`, of the conditions, where features with them are read, else None.
+        control_dropped: bool (n,), rows whose condition is to say nothing, or None.
     """
 
     step: int
@@ -54,6 +57,9 @@ class Batch:
     aspect_ratio: np.ndarray
     replaced: int = 0
     noise: Optional[np.ndarray] = None
+    control_images: Optional[np.ndarray] = None
+    control_moments: Optional[np.ndarray] = None
+    control_dropped: Optional[np.ndarray] = None
 
     @property
     def size(self):
@@ -61,10 +67,11 @@ class Batch:
         return self.height, self.width
 
 
-def training_image(records, index, height, width, resampling):
+def training_image(records, index, height, width, resampling, condition=None):
     """float32 (3, height, width) in [-1, 1] of a record's image, covering that size, its centre cut out.
 
-    Raises MindSigmaError, which names the file, for one that cannot be read or is no image of anywhere near this shape.
+    With a Condition (6, height, width): its picture follows, cut in the same way. Raises MindSigmaError, which names
+    the file, for one that cannot be read or is no image of anywhere near this shape.
     """
     image = records.image(index)
     scale = max(height / image.height, width / image.width)
@@ -72,7 +79,11 @@ def training_image(records, index, height, width, resampling):
         raise MindSigmaError(
             f"{records[index].where}: is {image.height} x {image.width}, far from the shape of {height} x {width}"
         )
-    return training_array(image, height, width, resampling)
+    array = training_array(image, height, width, resampling)
+    if condition is None:
+        return array
+    control = condition.picture(records[index], image, height, width, resampling)
+    return np.concatenate([array, to_array(control)])
 
 
 class Loader:
@@ -96,6 +107,8 @@ class Loader:
         max_bad_images: how many records may turn out not to be readable; 0: the first one is an error.
         places: int (n,), index in `source` of each record of the sampler, -1 for one that is gone; None: they are the
             same.
+        condition: Condition whose pictures are read beside images; features tell their own.
+        condition_dropout: share of draws whose condition is marked as dropped.
 
     Attributes:
         bad: dict from the index in `source` of a record that could not be read to what is wrong with it.
@@ -120,11 +133,14 @@ class Loader:
         prefetch=2,
         max_bad_images=MAX_BAD_IMAGES,
         places=None,
+        condition=None,
+        condition_dropout=0.0,
     ):
         for name, value in (
             ("real_prompt_ratio", real_prompt_ratio),
             ("caption_dropout", caption_dropout),
             ("flip", flip),
+            ("condition_dropout", condition_dropout),
         ):
             if not 0 <= value <= 1:
                 raise MindSigmaError(f"{name} must lie in 0 ... 1, not {value}")
@@ -141,6 +157,7 @@ class Loader:
         if self.features:
             source.check_use(sampler.resolution, max_length, flip)
         self.source, self.sampler = source, sampler
+        self.condition, self.condition_dropout = condition, condition_dropout
         self.seed, self.max_length = seed, max_length
         self.real_prompt_ratio, self.caption_dropout, self.flip = real_prompt_ratio, caption_dropout, flip
         self.threads, self.prefetch = threads, prefetch
@@ -195,6 +212,10 @@ class Loader:
         ]
         return tuple(draws)
 
+    def _dropped_conditions(self, draws):
+        chances = [generator(self.seed, "condition dropout", draw).random() for draw in draws]
+        return np.array(chances) < self.condition_dropout
+
     def _submit(self, pool, step):
         """An empty Batch and the tasks that fill it, each of which returns what `_fill` does."""
         bucket, indices, draws = self.sampler.batch(step)
@@ -214,6 +235,7 @@ class Loader:
             mask=None,
             image_size=np.empty((count, 2), np.float32),
             aspect_ratio=np.full((count, 1), bucket.aspect_ratio, np.float32),
+            control_dropped=self._dropped_conditions(draws),
         )
         if self.features:
             width = self.source.state_width
@@ -222,8 +244,11 @@ class Loader:
             batch.mask = np.zeros((count, self.max_length), np.int32)
             if self.source.has_noise:
                 batch.noise = np.empty(np.array(batch.moments.shape) // (1, 2, 1, 1), np.float32)
+            if self.source.has_condition:
+                batch.control_moments = np.empty_like(batch.moments)
         else:
             batch.images = np.empty((count, 3, bucket.height, bucket.width), np.float32)
+            batch.control_images = None if self.condition is None else np.empty_like(batch.images)
         tasks = [pool.submit(self._fill, batch, bucket, row, int(i), choices[row]) for row, i in enumerate(indices)]
         return batch, tasks
 
@@ -278,13 +303,19 @@ class Loader:
         return f"{mend}, then the same command goes on"
 
     def _fill_image(self, batch, row, index, choices):
-        array = training_image(self.source, index, batch.height, batch.width, self.sampler.resolution.resampling)
-        batch.images[row] = array[:, :, ::-1] if choices[2] else array
+        resampling = self.sampler.resolution.resampling
+        array = training_image(self.source, index, batch.height, batch.width, resampling, self.condition)
+        array = array[:, :, ::-1] if choices[2] else array
+        batch.images[row] = array[:3]
+        if self.condition is not None:
+            batch.control_images[row] = array[3:]
 
     def _fill_features(self, batch, row, index, choices):
         moments, states = self.source.read(index, choices[0])
         if batch.noise is not None:
             batch.noise[row] = self.source.noise(index)
+        if batch.control_moments is not None:
+            batch.control_moments[row] = self.source.condition(index)
         batch.moments[row] = moments
         batch.states[row, : len(states)] = states
         batch.mask[row, : len(states)] = 1

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindsigma.data.feature_shards import FeatureShards
-from mindsigma.data.features import LONG_STATES, MOMENTS, STATES, FeatureFolder
+from mindsigma.data.features import CONDITION, LONG_STATES, MOMENTS, STATES, FeatureFolder
 from mindsigma.data.image_identity import find_identity
 from mindsigma.data.loader import CHECK, training_image
 from mindsigma.data.record import UNREADABLE, BadRow
@@ -85,6 +85,7 @@ class Extraction:
         threads: images decoded at once.
         strict: an image that cannot be read is an error; else it is noted and left out.
         shard_records: records of a shard; 0 writes a file a record.
+        condition: Condition of a ControlNet, whose pictures' moments are stored, too, or None.
 
     Attributes:
         left_out: list of BadRow, images of all processes that cannot be read, known after `finish`.
@@ -106,13 +107,14 @@ class Extraction:
         threads=4,
         strict=False,
         shard_records=0,
+        condition=None,
     ):
         for name, value in (("max_length", max_length), ("batch_size", batch_size), ("threads", threads)):
             if value < 1:
                 raise MindSigmaError(f"{name} must be at least 1, not {value}")
         self.records, self.encoders, self.resolution = records, encoders, resolution
         self.max_length, self.batch_size, self.threads = max_length, batch_size, threads
-        self.strict, self.left_out = strict, []
+        self.strict, self.left_out, self.condition = strict, [], condition
         self._states, self._moments = STORED[states_dtype], STORED[moments_dtype]
         config = {
             "resolution": resolution.as_dict(),
@@ -126,9 +128,9 @@ class Extraction:
             "state_width": encoders.state_width,
         }
         if shard_records:
-            self.folder = FeatureShards(folder, config, records, shard_records)
+            self.folder = FeatureShards(folder, config, records, shard_records, condition)
         else:
-            self.folder = FeatureFolder(folder, config)
+            self.folder = FeatureFolder(folder, config, condition)
         self._sink = self.folder
         self.cut = 0  # captions longer than max_length, of those encoded by this object
 
@@ -245,9 +247,10 @@ class Extraction:
     def _image(self, index, bucket):
         """(array or what is wrong with the image, its identity) of a record."""
         record = self.records[index]
-        identity = find_identity(record)
+        identity = find_identity(record, self.condition)
         try:
-            return training_image(self.records, index, *bucket[1:], self.resolution.resampling), identity
+            size = bucket[1:]
+            return training_image(self.records, index, *size, self.resolution.resampling, self.condition), identity
         except MindSigmaError as error:
             if self.strict:
                 raise MindSigmaError(f"{error}; mend or remove it, or run without --strict; {CHECK}") from None
@@ -270,11 +273,14 @@ class Extraction:
             return
         records, images, identities = zip(*rows)
         images = np.stack([*images, *[images[-1]] * (self.batch_size - len(rows))])
-        moments = self.encoders.moments(images)
+        moments = self.encoders.moments(images[:, :3])
+        control = None if self.condition is None else self.encoders.moments(images[:, 3:])
         short = self._captions([record.prompt for record in records])
         long = self._captions([record.long_prompt for record in records])
         for row, record in enumerate(records):
             tensors = {MOMENTS: self._stored(moments[row], self._moments, record)}
+            if control is not None:
+                tensors[CONDITION] = self._stored(control[row], self._moments, record)
             for name, states in ((STATES, short[row]), (LONG_STATES, long[row])):
                 if states is not None:
                     tensors[name] = self._stored(states, self._states, record)

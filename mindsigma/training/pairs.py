@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindsigma.data import generator
-from mindsigma.data.features import MOMENTS, NOISE, STATES, FeatureFolder
+from mindsigma.data.features import CONDITION, MOMENTS, NOISE, STATES, FeatureFolder
 from mindsigma.data.image_identity import find_identity
 from mindsigma.data.record import Record
 from mindsigma.errors import MindSigmaError
@@ -42,7 +42,8 @@ class Pairs:
             "seed": seed,
             **options.metadata(),
         }
-        self.folder = FeatureFolder(folder, {**source.config, "moments_dtype": "fp32", "pairs": made})
+        config = {name: value for name, value in source.config.items() if name != CONDITION}
+        self.folder = FeatureFolder(folder, {**config, "moments_dtype": "fp32", "pairs": made})
         self.states_dtype = STORED[source.config.get("states_dtype", "fp32")]
         self.records = [self._record(i) for i in range(len(source))]
 
