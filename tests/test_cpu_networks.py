@@ -6,7 +6,7 @@ import pytest
 from conftest import relative_error
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
-from mindsigma.backends.cpu import accelerate, is_accelerated
+from mindsigma.backends.cpu import kernels, accelerate, is_accelerated
 from mindsigma.backends.cpu.library import library
 from mindsigma.models.dit import DiT, DiTConfig, KVCompression
 from mindsigma.models.linear import LowRank
@@ -105,6 +105,22 @@ def test_a_dit_in_training(kind):
         for value, exact in zip(gradients(fast, *inputs()), expected):
             # Gradients that are 0 but for rounding, as that of the bias of keys, have no digits of their own.
             assert np.linalg.norm(value - exact) < 5e-6 * max(np.linalg.norm(exact), 1e-2 * size)
+
+
+@pytest.mark.parametrize("kind", ["plain", "conv"])
+def test_frozen_blocks_hand_on_the_same_gradients(kind, monkeypatch):
+    """To what lies before them; those of their weights are not computed."""
+    plain, fast = (dit.set_train() for dit in dits(**KINDS[kind]))
+    for dit in (plain, fast):
+        for parameter in dit.blocks.get_parameters():
+            parameter.requires_grad = False
+    calls, backward = [], kernels.block_backward
+    monkeypatch.setattr(kernels, "block_backward", lambda *given: calls.append(given[3]) or backward(*given))
+    expected = gradients(plain, *inputs())
+    size = max(np.linalg.norm(value) for value in expected)
+    for value, exact in zip(gradients(fast, *inputs()), expected):
+        assert np.linalg.norm(value - exact) < 5e-6 * max(np.linalg.norm(exact), 1e-2 * size)
+    assert calls == [True, True]
 
 
 def test_what_cross_attention_adds_is_given_and_taken():

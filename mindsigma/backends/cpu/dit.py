@@ -3,7 +3,7 @@
 from itertools import groupby
 
 import numpy as np
-from mindspore import nn, ops
+from mindspore import Parameter, nn, ops
 
 from mindsigma.backends.cpu import kernels
 from mindsigma.backends.cpu.kernels import Rows
@@ -133,17 +133,21 @@ class FastBlock(DiTBlock):
     def learn(self, x, modulation, caption, kept, height, width):
         """The tokens (N, T, C), differentiable."""
         a, c, m = self.attn, self.cross_attn, self.mlp
-        rest = [t for part in (a.proj, c.q_linear, c.kv_linear, c.proj, m.fc1, m.fc2) for t in tensors(part)]
-        run = BlockCall(a.number, kernels.array(kept).copy(), not self.computes_again)
-        if not a.qk_norm and a.sampling is None:
-            return run(x, modulation, caption, *tensors(a.qkv), *rest)
+        own_qkv = not a.qk_norm and a.sampling is None
+        parts = (*((a.qkv,) if own_qkv else ()), a.proj, c.q_linear, c.kv_linear, c.proj, m.fc1, m.fc2)
+        weights = [t for part in parts for t in tensors(part)]
+        frozen = weights if all(isinstance(t, Parameter) and not t.requires_grad for t in weights) else None
+        run = BlockCall(a.number, kernels.array(kept).copy(), not self.computes_again, frozen)
+        weights = () if frozen else weights
+        if own_qkv:
+            return run(x, modulation, caption, *weights)
         qkv = ModulatedLinear()(x, modulation, *tensors(a.qkv))
         q, k, v = ops.split(qkv, x.shape[-1], -1)
         if a.qk_norm:
             q, k = a.q_norm(q), a.k_norm(k)
         if a.sampling is not None:
             k, v = a.compress(k, height, width), a.compress(v, height, width)
-        return run(x, modulation, caption, q, k, v, *rest)
+        return run(x, modulation, caption, q, k, v, *weights)
 
 
 class BlockCall(nn.Cell):
@@ -153,21 +157,23 @@ class BlockCall(nn.Cell):
         heads: number of attention heads.
         kept: array (N, L), 0 for tokens of the caption that are dropped.
         keep: whether to keep anything but the inputs.
+        frozen: list of weights and biases, see kernels.block, that need no gradient; None: they are inputs.
     """
 
-    def __init__(self, heads, kept, keep):
+    def __init__(self, heads, kept, keep, frozen=None):
         super().__init__(auto_prefix=False)
-        self.heads, self.kept, self.keep = heads, kept, keep
+        self.heads, self.kept, self.keep, self.weights = heads, kept, keep, (lambda: frozen)
 
     def construct(self, x, modulation, caption, *rest):
-        """`rest`: queries, keys and values, unless these are x's, then weights and biases, see kernels.block."""
+        """`rest`: queries, keys and values, unless these are x's, then weights and biases unless they are frozen."""
+        rest = (*rest, *(self.weights() or ()))
         self.block = kernels.block(x, modulation, caption, self.kept, rest, self.heads, NORM_EPS)
         out, self.saved = kernels.block_forward(self.block, self.keep)
         return out
 
     def bprop(self, *arguments):
         """Gradients of all inputs; the last two arguments are the result and its gradient."""
-        return kernels.block_backward(self.block, arguments[-1], self.saved)
+        return kernels.block_backward(self.block, arguments[-1], self.saved, self.weights() is not None)
 
 
 class ModulatedLinear(nn.Cell):

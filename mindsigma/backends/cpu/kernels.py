@@ -351,16 +351,17 @@ def block_forward(b, keep=True):
     return out, saved
 
 
-def block_backward(b, gradient, saved):
-    """Gradients of all tensors of a `block`, in their order. Without what the forward pass saved it runs again."""
-    sources = b.sources[0]
-    results = [empty(*source.shape) for source in sources]
+def block_backward(b, gradient, saved, frozen=False):
+    """Gradients of all tensors of a `block`, in their order, but for the weights and biases if they are frozen.
+
+    Without what the forward pass saved it runs again.
+    """
+    sources, first = b.sources[0], 6 if b.q else 3
+    results = [empty(*source.shape) for source in (sources[:first] if frozen else sources)]
     addresses = list(map(pointer, results))
     g = BlockGradients(*addresses[:3])
-    first = 3
     if b.q:
         g.q, g.k, g.v = addresses[3:6]
-        first = 6
     _fill(g.parts, results[first:])
     call("block_backward", b, _POINTER(pointer(gradient)), _POINTER(pointer(saved)), g)
     if saved is not None:

@@ -20,6 +20,7 @@ struct Block {
 };
 
 // Gradients, each of the shape of what it belongs to; those of q, k and v only if these were given, else that of QKV.
+// Those of the parts may be null: the weights are frozen.
 struct BlockGradients {
   float *x, *modulation, *caption, *q, *k, *v;
   Affine<float> parts[PARTS];

@@ -91,6 +91,7 @@ Linear to_input(const float* dy, const float* weight, float* dx, long rows, long
 }
 
 void gradient_of_weight(const float* dy, const float* x, Affine<float> to, long rows, long in, long out) {
+  if (!to.weight) return;
   multiply_together(out, in, rows, {dy, out, true}, {x, in}, to.weight, in);
   sum_columns<1>({1, rows, 0}, out, {to.bias},
                  [&](long, long place, long n, V* sums) { sums[0] += get(dy + place, n); });
@@ -117,8 +118,10 @@ void gradient_of_modulated(const ModulatedGradient& g, float* spare) {
   l.shift = g.rows;
   l.scale = g.rows + g.in;
   l.eps = g.eps;
-  normalise(l, 0, rows, normalised);
-  gradient_of_weight(g.dy, normalised, g.to, rows, g.in, g.out);
+  if (g.to.weight) {
+    normalise(l, 0, rows, normalised);
+    gradient_of_weight(g.dy, normalised, g.to, rows, g.in, g.out);
+  }
   apply(to_input(g.dy, g.weight, between, rows, g.in, g.out));
   gradient_of_norm(between, g.x, l.scale, g.eps, g.added, g.dx, g.drows, g.drows + g.in, g.images, g.in);
 }

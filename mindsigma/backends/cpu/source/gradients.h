@@ -16,7 +16,7 @@ struct Images {
 // Of a linear map y = x w^T + bias of x (rows, in): the linear map of dy (rows, out) whose result is dx.
 Linear to_input(const float* dy, const float* weight, float* dx, long rows, long in, long out);
 
-// Of its weight (out, in) and bias (out,).
+// Of its weight (out, in) and bias (out,); to null pointers none.
 void gradient_of_weight(const float* dy, const float* x, Affine<float> to, long rows, long in, long out);
 
 // Of y = gate * x: dx = gate * dy, (rows, width), and a row of dgate for each image.
@@ -24,7 +24,7 @@ void gradient_of_gate(const float* dy, const float* x, const float* gate, float*
                       long width);
 
 // Of y = (scale * LayerNorm(x) + shift) w^T + bias; weight (out, in), `rows` and `drows` a row of shifts and one of
-// scales after it for each image. dx is (rows, in), plus `added` of that shape, if given.
+// scales after it for each image. dx is (rows, in), plus `added` of that shape, if given. `to` may be null pointers.
 struct ModulatedGradient {
   const float *dy, *x, *rows, *weight, *added;
   float *dx, *drows;
