@@ -6,7 +6,7 @@ import pytest
 from conftest import relative_error
 from mindspore import Parameter, ParameterTuple, Tensor, ops
 
-from mindsigma.backends.cpu import kernels, accelerate, is_accelerated
+from mindsigma.backends.cpu import accelerate, is_accelerated, kernels
 from mindsigma.backends.cpu.library import library
 from mindsigma.models.dit import DiT, DiTConfig, KVCompression
 from mindsigma.models.linear import LowRank

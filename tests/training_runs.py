@@ -13,7 +13,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindsigma.data.features import MOMENTS, STATES, FeatureFolder
+from mindsigma.data.conditions import Condition
+from mindsigma.data.features import CONDITION, MOMENTS, STATES, FeatureFolder
 from mindsigma.data.record import Record
 from mindsigma.data.resolution import Resolution
 from mindsigma.models.dit import DiT, DiTConfig
@@ -53,8 +54,11 @@ def write_network(folder, **changes):
     return folder
 
 
-def write_features(folder, sizes, resolution, max_length=TOKENS):
-    """A folder of features as tools/extract_features.py writes it, of noise, for images of these (height, width)."""
+def write_features(folder, sizes, resolution, max_length=TOKENS, condition=False):
+    """A folder of features as tools/extract_features.py writes it, of noise, for images of these (height, width).
+
+    `condition`: with moments of conditions, too.
+    """
     config = {
         "resolution": resolution.as_dict(),
         "max_length": max_length,
@@ -62,7 +66,8 @@ def write_features(folder, sizes, resolution, max_length=TOKENS):
         "downsampling": 8,
         "state_width": WIDTH,
     }
-    features, random = FeatureFolder(folder, config), np.random.default_rng(7)
+    of_condition = Condition("canny") if condition else None
+    features, random = FeatureFolder(folder, config, of_condition), np.random.default_rng(7)
     features.write_null_caption(random.standard_normal((max_length, WIDTH)).astype(np.float32), 1)
     buckets, records, tokens = resolution.buckets(), [], []
     for i, (size, bucket) in enumerate(zip(sizes, resolution.assign(np.array(sizes)))):
@@ -70,16 +75,19 @@ def write_features(folder, sizes, resolution, max_length=TOKENS):
         length = int(random.integers(2, max_length + 1))
         mean = random.standard_normal((4, buckets[bucket].height // 8, buckets[bucket].width // 8))
         moments = np.concatenate([mean * 7.0, np.full_like(mean, 0.1)]).astype(np.float32)
-        features.write(record, {MOMENTS: moments, STATES: random.standard_normal((length, WIDTH)).astype(np.float32)})
+        tensors = {MOMENTS: moments, STATES: random.standard_normal((length, WIDTH)).astype(np.float32)}
+        if condition:
+            tensors[CONDITION] = np.flip(moments, -1) + np.float32(0.01)
+        features.write(record, tensors)
         records.append(record)
         tokens.append((length, 0))
     features.write_index(records, tokens)
     return folder
 
 
-def square_features(folder, count=24):
-    """Features of `count` images of 64 x 64 pixels."""
-    return write_features(folder, [(64, 64)] * count, Resolution(64))
+def square_features(folder, count=24, **options):
+    """Features of `count` images of 64 x 64 pixels; options of `write_features`."""
+    return write_features(folder, [(64, 64)] * count, Resolution(64), **options)
 
 
 def options(network, features, output, **changes):

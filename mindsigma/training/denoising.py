@@ -16,6 +16,9 @@ class Training(Method):
     @classmethod
     def check(cls, args):
         """See Method."""
+        for name in ("controlnet_layers", "init_controlnet", "condition", "condition_folder", "condition_dropout"):
+            if getattr(args, name):
+                raise MindSigmaError(f"--{name.replace('_', '-')} belongs to --method controlnet")
         if args.class_count < 1:
             raise MindSigmaError(f"--class-count must be at least 1, not {args.class_count}")
         if not 0 <= args.prior_weight < float("inf"):

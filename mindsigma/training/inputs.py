@@ -110,14 +110,18 @@ class StepInputs:
 
     def latents(self, batch, rows):
         """Scaled latents, float32 (n, c, h, w), drawn from the VAE's posterior."""
-        if batch.moments is not None:
-            mean, deviation = np.split(batch.moments[rows], 2, axis=1)
+        return self.drawn_latents(batch.moments, batch.images, batch.draws, rows, "posterior")
+
+    def drawn_latents(self, moments, images, draws, rows, purpose):
+        """Scaled latents (n, c, h, w) of the rows of a Batch's moments or, where these are None, of its images."""
+        if moments is not None:
+            mean, deviation = np.split(moments[rows], 2, axis=1)
         else:
             # One image at a time: the encoder's activations are many times the DiT's.
-            moments = [self.vae.encode(Tensor(batch.images[i : i + 1])).asnumpy() for i in range(rows.start, rows.stop)]
-            mean, log_variance = np.split(np.concatenate(moments).astype(np.float32), 2, axis=1)
+            found = [self.vae.encode(Tensor(images[i : i + 1])).asnumpy() for i in range(rows.start, rows.stop)]
+            mean, log_variance = np.split(np.concatenate(found).astype(np.float32), 2, axis=1)
             deviation = np.exp(0.5 * np.clip(log_variance, -30.0, 20.0))
-        noise = self.normal("posterior", batch.draws[rows], mean.shape[1:])
+        noise = self.normal(purpose, draws[rows], mean.shape[1:])
         return (mean + deviation * noise - self.vae_config.shift_factor) * self.vae_config.scaling_factor
 
     def captions(self, batch, rows):

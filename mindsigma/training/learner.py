@@ -71,6 +71,45 @@ class WholeLearner:
         set_from(open_checkpoint(Path(folder)), values or self.named)
 
 
+class ControlNetLearner(WholeLearner):
+    """Trains every weight of a ControlNet, beside a frozen DiT.
+
+    Args:
+        controlnet: ControlNet with fp32 weights. Its Parameters are renamed, as those of the DiT beside it have the
+            same names.
+    """
+
+    product = "controlnet"
+    average = "controlnet_ema"
+
+    def __init__(self, controlnet):
+        self.controlnet, self.named = controlnet, {}
+        for name, parameter in controlnet.parameters_and_names():
+            parameter.name = f"{self.product}.{name}"
+            self.named[parameter.name] = parameter
+
+    def summary(self):
+        """A line that tells its size."""
+        numbers = sum(parameter.size for parameter in self.parameters)
+        return f"ControlNet of {self.controlnet.config.layers} blocks, {numbers:,} numbers"
+
+    def write(self, folder, values=None):
+        """Write a network folder of this project's format; `values` as for WholeLearner."""
+        values = self._own_names(values or self.named)
+        config = stored_config("ControlNet", self.controlnet.config)
+        specs = [TensorSpec(name, FP32, tuple(value.shape)) for name, value in values.items()]
+        write_own_folder(
+            folder, config, specs, lambda name: values[name].asnumpy(), dtype="fp32", kind=self.product
+        )  # fmt: skip
+
+    def read(self, folder, values=None):
+        """See WholeLearner."""
+        set_from(open_checkpoint(Path(folder)), self._own_names(values or self.named))
+
+    def _own_names(self, values):
+        return {name.removeprefix(f"{self.product}."): value for name, value in values.items()}
+
+
 class AdapterLearner:
     """Trains an adapter beside the frozen weights of a DiT.
 

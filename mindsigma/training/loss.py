@@ -84,6 +84,10 @@ class Denoising(Objective):
         """
         noisy = noisy_latents(clean, noise, numbers)
         output = self.dit(noisy, timestep, states, mask, image_size, aspect_ratio)
+        return self.terms_of(output, clean, noisy, noise, numbers)
+
+    def terms_of(self, output, clean, noisy, noise, numbers):
+        """Squared error and bound of what the network gives, (N, c or 2 c, h, w), for the noisy latents."""
         if not self.bound:
             output = noise_part(output, clean)
         mse, bound = diffusion_loss(output, clean, noisy, noise, numbers, self.bound)

@@ -11,6 +11,7 @@ from mindsigma.backends.cpu.step import accelerate_step
 from mindsigma.data import FeatureSet
 from mindsigma.errors import MindSigmaError
 from mindsigma.training.checkpoints import Contents
+from mindsigma.training.learner import AdapterLearner, WholeLearner
 from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.step import StepConfig, TrainingStep
 
@@ -43,6 +44,8 @@ class Method:
         inputs: StepInputs that make its micro-batches, after `build`.
     """
 
+    freezes = False  # whether the network that the run begins from stays as it is
+
     @classmethod
     def check(cls, args):
         """Raise MindSigmaError for options that cannot be meant."""
@@ -50,8 +53,22 @@ class Method:
     def __init__(self, run):
         self.run, self.args = run, run.args
 
+    def loading(self):
+        """dict of options of Loader, beside those of every run."""
+        return {}
+
     def begin(self):
         """What is done with the network as it is before training, without its adapter."""
+
+    def learner(self, component):
+        """What learns, of training/learner.py: an adapter if one is asked for, else all weights of the network.
+
+        `component`: Component that the network was made of.
+        """
+        run = self.run
+        if run.adapting:
+            return AdapterLearner(run.dit, run.new_adapter())
+        return WholeLearner(run.dit, run.null_caption[0], component.record)
 
     def build(self):
         """Make `training` and `inputs`."""
@@ -140,12 +157,17 @@ class Distillation(Method):
 
     def begin(self):
         """Note which teacher it is, as a continuation must have the same."""
-        digest = hashlib.blake2b(digest_size=8)
-        for name, parameter in self.run.dit.parameters_and_names():
-            digest.update(name.encode())
-            digest.update(np.ascontiguousarray(parameter.float().asnumpy()))
-        self.teacher_digest = digest.hexdigest()
+        self.teacher_digest = digest_of(self.run.dit)
 
     def identity(self):
         """See Method."""
         return {"teacher": self.teacher_digest}
+
+
+def digest_of(network):
+    """Text that differs where a network's weights differ."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, parameter in network.parameters_and_names():
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(parameter.float().asnumpy()))
+    return digest.hexdigest()

@@ -7,13 +7,14 @@ METHODS = {
     "denoising": ("denoising", "Training"),
     "lcm": ("lcm", "LCM"),
     "dmd": ("dmd", "DMD"),
+    "controlnet": ("controlnet", "ControlNetTraining"),
 }
 DISTILLATIONS = ("lcm", "dmd")  # what tools/distill.py offers
 
 
 def method_of(args):
-    """The Method of a namespace of options; that of tools/train.py names none."""
-    return method_class(getattr(args, "method", "denoising"))
+    """The Method of a namespace of options; that of tools/train.py names none for the ordinary training."""
+    return method_class(getattr(args, "method", None) or "denoising")
 
 
 def method_class(name):

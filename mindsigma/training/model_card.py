@@ -8,8 +8,16 @@ from mindsigma.errors import one_line
 
 HOW = (
     "resolution", "multi_scale", "optimizer", "learning_rate", "lr_schedule", "warmup", "weight_decay", "max_norm",
-    "ema_decay", "caption_dropout", "flip", "loss_weighting", "snr_loss", "prior_weight", "dtype", "seed",
+    "ema_decay", "condition", "condition_dropout", "caption_dropout", "flip", "loss_weighting", "snr_loss",
+    "prior_weight", "dtype", "seed",
 )  # fmt: skip
+
+# What a checkpoint holds: its tag, and the words for it.
+KINDS = {
+    "dit": (None, "All weights of a diffusion transformer"),
+    "adapter.safetensors": ("lora", "An adapter ({summary})"),
+    "controlnet": ("controlnet", "A {summary}, made for the diffusion transformer"),
+}
 
 
 def model_card(args, step, product, identity, records, changes=(), held_out=None, summary=""):
@@ -17,21 +25,21 @@ def model_card(args, step, product, identity, records, changes=(), held_out=None
 
     Args:
         args: namespace of the run. step: of the checkpoint.
-        product: "dit" or "adapter.safetensors", what the checkpoint holds.
+        product: "dit", "adapter.safetensors" or "controlnet", what the checkpoint holds.
         identity: dict of the run's options, with `batch`. records: number of records that it is trained on.
         changes: dicts of what was changed when the run went on. held_out: validation loss, or None.
-        summary: a line about an adapter.
+        summary: a line about an adapter or a ControlNet.
     """
-    adapter = product != "dit"
+    tag, kind = KINDS[product]
     base, name = _shown(args.model), Path(args.output).name
     title = f"{one_line(name, 60)}, step {step}"
     head = {
         "library_name": "mindsigma",
         "pipeline_tag": "text-to-image",
         "base_model": base,
-        "tags": ["pixart-sigma", "mindspore", *(["lora"] if adapter else [])],
+        "tags": ["pixart-sigma", "mindspore", *([tag] if tag else [])],
     }
-    kind = f"An adapter ({summary})" if adapter else "All weights of a diffusion transformer"
+    kind = kind.format(summary=summary)
     fresh = "random weights of the shape of " if args.fresh else ""
     lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()), "---", ""]
     lines += [f"# {title}", "", f"{kind} of PixArt-Σ, trained by mindsigma {__version__} from {fresh}`{base}`.", ""]
@@ -44,7 +52,7 @@ def model_card(args, step, product, identity, records, changes=(), held_out=None
     for change in changes:
         name, then, now = (one_line(change.get(key), 60) for key in ("option", "from", "to"))
         lines.append(f"| changed after step {one_line(change.get('step'), 12)} | {name}: {then} to {now} |")
-    lines += ["", "## Use", "", "```bash", *_commands(adapter, base, args), "```", ""]
+    lines += ["", "## Use", "", "```bash", *_commands(product, base, args), "```", ""]
     lines += [
         "## To be filled in", "",
         "* Licence: that of the weights it began from, and of the data.",
@@ -54,9 +62,13 @@ def model_card(args, step, product, identity, records, changes=(), held_out=None
     return "\n".join(lines)
 
 
-def _commands(adapter, base, args):
-    if adapter:
-        return [f'python tools/generate.py "a prompt" --model {base} --lora THIS_FOLDER/adapter.safetensors']
+def _commands(product, base, args):
+    draw = f'python tools/generate.py "a prompt" --model {base}'
+    if product == "adapter.safetensors":
+        return [f"{draw} --lora THIS_FOLDER/adapter.safetensors"]
+    if product == "controlnet":
+        part = "controlnet_ema" if args.ema_decay else "controlnet"
+        return [f"{draw} --controlnet THIS_FOLDER/{part} --control-image FILE"]
     part = "ema" if args.ema_decay else "dit"
     components = _shown(args.components or args.model)
     return [

@@ -25,6 +25,10 @@ class Objective(nn.Cell):
         super().__init__(auto_prefix=False)
         self.dit = dit
 
+    def set_learning(self, learning):
+        """Put what learns into training mode, or out of it; other networks stay as they are."""
+        self.dit.set_train(learning)
+
     def construct(self, *inputs):
         """From the tensors of a micro-batch a tuple: an fp32 scalar for each of `terms`, then what is handed on."""
         raise NotImplementedError

@@ -16,6 +16,7 @@ from mindsigma.choices import (
 from mindsigma.config_file import Unnamed
 from mindsigma.errors import MindSigmaError
 from mindsigma.sampling import SAMPLERS
+from mindsigma.training.condition_options import add_condition
 from mindsigma.training.learning_rate import AUTO, SCHEDULES, learning_rate
 from mindsigma.training.methods import method_of
 from mindsigma.training.trackers import TRACKERS
@@ -31,6 +32,8 @@ FREE = (
     "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero", "max_bad_images",
     "accept_new_data", "tracker",
     "evaluate", "evaluate_every",
+    # What a method tells of these, see Method.identity.
+    "controlnet_layers", "init_controlnet", "condition", "condition_folder", "condition_dropout",
 )  # fmt: skip
 
 # Options that may change when a run goes on: the change is recorded in its checkpoints.
@@ -62,7 +65,8 @@ REASONS = {
     **dict.fromkeys(("optimizer", "betas", "eps", "ema_decay", "weight_decay", "max_norm", "loss_scale"), _STATES),
     **dict.fromkeys(("fresh", "kv_compression", "kv_init", "grow_to", "position_scale", "input_size"), _NETWORK),
     **dict.fromkeys(("pe_interpolation", "lora_rank", "lora_alpha", "lora_targets", "rslora", "dora"), _NETWORK),
-    **dict.fromkeys(("init_lora",), _NETWORK),
+    **dict.fromkeys(("init_lora", "method", "base", "controlnet_layers", "init_controlnet"), _NETWORK),
+    **dict.fromkeys(("condition", "condition_dropout"), _BATCHES),
     **dict.fromkeys(("snr_loss", "loss_weighting", "snr_gamma", "prior_weight"), _LOSS),
     **dict.fromkeys(("dtype", "fp32_attention", "recompute"), "other roundings than an unbroken run's would follow"),
 }
@@ -70,7 +74,7 @@ REASONS = {
 AT_LEAST_1 = (
     "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
     "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps",
-    "evaluate_every",
+    "evaluate_every", "controlnet_layers",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "learning_rate",
@@ -94,6 +98,7 @@ def build_parser():
     )
     add_options(parser)
     add_denoising_options(parser)
+    _add_controlnet_options(parser)
     return parser
 
 
@@ -109,6 +114,15 @@ def add_denoising_options(parser):
     add("--class-prompt", metavar="TEXT", help="draw what is missing of --class-count images, before the first step")
     add("--class-count", type=int, default=100, help="images of --class-prompt")
     add("--prior-weight", type=float, default=1.0, help="of the loss on the class's images")
+
+
+def _add_controlnet_options(parser):
+    add = parser.add_argument_group("ControlNet").add_argument
+    add("--method", choices=("controlnet",), help="train a ControlNet beside --model, which is frozen, instead of it")
+    add("--controlnet-layers", type=int, metavar="N", help="blocks that it copies; default 13 of 28, 3 of 8")
+    add("--init-controlnet", metavar="FOLDER", help="go on from this one instead of a fresh one")
+    add_condition(add, "; features hold theirs")
+    add("--condition-dropout", type=float, default=0.0, help="share of conditions whose latents give way to zeros")
 
 
 def add_options(parser):
@@ -219,7 +233,7 @@ def add_options(parser):
 def check(args):
     """Raise for options that cannot be meant; what other parts check they are left to."""
     for name in AT_LEAST_1:
-        value = getattr(args, name)
+        value = getattr(args, name, None)
         if value is not None and value < 1:
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     for name in NOT_NEGATIVE:

@@ -21,7 +21,7 @@ from mindsigma.progress import duration
 from mindsigma.runtime import resolve_dtype, set_device
 from mindsigma.sampling.options import OWN, SamplingOptions
 from mindsigma.training.checkpoints import RunCheckpoints, read_state
-from mindsigma.training.learner import AdapterLearner, WholeLearner
+from mindsigma.training.learner import WholeLearner
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
 from mindsigma.training.lora import TARGETS, AdapterConfig, new_adapter
 from mindsigma.training.methods import method_of
@@ -52,6 +52,7 @@ NAMES = {
     "batch": "a batch (--batch-size x --accumulation x processes) of",
     "data": "data (captions, sizes, order) of the fingerprint",
     "teacher": "a teacher (--model) of the fingerprint",
+    "base": "a network (--model) of the fingerprint",
 }
 
 
@@ -106,6 +107,7 @@ class Trainer:
             "max_length": args.max_length,
             "threads": args.threads,
             "max_bad_images": args.max_bad_images,
+            **self.method.loading(),
         }
         self.sampler, self.loader = self.sampled(self.records, args.seed)
         self.say(*str(self.sampler.summary()).split("\n"))
@@ -145,28 +147,26 @@ class Trainer:
                 "--grow-to moves the network's"
             )
         dtype = resolve_dtype(args.dtype)
-        adapting = args.lora_rank is not None or args.init_lora
+        self.adapting = args.lora_rank is not None or args.init_lora
         self.dit = build_dit(
             component.config,
             dtype,
             args.fp32_attention,
             None if args.fresh else component,
             args.seed,
-            dtype if adapting else ms.float32,
+            dtype if self.adapting or self.method.freezes else ms.float32,
         )
         self.null_caption = self._null_caption(component)
         self.method.begin()
-        if adapting:
-            self.learner = AdapterLearner(self.dit, self._adapter())
+        self.learner = self.method.learner(component)
+        if type(self.learner) is not WholeLearner:
             self.say(self.learner.summary())
-        else:
-            self.learner = WholeLearner(self.dit, self.null_caption[0], component.record)
         if args.recompute:  # after the adapter is in: MindSpore knows the parameters of this moment only
             for block in self.dit.blocks:
                 block.recompute()
         set_from_rank(0, self.learner.parameters, self.collectives)
 
-    def _adapter(self):
+    def new_adapter(self):
         """The Adapter that is trained, as it is at the start."""
         args = self.args
         if args.init_lora:

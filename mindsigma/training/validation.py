@@ -13,16 +13,16 @@ from mindsigma.sampling.schedule import NUM_TRAIN_STEPS
 @contextmanager
 def evaluating(training):
     """The network of a TrainingStep out of training mode, with the averaged weights if there are any."""
-    dit, averages, own = training.dit, training.averages(), {}
+    objective, averages, own = training.objective, training.averages(), {}
     if averages:
         own = training.weights() or {parameter.name: Tensor(parameter) for parameter in training.parameters}
-    dit.set_train(False)
+    objective.set_learning(False)
     try:
         training.show(averages)
-        yield dit
+        yield objective.dit
     finally:
         training.show(own)
-        dit.set_train(True)
+        objective.set_learning(True)
 
 
 class HeldOutLoss:
@@ -35,14 +35,14 @@ class HeldOutLoss:
         collectives: Collectives.
         points: timesteps a record, spread evenly over the schedule.
         batches: number of global batches; None: an epoch.
-        loader_options: of Loader; captions are not dropped.
+        loader_options: of Loader; captions and conditions are not dropped.
     """
 
     def __init__(self, source, sampler, inputs, collectives, points=4, batches=None, **loader_options):
         ranks = collectives.ranks
         self.collectives, self.inputs, self.points = collectives, inputs, points
         self.batches = min(batches or sampler.steps_per_epoch, sampler.steps_per_epoch)
-        options = {**loader_options, "caption_dropout": 0.0, "flip": 0.0}
+        options = {**loader_options, "caption_dropout": 0.0, "flip": 0.0, "condition_dropout": 0.0}
         self.loader = Loader(source, sampler, ranks.rank, ranks.count, **options)
 
     def __call__(self, training):
