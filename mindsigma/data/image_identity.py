@@ -13,7 +13,7 @@ def find_identity(record, condition=None):
     """dict of two texts, "stamp" and "digest", of a Record's image as it is now; empty where its bytes cannot be read.
 
     The stamp is taken before the bytes are read: an image replaced in between then differs from what is stored.
-    `condition`: Condition of a ControlNet, whose picture of the record, if that has a file, is then a part of the image.
+    `condition`: Condition of a ControlNet, whose picture, if it has a file, is then a part of the image.
     """
     try:
         files = _files(record, condition)
