@@ -42,7 +42,7 @@ class PromptLines:
         except MindSigmaError as error:
             raise MindSigmaError(f"{flag} {error}") from None
         start = number = 0
-        while line := self._file.readline(LONGEST_LINE):
+        for line in iter(lambda: self._file.readline(LONGEST_LINE), b""):
             number += 1
             if len(line) == LONGEST_LINE:
                 raise MindSigmaError(f"{flag} {path}, line {number}: longer than {LONGEST_LINE} bytes")
