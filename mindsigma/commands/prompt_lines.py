@@ -41,9 +41,8 @@ class PromptLines:
             self._file = open_regular(path)
         except MindSigmaError as error:
             raise MindSigmaError(f"{flag} {error}") from None
-        start = number = 0
-        for line in iter(lambda: self._file.readline(LONGEST_LINE), b""):
-            number += 1
+        start = 0
+        for number, line in enumerate(iter(lambda: self._file.readline(LONGEST_LINE), b""), 1):
             if len(line) == LONGEST_LINE:
                 raise MindSigmaError(f"{flag} {path}, line {number}: longer than {LONGEST_LINE} bytes")
             digest.update(line)
