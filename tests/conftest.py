@@ -141,6 +141,12 @@ def mode(request):
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
+# For `mode`, where the same is held in graph mode elsewhere and a graph takes long to compile.
+GRAPH_IS_SLOW = pytest.mark.parametrize(
+    "mode", ["pynative", pytest.param("graph", marks=pytest.mark.slow)], indirect=True
+)
+
+
 @pytest.fixture
 def graph_mode():
     """Run the test in graph mode, as networks run on Ascend."""

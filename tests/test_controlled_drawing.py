@@ -108,6 +108,7 @@ def test_all_ways_to_compute_a_step_agree(plain):
             assert relative_error(trajectory(others, None, controls=[control(network, **how)], steps=2), eager) < 1e-5
 
 
+@pytest.mark.slow
 def test_in_graphs():
     """With what changes a step's graph: two ControlNets, guess mode, perturbed attention, heads of Ascend's width."""
     pag, graphs = PerturbedAttention((1,), 3.0), DenoisingGraphs(align_heads(small()[0].dit))

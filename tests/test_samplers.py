@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import walk
-from conftest import load_tool, relative_error
+from conftest import GRAPH_IS_SLOW, load_tool, relative_error
 from mindspore import Tensor, nn
 from PIL import Image
 
@@ -43,6 +43,7 @@ def expected(pipeline, seeds, order=2, steps=STEPS):
     return walk.walked(start.astype(np.float64), fresh, order)
 
 
+@GRAPH_IS_SLOW
 def test_a_sampler_draws_from_each_image_s_own_seed(either_mini):
     together = either_mini(["a red apple", "a cat"], seed=5, **CALL).images
     assert relative_error(together, expected(either_mini, [5, 6])) < 1e-6

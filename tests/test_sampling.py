@@ -3,7 +3,7 @@
 import mindspore as ms
 import numpy as np
 import pytest
-from conftest import GOLDEN, official_checkpoint, psnr, relative_error
+from conftest import GOLDEN, GRAPH_IS_SLOW, official_checkpoint, psnr, relative_error
 from mindspore import Tensor
 
 from mindsigma import MindSigmaError, PixArtSigmaPipeline
@@ -79,6 +79,7 @@ def test_graph_mode_compiles_once_for_all_images(plain_mini, mini, monkeypatch, 
     assert relative_error(latents, mini(**given, seed=3, output_type="latent", **QUICK).images) < 2e-5
 
 
+@GRAPH_IS_SLOW
 def test_guidance_in_halves_draws_the_same(either_mini):
     whole, halves = (
         either_mini(["a red apple", "a cat"], seed=3, output_type="latent", guidance_halves=halves, **QUICK).images
