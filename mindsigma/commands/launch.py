@@ -151,11 +151,10 @@ class Run:
         if args.nodes > 1:
             options["node_rank"] = args.node_rank
         try:
-            adopted = start(options, command, {**os.environ, FOLDER: self.folder}, logs / "msrun.log")
-            self.scheduler = adopted.pop(0) if args.node_rank == 0 else None
-            self.workers = adopted
-            if len(adopted) != processes:
-                raise MindSigmaError(f"msrun started {len(adopted)} of {processes} processes; see {logs / 'msrun.log'}")
+            log = logs / f"msrun_{args.node_rank}.log"
+            self.scheduler, self.workers = start(options, command, {**os.environ, FOLDER: self.folder}, log)
+            if len(self.workers) != processes:
+                raise MindSigmaError(f"msrun started {len(self.workers)} of {processes} processes; see {log}")
             self.tail = Tail(logs / "worker_0.log") if self.first == 0 else None
         except BaseException:
             self.end()
@@ -281,7 +280,7 @@ class Adopted:
 
 
 def start(options, command, environment, log):
-    """Start a command by msrun. Returns list of Adopted, in the order of msrun: on node 0 the scheduler, the workers.
+    """Start a command by msrun. Returns the scheduler, if this host is to have it, or None, and list of the workers.
 
     Args:
         options: dict of msrun's.
@@ -307,20 +306,24 @@ def start(options, command, environment, log):
         )  # fmt: skip
     if launcher.wait():
         raise MindSigmaError(f"msrun ended with code {launcher.returncode}; see {log}")
-    return [Adopted(pid) for pid in _children(launcher.pid)]
+    scheduler, *_ = [*_children(lambda pid, session: session == launcher.pid), None]
+    return scheduler, _children(lambda pid, session: session == pid)
 
 
-def _children(session):
-    """Processes that msrun left to this one, the oldest first: the scheduler in its session, workers in their own."""
+def _children(wanted):
+    """list of Adopted of this process's children whose number and session are `wanted`, the oldest first.
+
+    msrun's scheduler is in msrun's own session, each worker leads one.
+    """
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError, ValueError):
             # pid (name) state parent group session ...; the 22nd is when it was started
             fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            parent, own_session, begun = int(fields[1]), int(fields[3]), int(fields[19])
-            if parent == os.getpid() and own_session in (session, int(entry.name)):
+            parent, session, begun = int(fields[1]), int(fields[3]), int(fields[19])
+            if parent == os.getpid() and wanted(int(entry.name), session):
                 found.append((begun, int(entry.name)))
-    return [pid for _, pid in sorted(found)]
+    return [Adopted(pid) for _, pid in sorted(found)]
 
 
 def _unblock():
