@@ -1,5 +1,6 @@
 """One of three processes that take means by shared memory without MindSpore: rank, folder."""
 
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -7,8 +8,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from mindsigma.backends.cpu.shared_mean import SharedMean  # noqa: E402
+# The file alone: its package would import MindSpore, in every process.
+SPEC = importlib.util.spec_from_file_location(
+    "shared_mean", Path(__file__).parents[1] / "mindsigma" / "backends" / "cpu" / "shared_mean.py"
+)
+MODULE = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(MODULE)
 
 
 class Files:
@@ -40,7 +45,7 @@ class Files:
 
 if __name__ == "__main__":
     rank, folder = int(sys.argv[1]), Path(sys.argv[2])
-    shared = SharedMean(Files(folder, rank, 3), 1007)
+    shared = MODULE.SharedMean(Files(folder, rank, 3), 1007)
     assert shared.works
     random = np.random.default_rng(rank)
     for i in range(50):
