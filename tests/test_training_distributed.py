@@ -30,7 +30,9 @@ from training_runs import (
 from mindsigma.data.aspect_ratio import training_bins
 from mindsigma.data.resolution import Resolution
 from mindsigma.distributed import Collectives, Ranks
+from mindsigma.errors import MindSigmaError
 from mindsigma.training.distributed import owners
+from mindsigma.training.run_options import build_parser, check
 from mindsigma.training.shares import Shares
 
 STEPS = 20
@@ -161,6 +163,22 @@ def test_what_is_divided():
     assert shares[0].divides((6, 4)) and shares[0].shape((6, 4)) == (2, 4)
     assert not any(shares[0].divides(shape) for shape in ((4, 6), (6,), (6, 1, 2, 2)))
     assert Shares(3, Collectives(Ranks())).stage == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "give --recompute"),
+        (["--recompute", "--lora-rank", "4"], "an adapter has few: use --zero 2"),
+        (["--recompute", "--evaluate", "words.yaml"], "use --zero 2"),
+        (["--recompute", "--method", "controlnet", "--condition", "canny"], "stay as they are here: use --zero 2"),
+    ],
+)
+def test_what_stage_3_is_not_for(flags, said):
+    """Told before anything is opened."""
+    args = build_parser().parse_args(["--data", "data", "--output", "run", "--zero", "3", *flags])
+    with pytest.raises(MindSigmaError, match=said):
+        check(args)
 
 
 def test_owners_share_equally():

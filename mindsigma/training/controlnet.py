@@ -73,6 +73,8 @@ class ControlNetTraining(Method):
                 raise MindSigmaError(
                     f"--{name.replace('_', '-')}: a ControlNet learns beside --model as it is; train that first"
                 )
+        if args.zero == 3:
+            raise MindSigmaError("--zero 3 divides the weights of --model, which stay as they are here: use --zero 2")
         if args.evaluate:
             raise MindSigmaError("--evaluate draws without a condition: it would score --model, which stays as it is")
         if args.init_controlnet and args.controlnet_layers:
