@@ -13,6 +13,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from mindsigma import heartbeat
 from mindsigma.data.conditions import Condition
 from mindsigma.data.features import CONDITION, MOMENTS, STATES, FeatureFolder
 from mindsigma.data.record import Record
@@ -122,7 +123,8 @@ class Run:
     """Processes of one start of a script: the training tool, or a test's wrapper around it.
 
     With `ranks` > 1 they are what msrun starts, a scheduler and workers, from the environment variables that it sets;
-    msrun itself, which waits in a loop that takes a whole core, is left to one test of its own.
+    msrun itself, which waits in a loop that takes a whole core, is left to one test of its own. As with a launcher
+    (mindsigma/commands/launch.py), workers end without MindSpore's exit hooks, which crash now and then.
     """
 
     def __init__(self, arguments, log, ranks=1, script=TRAIN, environment=None):
@@ -136,6 +138,10 @@ class Run:
         if ranks > 1:
             common.update(MS_WORKER_NUM=str(ranks), MS_SCHED_HOST="127.0.0.1", MS_SCHED_PORT=str(free_port()))
             common["RANK_SIZE"] = str(ranks)
+            watched = log / "heartbeats"
+            watched.mkdir(exist_ok=True)
+            (watched / heartbeat.LEAVE).touch()  # they need not wait for each other, as they met when all was written
+            common[heartbeat.FOLDER] = str(watched)
             port = int(common["MS_SCHED_PORT"])
             roles = [
                 (path, {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(i), "RANK_ID": str(i), "DEVICE_ID": str(i)})
@@ -158,8 +164,6 @@ class Run:
                 if failed:
                     return failed[0]
                 if not any(code is None for code in codes):
-                    if self.scheduler:
-                        self.scheduler.wait(60)
                     return 0
                 assert time.monotonic() < end, f"still running after {seconds} s:\n{self.text()}"
                 time.sleep(0.02)
