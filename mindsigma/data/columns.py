@@ -2,22 +2,22 @@
 
 A part of a table is a safetensors file. A column of numbers is a tensor of a row each; a column of texts is a tensor of
 all bytes and one of ends, `NAME` and `NAME.ends`. A table is one part or several, one after the other. Opening reads
-the headers alone; a row is read from the disk when it is asked for.
+the headers alone; a row is read from the file when it is asked for.
 """
 
+import os
 from typing import NamedTuple, Tuple
 
 import numpy as np
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.foreign import understanding
+from mindsigma.foreign import open_regular, understanding
 from mindsigma.weights.formats.atomic import naming, replacing
 from mindsigma.weights.formats.safetensors_file import read_safetensors
 from mindsigma.weights.formats.safetensors_writer import check_safetensors, write_safetensors
-from mindsigma.weights.formats.tensor_stream import TensorSpec, pieces, release, write_pieces
+from mindsigma.weights.formats.tensor_stream import TensorSpec, pieces, write_pieces
 
 ENDS = ".ends"
-RELEASED = 1 << 12  # texts read between two moments at which pages are let go of
 AT_ONCE = 1 << 16  # rows read together where all are wanted
 REMEDY = "make it again"
 
@@ -72,7 +72,7 @@ class Part:
 
     Attributes:
         rows: number of rows of the first table; counts: of each.
-        metadata: dict of texts.
+        arrays: dict of all tensors, mapped. metadata: dict of texts.
 
     Raises:
         MindSigmaError: damaged, or without one of the columns.
@@ -81,7 +81,10 @@ class Part:
     def __init__(self, path, *tables):
         self.path = path
         self.arrays, self.metadata = read_safetensors(path)
-        self._reads = 0
+        self._file = open_regular(path)
+        addresses = {name: array.__array_interface__["data"][0] for name, array in self.arrays.items() if array.size}
+        first = os.fstat(self._file.fileno()).st_size - sum(array.nbytes for array in self.arrays.values())
+        self._offsets = {name: first + address - min(addresses.values()) for name, address in addresses.items()}
         self.counts = tuple(self._count(kinds) for kinds in tables)
         self.rows = self.counts[0]
 
@@ -105,34 +108,43 @@ class Part:
         """A column of numbers, (n, ...), mapped."""
         return self.arrays[name]
 
+    def read(self, name, start, stop):
+        """The rows of a tensor from start to stop, read from the file.
+
+        Pages of a map that were looked at would count as this process's memory: of rows here and there soon all.
+        """
+        array, count = self.arrays[name], stop - start
+        if count <= 0:
+            return array[:0]
+        length = array.strides[0]
+        with understanding(self.path, REMEDY):
+            data = os.pread(self._file.fileno(), count * length, self._offsets[name] + start * length)
+        if not 0 <= start <= stop <= len(array) or len(data) != count * length:
+            raise self.damaged(f"it has no rows {start} to {stop} of {name}")
+        return np.frombuffer(data, array.dtype).reshape(count, *array.shape[1:])
+
     def texts(self, name, start, stop):
         """list of the texts of the rows from start to stop."""
         if start >= stop:
             return []
-        self._reads += 1
-        if self._reads % RELEASED == 0:
-            self.release()
-        data, ends = self.arrays[name], self.arrays[name + ENDS]
-        bounds = [int(ends[start - 1]) if start else 0, *ends[start:stop].tolist()]
-        if bounds[0] < 0 or bounds[-1] > len(data) or any(a > b for a, b in zip(bounds, bounds[1:])):
+        bounds = self.read(name + ENDS, max(start - 1, 0), stop).tolist()
+        bounds = bounds if start else [0, *bounds]
+        if bounds[0] < 0 or bounds[-1] > len(self.arrays[name]) or any(a > b for a, b in zip(bounds, bounds[1:])):
             raise self.damaged(f"texts of the rows {start} to {stop} lie outside of it")
-        block, first = data[bounds[0] : bounds[-1]].tobytes(), bounds[0]
+        block, first = self.read(name, bounds[0], bounds[-1]).tobytes(), bounds[0]
         with understanding(self.path, REMEDY):
             return [block[a - first : b - first].decode("utf-8", "surrogatepass") for a, b in zip(bounds, bounds[1:])]
 
     def lengths(self, name, start, stop):
         """int64: bytes of the texts of the rows from start to stop."""
-        ends = self.arrays[name + ENDS]
-        return np.diff(ends[start:stop], prepend=ends[start - 1] if start else 0)
+        stop = min(stop, len(self.arrays[name + ENDS]))
+        ends = self.read(name + ENDS, max(start - 1, 0), stop)
+        return np.diff(ends) if start else np.diff(ends, prepend=0)
 
     def all_texts(self, name):
         """Iterate over the texts of all rows."""
         for start in range(0, len(self.arrays[name + ENDS]), AT_ONCE):
             yield from self.texts(name, start, min(start + AT_ONCE, len(self.arrays[name + ENDS])))
-
-    def release(self):
-        """Let go of the pages that were read: they stay in the system's cache, and count as this process's no more."""
-        release(next(iter(self.arrays.values())))  # all are of one map
 
     def _require(self, name, dtype, shape):
         array = self.arrays.get(name)

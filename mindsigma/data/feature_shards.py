@@ -109,7 +109,7 @@ class ShardedFeatureSet(FeatureSet):
 
     def place(self, index):
         """See FeatureSet."""
-        return (str(self._shards.path(self._shard(index))), *self._part.arrays["place"][index].tolist())
+        return (str(self._shards.path(self._shard(index))), *self._value("place", index))
 
     def where(self, index):
         """Shard and record, for messages."""
@@ -117,17 +117,21 @@ class ShardedFeatureSet(FeatureSet):
 
     def tensors(self, index):
         """See FeatureSet. Raises MindSigmaError, naming the shard, where the bytes are not those that were written."""
-        offset, length = self._part.arrays["place"][index].tolist()
+        offset, length = self._value("place", index)
         if not (0 <= length <= LARGEST_MEMBER and offset >= 0):
             raise self._part.damaged(f"row {index} is none that was written")
         where = self.where(index)
         data = self._shards.read(self._shard(index), offset, length, where)
-        if zlib.crc32(data) != int(self._part.arrays["crc"][index]):
+        if zlib.crc32(data) != self._value("crc", index):
             raise MindSigmaError(f"{where}: damaged, its checksum is another; delete the shard and {AGAIN}")
         return parse_safetensors(where, np.frombuffer(data, np.uint8))[0]
 
     def _shard(self, index):
-        return int(self._part.arrays["file"][index])
+        return self._value("file", index)
+
+    def _value(self, name, index):
+        index = range(len(self))[index]
+        return self._part.read(name, index, index + 1)[0].tolist()
 
 
 class _Rows:
@@ -149,7 +153,7 @@ class _Rows:
 
     def _made(self, start, stop):
         texts = (self._part.texts(name, start, stop) for name in ("key", "prompt", "long_prompt"))
-        numbers = (self._part.arrays[name][start:stop].tolist() for name in ("size", "tokens"))
+        numbers = (self._part.read(name, start, stop).tolist() for name in ("size", "tokens"))
         for key, prompt, long_prompt, size, tokens in zip(*texts, *numbers):
             if min(size) < 1 or any(bool(text) != (count > 0) for text, count in zip((prompt, long_prompt), tokens)):
                 raise self._part.damaged(f"the row of {one_line(key)} is none that was written")

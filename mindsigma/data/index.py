@@ -91,8 +91,7 @@ def row_tuples(part):
     for start in range(0, part.rows, AT_ONCE):
         stop = min(start + AT_ONCE, part.rows)
         texts = (part.texts(name, start, stop) for name in ("key", "prompt", "long_prompt"))
-        yield from zip(*texts, *part.arrays["size"][start:stop].T.tolist())
-        part.release()
+        yield from zip(*texts, *part.read("size", start, stop).T.tolist())
 
 
 class Rows:
@@ -121,8 +120,8 @@ class Rows:
     def _made(self, number, start, stop):
         part, root = self.parts[number], self._roots[number]
         columns = [part.texts(name, start, stop) for name in ("key", "prompt", "long_prompt")]
-        columns += part.arrays["size"][start:stop].T.tolist()
-        columns += [part.arrays["file"][start:stop].tolist(), part.arrays["place"][start:stop].tolist()]
+        columns += part.read("size", start, stop).T.tolist()
+        columns += [part.read(name, start, stop).tolist() for name in ("file", "place")]
         for key, prompt, long_prompt, height, width, file, (offset, length) in zip(*columns):
             if not (0 <= file < part.counts[1] and height > 0 and width > 0 and offset >= 0 and length >= 0):
                 raise part.damaged(f"the row of {one_line(key)} is none that was written")
