@@ -38,7 +38,7 @@ CHUNK = 1 << 18  # rows made at once
 SHARD_ROWS, IMAGE_BYTES = 10_000, 100_000  # of the sparse shards
 WORDS = ("a", "red", "small", "old", "apple", "cat", "rocket", "house", "on", "under", "the", "table", "photo")
 RESOLUTION, BATCH = Resolution(1024, True), 2048
-STEPS = 200  # that a rank reads
+STEPS = 21  # that a rank reads
 WIDTH, TOKENS = 4096, (20, 300)  # of T5-XXL's states; of a caption, least and most
 # mindone's README for PixArt-Sigma, MindSpore 2.5.0 on four 910* cards: images a second of all, T5 and VAE included.
 PUBLISHED = {256: 96.5 / 4, 512: 39.7 / 4, 1024: 9.3 / 4}
