@@ -125,6 +125,7 @@ MISTAKES = {
     "export": (["--sampler", "dmp"], "did you mean dpm?"),
     "extract_features": (["a", "b", "--model", "sigma-mini", "--rank", "3", "--ranks", "2"], "--rank 3 of --ranks 2"),
     "generate": (["a cat", "--steps", "0"], "--steps must be at least 1, not 0"),
+    "make_condition": (["a.png", "b.png", "--condition", "cany"], "--condition must be one of canny"),
     "make_scenes": (["x", "--held-outt", "1"], "did you mean --held-out?"),
     "make_pairs": (["x", "y", "--model", "z", "--samplr", "dpm"], "did you mean --sampler?"),
     "plan": (["--cards", "0"], "--cards must be at least 1"),

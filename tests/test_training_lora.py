@@ -396,6 +396,7 @@ class Drawn:
         self.moments = random.uniform(0.1, 1.0, (count, 8, 8, 8)).astype(np.float32)
         self.states = random.standard_normal((count, TOKENS, WIDTH)).astype(np.float32)
         self.mask = np.ones((count, TOKENS), np.int32)
+        self.images = None
 
 
 def test_loss_with_a_prior_is_the_weighted_sum(mini):

@@ -246,8 +246,10 @@ class Tail:
 
     def copy(self):
         """What is new."""
-        while text := self._file.read(1 << 16):
+        text = self._file.read(1 << 16)
+        while text:
             sys.stdout.buffer.write(text)
+            text = self._file.read(1 << 16)
         sys.stdout.buffer.flush()
 
     def close(self):
