@@ -231,6 +231,7 @@ def test_from_images(data, mini, tmp_path):
         ({"controlnet_layers": 3}, "takes 1 ... 2"),
         ({"init_controlnet": "x"}, "leave out --controlnet-layers"),
         ({"evaluate": "x"}, "--evaluate draws without"),
+        ({"zero": 3, "recompute": True}, "--zero 3 divides the weights of --model"),
         ({"method": None}, "--controlnet-layers belongs to --method controlnet"),
         ({"condition_dropout": 2}, "condition_dropout must lie in 0 ... 1"),
     ],
@@ -283,3 +284,32 @@ def test_one_graph(data, done, tmp_path, graph_mode):
     learn(data, tmp_path / "run")
     parts = ("controlnet", "controlnet_ema", "states")
     assert largest_difference(checkpoint(tmp_path / "run", STEPS), checkpoint(done, STEPS), parts) < 1e-4
+
+
+def test_images_of_prompts_are_guided(data, tmp_path):
+    """At first as without control, then by the picture that belongs to each prompt; the run is not disturbed."""
+    pictures = []
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 2, (8, 8), np.uint8) * 255
+        pictures.append(tmp_path / f"{i}.png")
+        Image.fromarray(pixels).resize((64, 64), Image.Resampling.NEAREST).save(pictures[-1])
+    output = tmp_path / "run"
+    network = write_network(tmp_path / "network", depth=3, input_size=32, pe_interpolation=0.5)  # of a trained size
+    arguments = options(network, data[1], output, **{**COMMON, "steps": 2, "sample_every": 2, "sample_steps": 2})
+    arguments += ["--prompts", "a cat", "a cat", "--control-images", *map(str, pictures)]
+    Trainer(build_parser().parse_args(arguments)).run()
+    images = [np.asarray(Image.open(output / "samples" / f"step_{s:08d}_{i}.png")) for s in (0, 2) for i in range(2)]
+    assert images[0].shape == (256, 256, 3)
+    np.testing.assert_array_equal(images[0], images[1])
+    assert (images[2] != images[3]).any() and (images[2] != images[0]).any()
+    learn((network, data[1]), tmp_path / "without", steps=2)
+    assert_same(checkpoint(output, 2), checkpoint(tmp_path / "without", 2))
+
+
+@pytest.mark.parametrize("prompts,controls", [(2, 0), (0, 1), (2, 3)])
+def test_each_prompt_has_its_picture(data, tmp_path, prompts, controls):
+    arguments = options(*data, tmp_path / "run", **COMMON)
+    for name, count in (("--prompts", prompts), ("--control-images", controls)):
+        arguments += [name, *["x.png"] * count] if count else []
+    with pytest.raises(MindSigmaError, match=f"{controls} --control-images for {prompts} --prompts"):
+        Trainer(build_parser().parse_args(arguments))

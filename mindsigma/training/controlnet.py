@@ -80,6 +80,9 @@ class ControlNetTraining(Method):
         if args.init_controlnet and args.controlnet_layers:
             raise MindSigmaError("--init-controlnet tells its blocks itself: leave out --controlnet-layers")
         Condition.of(args.condition, args.condition_folder)
+        controls, prompts = len(args.control_images), len(args.prompts)
+        if controls not in ((1, prompts) if prompts else (0,)):
+            raise MindSigmaError(f"{controls} --control-images for {prompts} --prompts; give one, or one for each")
 
     def loading(self):
         """See Method."""
@@ -122,6 +125,10 @@ class ControlNetTraining(Method):
         objective = ControlledDenoising(run.dit, self.controlnet)
         self.training = self.step_of(objective, run.learner.parameters, args.ema_decay)
         self.inputs = self.inputs_of(ControlInputs, self.loss, run.source, args.seed)
+
+    def controlnets(self):
+        """See Method."""
+        return [self.controlnet]
 
     def identity(self):
         """See Method."""

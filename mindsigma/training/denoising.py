@@ -8,6 +8,9 @@ from mindsigma.training.method import Method
 from mindsigma.training.prior import DRAWN, class_micro_batches, draw_class_images
 
 CLASS_DATA = "class_data.safetensors"  # what the run draws from
+CONTROLNET = (
+    "controlnet_layers", "init_controlnet", "condition", "condition_folder", "condition_dropout", "control_images",
+)  # fmt: skip
 
 
 class Training(Method):
@@ -16,7 +19,7 @@ class Training(Method):
     @classmethod
     def check(cls, args):
         """See Method."""
-        for name in ("controlnet_layers", "init_controlnet", "condition", "condition_folder", "condition_dropout"):
+        for name in CONTROLNET:
             if getattr(args, name):
                 raise MindSigmaError(f"--{name.replace('_', '-')} belongs to --method controlnet")
         if args.class_count < 1:

@@ -121,6 +121,10 @@ class Method:
         """The batch's micro-batches as `training` takes them."""
         return self.inputs.micro_batches(batch, self.args.accumulation)
 
+    def controlnets(self):
+        """list of the ControlNets that guide the images of --prompts."""
+        return []
+
     def sampling(self):
         """dict of fields of SamplingOptions for the images of --prompts, besides those of the run's options."""
         return {}

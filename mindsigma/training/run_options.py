@@ -33,7 +33,7 @@ FREE = (
     "accept_new_data", "tracker",
     "evaluate", "evaluate_every",
     # What a method tells of these, see Method.identity.
-    "controlnet_layers", "init_controlnet", "condition", "condition_folder", "condition_dropout",
+    "controlnet_layers", "init_controlnet", "condition", "condition_folder", "condition_dropout", "control_images",
 )  # fmt: skip
 
 # Options that may change when a run goes on: the change is recorded in its checkpoints.
@@ -123,6 +123,7 @@ def _add_controlnet_options(parser):
     add("--init-controlnet", metavar="FOLDER", help="go on from this one instead of a fresh one")
     add_condition(add, "; features hold theirs")
     add("--condition-dropout", type=float, default=0.0, help="share of conditions whose latents give way to zeros")
+    add("--control-images", nargs="+", default=[], metavar="FILE", help="conditions of --prompts: one, or one for each")
 
 
 def add_options(parser):

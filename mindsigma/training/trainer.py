@@ -279,7 +279,8 @@ class Trainer:
         if args.prompts:
             options = self.sampling_options(height=args.sample_height, width=args.sample_width)
             draws = self.ranks.first or self.training.shares.stage == 3
-            self.samples = SampleImages(self.pipeline(), args.prompts, draws, **options)
+            controls = getattr(args, "control_images", [])
+            self.samples = SampleImages(self.pipeline(), args.prompts, draws, controls, **options)
         self.texts = None
         if args.evaluate:
             self.texts = TextEvaluation(args.evaluate, self.pipeline(), self.collectives)
@@ -287,7 +288,8 @@ class Trainer:
     def pipeline(self):
         """PixArtSigmaPipeline around the network that is trained."""
         parts = [self.components.opened(name) for name in ("vae", "t5", "tokenizer")]
-        return PixArtSigmaPipeline(Held(self.dit, self.args.model), *parts)
+        controlnets = [Held(one, str(self.folder)) for one in self.method.controlnets()]
+        return PixArtSigmaPipeline(Held(self.dit, self.args.model), *parts, controlnets=controlnets)
 
     def sampling_options(self, **size):
         """Keyword arguments of the pipeline's call; `size`: height and width."""

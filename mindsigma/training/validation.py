@@ -76,16 +76,19 @@ class SampleImages:
         pipeline: PixArtSigmaPipeline around the network that is trained.
         prompts: list of texts.
         draws: whether this process draws, or only takes part in gathering what the processes divide.
+        controls: list of pictures that a ControlNet of the pipeline takes, one for each prompt or one for all; or none.
         options: keyword arguments of the pipeline's call, such as height, num_inference_steps and seed.
     """
 
-    def __init__(self, pipeline, prompts, draws=True, **options):
+    def __init__(self, pipeline, prompts, draws=True, controls=(), **options):
         self.pipeline, self.prompts, self.draws, self.options = pipeline, list(prompts), draws, options
+        several = [controls[i % len(controls)] for i in range(len(prompts))] if controls else []
+        self.controls = [{"control_image": one} for one in several] or [{}] * len(self.prompts)
 
     def __call__(self, training):
         """Returns a list of PIL images, an empty one if this process does not draw. Every process calls it."""
         with evaluating(training):
             return [
-                self.pipeline([prompt], progress=False, output_type="pil", **self.options).images[0]
-                for prompt in (self.prompts if self.draws else ())
+                self.pipeline([prompt], progress=False, output_type="pil", **self.options, **control).images[0]
+                for prompt, control in (zip(self.prompts, self.controls) if self.draws else ())
             ]
