@@ -18,9 +18,9 @@ HUB_FILES = ("*.json", "*.safetensors", "*.model")
 HUB_IGNORE = ("*.fp16.*", "*.bf16.*", "*.non_ema.*")
 
 
-def bundled_names():
-    """Names of the models inside the package."""
-    return sorted(folder.parent.name for folder in BUNDLED.glob("*/dit"))
+def bundled_names(parts=("dit",)):
+    """Names of the models inside the package, those that have one of these parts."""
+    return sorted({folder.parent.name for part in parts for folder in BUNDLED.glob(f"*/{part}")})
 
 
 def locate(name_or_path, subfolders=None):
@@ -38,7 +38,7 @@ def locate(name_or_path, subfolders=None):
             return path
     except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, with a NUL
         raise MindSigmaError(f"{one_line(text)}: not the name of a file or model ({one_line(error)})") from None
-    if text in bundled_names():
+    if text in {*bundled_names(), *bundled_names(subfolders or ())}:
         return BUNDLED / text
     release = release_named(text)
     if release is not None:
