@@ -114,6 +114,7 @@ MISTAKES = {
     "benchmark": (["--cases", "mini-wrm"], "did you mean mini-warm?"),
     "benchmark_training": (["--processes", "x"], "invalid int value"),
     "compare_runs": (["a", "--titel", "b"], "did you mean --title?"),
+    "compare_controls": (["--controlnet", "x", "--data", "y", "--cuont", "3"], "did you mean --count?"),
     "compare_guidance": (["--figrue", "x"], "did you mean --figure?"),
     "compare_samplers": (["--sied", "9"], "did you mean --side?"),
     "compare_shortcuts": (["--steps", "x"], "invalid int value"),
