@@ -24,7 +24,28 @@ def open_list(source, file, resumed=False, accept_new=False):
     return kind(source, file, resumed, accept_new)
 
 
-class RecordList:
+class Followed:
+    """What RecordList and VersionList share; arguments and attributes as those of RecordList."""
+
+    places, gone, new, difference, _kept = None, 0, 0, "", None
+
+    def __init__(self, source, file, resumed=False, accept_new=False):
+        self.source, self._file, self._accept_new = source, Path(file), accept_new
+        self.sizes, self.fingerprint = source.sizes, source.fingerprint()
+        if resumed and self._file.exists():
+            self._follow()
+
+    @property
+    def follows(self):
+        """Whether the source is that of the list, but for records that are gone or, where that is accepted, new."""
+        return self._kept is not None and not self.difference
+
+    def _follow(self):
+        """Compare the source with what the run began with: sets `_kept` and what else is not as it was."""
+        raise NotImplementedError
+
+
+class RecordList(Followed):
     """A data set in the order that a run draws from.
 
     Args:
@@ -44,18 +65,8 @@ class RecordList:
     """
 
     def __init__(self, source, file, resumed=False, accept_new=False):
-        self.source, self._file = source, Path(file)
-        self.sizes, self.places = source.sizes, np.arange(len(source))
-        self.fingerprint, self.gone, self.difference = source.fingerprint(), 0, ""
-        self.new, self._accept_new = 0, accept_new
-        self._kept = None
-        if resumed and self._file.exists():
-            self._follow()
-
-    @property
-    def follows(self):
-        """Whether the source is that of the list, but for records that are gone or, where that is accepted, new."""
-        return self._kept is not None and not self.difference
+        self.places = np.arange(len(source))
+        super().__init__(source, file, resumed, accept_new)
 
     def write(self):
         """Keep the list, unless it is the one of this run already."""
@@ -105,26 +116,15 @@ class RecordList:
         return one_line(next(row[0] for i, row in enumerate(self.source) if i == index))
 
 
-class VersionList:
+class VersionList(Followed):
     """An index in the order that a run draws from; stands for a RecordList. Its rows never change, so none is kept.
 
     Args and attributes as those of RecordList; no record is ever gone.
     """
 
-    places, gone = None, 0
-
     def __init__(self, source, file, resumed=False, accept_new=False):
-        self.source, self._file, self._accept_new = source, Path(file), accept_new
-        self.sizes, self.fingerprint = source.sizes, source.fingerprint()
         self.by_ratio, self.sets = (getattr(source, name, None) for name in ("by_ratio", "sets"))
-        self.new, self.difference, self._kept = 0, "", None
-        if resumed and self._file.exists():
-            self._follow()
-
-    @property
-    def follows(self):
-        """See RecordList."""
-        return self._kept is not None and not self.difference
+        super().__init__(source, file, resumed, accept_new)
 
     def write(self):
         """See RecordList."""
