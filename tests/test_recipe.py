@@ -53,7 +53,8 @@ def test_commands_parse(readme, monkeypatch, capsys):
         parser = parser_of(Path(tool).stem, options)
         monkeypatch.setattr(sys, "argv", [tool, *options])
         try:
-            parse_with_config(parser) if "--config" in options else parser.parse_args()
+            own = options[: options.index("--")] if "--" in options else options  # another command follows
+            parse_with_config(parser) if "--config" in own else parser.parse_args()
         except SystemExit:
             pytest.fail(f"{readme}: {shlex.join([tool, *options])}: {capsys.readouterr().err}")
 
