@@ -64,7 +64,7 @@ def dense(x, weight, bias=None):
         return _matmul_transposed(x, weight).reshape(shape)
     # The fused kernel rounds once: half precision is multiplied and added to in fp32.
     product = _matmul_transposed(x.astype(ms.float32), weight.astype(ms.float32))
-    return ops.bias_add(product, bias.astype(ms.float32)).astype(dtype).reshape(shape)
+    return (product + bias.astype(ms.float32)).astype(dtype).reshape(shape)
 
 
 def layer_norm(x, gamma, beta, eps):
@@ -100,7 +100,7 @@ def rms_norm(x, gamma, eps):
     if fused():
         return ops.rms_norm(x, gamma, eps)[0]
     wide = x.astype(ms.float32)
-    inverse = ops.rsqrt((wide * wide).mean(-1, keep_dims=True) + eps)
+    inverse = ops.rsqrt(mint.mean(wide * wide, -1, True) + eps)
     return (wide * inverse * gamma.astype(ms.float32)).astype(x.dtype)
 
 

@@ -11,10 +11,12 @@ import numpy as np
 from mindspore import Tensor
 
 from mindsigma.arguments import array, flag, one_of, path_like, seeds_for, texts_of, whole
+from mindsigma.backends.cpu.sampler import accelerate_sampler
 from mindsigma.data.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae import sample_posterior
 from mindsigma.models.vae_tiling import decode_tiled, encode_tiled
+from mindsigma.ops.operators import narrow
 from mindsigma.pipeline.compiling import compiling
 from mindsigma.pipeline.components import Components, controlnet_name
 from mindsigma.pipeline.given_image import GivenImages, control_images, given_images
@@ -334,7 +336,7 @@ class PixArtSigmaPipeline:
             unconditional = (repeat_rows(negative.states, batch), tokens)
         if mask is not None and clean is None:
             raise MindSigmaError("a mask needs the clean latents of the image that it belongs to")
-        sampler = options.solver(self.convention)
+        sampler = accelerate_sampler(options.solver(self.convention), self.dit)
         begin, noise = options.first_step(sampler, clean is not None, mask is not None), latents
         if begin is not None:
             row = sampler.table(options.num_inference_steps, begin)[0]
@@ -475,7 +477,7 @@ class PixArtSigmaPipeline:
                 raise MindSigmaError(f"latents of shape {latents.shape}: expected (N, c, h, w)")
         tiled = self._in_tiles(*latents.shape[2:])
         apply = map if self.parallel is None else self.parallel.apply
-        ones = [latents[i : i + 1] for i in range(latents.shape[0])]
+        ones = [narrow(latents, 0, i, 1) for i in range(latents.shape[0])]
         if tiled:
             images = [decode_tiled(self.vae, one, apply=apply) for one in ones]
         else:

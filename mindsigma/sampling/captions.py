@@ -8,7 +8,7 @@ from mindspore import Tensor, ops
 
 from mindsigma.arguments import array, texts_of
 from mindsigma.errors import MindSigmaError
-from mindsigma.ops.operators import split
+from mindsigma.ops.operators import narrow, split
 from mindsigma.sampling.finite_latents import require_finite
 
 
@@ -87,10 +87,10 @@ def caption_pair(encode, width, prompt, given, negative_prompt, given_negative, 
         encoded = encode(prompts + negatives, max([max_length, *lengths]), max([1, *lengths]))
         lengths.append(encoded.states.shape[1])
         if given is None:
-            caption = Caption(encoded.states[:count], encoded.mask[:count])
+            caption = Caption(narrow(encoded.states, 0, 0, count), narrow(encoded.mask, 0, 0, count))
         if negatives:
-            start = len(prompts)
-            negative = Caption(encoded.states[start:], encoded.mask[start:])
+            start, rest = len(prompts), len(negatives)
+            negative = Caption(narrow(encoded.states, 0, start, rest), narrow(encoded.mask, 0, start, rest))
     length = max(lengths)
     return pad(caption, length), pad(negative, length) if guided else None
 

@@ -4,11 +4,11 @@ import mindspore as ms
 
 from mindsigma.backends.cpu.dit import FastBlock, FastControlNet, FastDiT, FastFinalLayer, FastPatchEmbedding
 from mindsigma.backends.cpu.library import library as native_library
-from mindsigma.backends.cpu.t5 import FastT5Layer
+from mindsigma.backends.cpu.t5 import FastEmbedding, FastRelativeBias, FastT5Layer
 from mindsigma.backends.cpu.vae import FastConv, FastDecoder, FastEncoder, FastPixelAttention, FastResnet, FastUpsampler
 from mindsigma.models.controlnet import ControlNet
 from mindsigma.models.dit import DiT, DiTBlock, FinalLayer, PatchEmbedding
-from mindsigma.models.t5 import T5Layer
+from mindsigma.models.t5 import Embedding, RelativeBias, T5Layer
 from mindsigma.models.vae import Conv, Decoder, Encoder, PixelAttention, ResnetBlock, Upsampler
 
 FAST = {
@@ -18,6 +18,8 @@ FAST = {
     PatchEmbedding: FastPatchEmbedding,
     FinalLayer: FastFinalLayer,
     T5Layer: FastT5Layer,
+    Embedding: FastEmbedding,
+    RelativeBias: FastRelativeBias,
     Conv: FastConv,
     ResnetBlock: FastResnet,
     PixelAttention: FastPixelAttention,

@@ -1,7 +1,25 @@
-"""Layers of a T5 encoder on the native kernels."""
+"""Layers of a T5 encoder on the native kernels; its tables are looked up in NumPy."""
+
+from mindspore import Tensor
 
 from mindsigma.backends.cpu import kernels
-from mindsigma.models.t5 import T5Layer
+from mindsigma.models.t5 import Embedding, RelativeBias, T5Layer
+
+
+class FastEmbedding(Embedding):
+    """MindSpore's Gather would start threads that turn in loops from then on (mindsigma/backends/README.md)."""
+
+    def construct(self, token_ids):
+        """See Embedding."""
+        return Tensor(kernels.array(self.weight)[token_ids.asnumpy()])
+
+
+class FastRelativeBias(RelativeBias):
+    """The same for the table of distances."""
+
+    def rows(self, buckets):
+        """See RelativeBias."""
+        return Tensor(kernels.array(self.weight)[buckets.asnumpy()])
 
 
 class FastT5Layer(T5Layer):
