@@ -56,8 +56,9 @@ def check(results):
             assert result[f"{name}-sent"] == sum(foretold.values()), (name, rank)
     vae, latents = tiny_vae()
     tiles = decode_tiled(vae, latents, tile=16)
-    for result in results:
-        assert np.array_equal(result["tiles"], tiles)
+    for result in results:  # MindSpore rounds a convolution by its threads, of which this process has fewer
+        assert relative_error(result["tiles"], tiles) < 1e-6
+        assert np.array_equal(result["tiles"], results[0]["tiles"])
     return names
 
 

@@ -134,14 +134,13 @@ class Run:
         command = [sys.executable, str(script), *arguments]
         self.logs = [log / f"worker_{rank}.log" for rank in range(ranks)]
         roles = [(path, {}) for path in self.logs]
-        self.scheduler = None
+        self.scheduler = self.watched = None
         if ranks > 1:
             common.update(MS_WORKER_NUM=str(ranks), MS_SCHED_HOST="127.0.0.1", MS_SCHED_PORT=str(free_port()))
             common["RANK_SIZE"] = str(ranks)
             watched = log / "heartbeats"
             watched.mkdir(exist_ok=True)
-            (watched / heartbeat.LEAVE).touch()  # they need not wait for each other, as they met when all was written
-            common[heartbeat.FOLDER] = str(watched)
+            self.watched, common[heartbeat.FOLDER] = watched, str(watched)
             port = int(common["MS_SCHED_PORT"])
             roles = [
                 (path, {"MS_ROLE": "MS_WORKER", "MS_NODE_ID": str(i), "RANK_ID": str(i), "DEVICE_ID": str(i)})
@@ -165,10 +164,19 @@ class Run:
                     return failed[0]
                 if not any(code is None for code in codes):
                     return 0
+                self._let_go(codes)
                 assert time.monotonic() < end, f"still running after {seconds} s:\n{self.text()}"
                 time.sleep(0.02)
         finally:
             self.kill()
+
+    def _let_go(self, codes):
+        """Tell workers that all have finished: one that had left would break the last exchange of the others."""
+        if self.watched is None or (self.watched / heartbeat.LEAVE).exists():
+            return
+        beats = [heartbeat.last_beat(self.watched, rank) for rank in range(len(codes))]
+        if all(code == 0 or beat and beat["state"] == heartbeat.FINISHED for code, beat in zip(codes, beats)):
+            (self.watched / heartbeat.LEAVE).touch()
 
     def kill(self, number=signal.SIGKILL):
         """End whatever still runs."""
