@@ -29,12 +29,6 @@ class FastBlock(DiTBlock):
 
     computes_again = False  # in the backward pass of training, instead of keeping what it needs
 
-    def is_plain(self):
-        """Whether sampling needs the library alone: q/k norms, compression and adapters are MindSpore's."""
-        a, c, m = self.attn, self.cross_attn, self.mlp
-        maps = a.qkv, a.proj, c.q_linear, c.proj, m.fc1, m.fc2
-        return not a.qk_norm and a.sampling is None and not any(len(linear.changes) for linear in maps)
-
     def recompute(self, *_, **__):
         """Keep nothing but the inputs in training."""
         self.computes_again = True
@@ -200,11 +194,6 @@ class FastDiT(DiT):
         rows = Rows.of(modulation)
         return tuple(rows.from_row(6 * i) for i in range(self.config.depth + 1))
 
-    def divides(self, images):
-        """Whether threads may take blocks' images apart: an equal number each, through kernels and nothing else."""
-        equal = kernels.threads() > 1 and images % kernels.threads() == 0
-        return equal and all(block.is_plain() for block in self.blocks)
-
     def run(self, latents, modulations, text_kv, position, gather=None, control=None):
         """See DiT."""
         if self.training:
@@ -215,23 +204,13 @@ class FastDiT(DiT):
         self.x_embedder.tokens(latents.astype(self.dtype), position, x)
         halves = kernels.array(x).reshape(2, -1) if x.shape[0] % 2 == 0 else None
         twice = halves is not None and modulations[0].step == 0 and np.array_equal(*halves)
-        apart = len(self.blocks) if gather or control or not self.divides(x.shape[0]) else int(twice)
         added = ()
-        for i, block in enumerate(self.blocks[:apart]):
+        for i, block in enumerate(self.blocks):
             if i == 1 and control is not None:
                 added = control(kernels.as_tensor(x))
             if 1 <= i <= len(added):
                 np.add(kernels.array(x), kernels.array(added[i - 1]), out=kernels.array(x))
             block.transform(x, modulations[i], text_kv[i], height, width, gather, None, x, twice=twice and i == 0)
-
-        def go_on(first, last):
-            part = x.images(first, last)
-            for rows, text, block in list(zip(modulations, text_kv, self.blocks))[apart:]:
-                text = [kernels.memory(t).images(first, last) for t in text]
-                block.transform(part, rows.from_image(first), text, height, width, None, None, part)
-
-        if apart < len(self.blocks):
-            kernels.in_parts(x.shape[0], go_on)
         return self.final_layer(x, modulations[self.config.depth], height, width)
 
 

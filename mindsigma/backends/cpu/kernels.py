@@ -9,10 +9,7 @@ ended; `mint.empty` costs a millisecond a call. What lies between two kernels is
 """
 
 import ctypes
-import functools
-import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from math import prod
 from typing import Any, NamedTuple
 
@@ -182,41 +179,6 @@ def call(name, *arguments):
     arguments = [ctypes.byref(x) if isinstance(x, ctypes.Structure) else x for x in arguments]
     if getattr(library(), name)(*arguments):
         raise MemoryError(f"no memory for {name}")
-
-
-def threads():
-    """Threads that share the loops of a kernel."""
-    return library().thread_count()
-
-
-def in_parts(count, work):
-    """Call work(first, last) for equal parts of `count`, one for each of `threads()`, which divides it, at once.
-
-    Every thread runs the kernels of its part alone. They meet once, at the end, and not at the end of every loop: on a
-    busy machine, where a thread may be without a core for milliseconds, the others go on meanwhile.
-    """
-    size = count // threads()
-    others = [_others().submit(_alone, work, first, first + size) for first in range(size, count, size)]
-    try:
-        _alone(work, 0, size)
-    finally:
-        library().compute_alone(0)
-        errors = [other.exception() for other in others]  # all have ended
-    for error in filter(None, errors):
-        raise error
-
-
-def _alone(work, first, last):
-    library().compute_alone(1)
-    work(first, last)
-
-
-@functools.cache
-def _others():
-    return ThreadPoolExecutor(max(1, threads() - 1), "kernels")
-
-
-os.register_at_fork(after_in_child=_others.cache_clear)  # a fork has none of the threads
 
 
 class Rows(NamedTuple):

@@ -123,8 +123,6 @@ struct Pool {
   }
 };
 
-thread_local bool alone = false;  // this thread shares no loops
-
 Pool* pool = nullptr;  // never freed: its threads live as long as the process
 std::mutex making;
 
@@ -172,17 +170,16 @@ const int registered = pthread_atfork(nullptr, nullptr, begin_anew);
 
 }  // namespace
 
-extern "C" void compute_alone(int yes) { alone = yes; }
-
-extern "C" int thread_count() { return alone ? 1 : the_pool().threads; }
+int thread_count() { return the_pool().threads; }
 
 void parallel(long tasks, const std::function<void(long)>& f) {
-  if (tasks <= 1 || thread_count() == 1) {
+  Pool& shared = the_pool();
+  if (tasks <= 1 || shared.threads == 1) {
     WithoutTinyNumbers mode;
     for (long task = 0; task < tasks; task++) f(task);
     return;
   }
-  the_pool().run(tasks, f);
+  shared.run(tasks, f);
 }
 
 float* scratch(int place, long floats) {

@@ -2,13 +2,8 @@
 #pragma once
 #include <functional>
 
-extern "C" {
-// Whether loops of the calling thread are its own from now on: for callers that give each thread a large piece of work.
-void compute_alone(int yes);
-
-// Threads that take part in a loop of the calling thread.
+// Threads that take part in `parallel`.
 int thread_count();
-}
 
 // Call f(task) for every task of 0 ... tasks - 1, and return when all have been done.
 void parallel(long tasks, const std::function<void(long)>& f);
