@@ -1,14 +1,16 @@
 """The CPU's passes over all weights in a training step, against the plain step."""
 
+import resource
+
 import numpy as np
 import pytest
 from conftest import relative_error
 from test_training_step import RATE, broken, inputs, same, variables
 from training_runs import tiny_dit
 
-from mindsigma.backends.cpu import accelerate
+from mindsigma.backends.cpu import accelerate, kernels
 from mindsigma.backends.cpu.library import library
-from mindsigma.backends.cpu.step import FastStep, accelerate_step
+from mindsigma.backends.cpu.step import FastStep, accelerate_step, keep_freed_memory
 from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.step import StepConfig, TrainingStep
 
@@ -38,3 +40,14 @@ def test_steps_are_those_of_the_plain_one(optimizer):
     first, second = variables(plain), variables(fast)
     worst = {name: relative_error(second[name], first[name]) for name in first if first[name].any()}
     assert max(worst.values()) < 1e-5, max(worst, key=worst.get)
+
+
+def test_freed_memory_is_used_again():
+    """A large piece is cleared by the system once, and not each time."""
+    keep_freed_memory()
+    pages = (64 << 20) // resource.getpagesize()
+    kernels.empty(16 << 20)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(8):
+        kernels.empty(16 << 20)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages
