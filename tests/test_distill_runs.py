@@ -14,6 +14,8 @@ from training_runs import (
     largest_difference,
     log_lines,
     options,
+    parts_of,
+    run_here,
     square_features,
     stored,
     train,
@@ -24,7 +26,6 @@ from mindsigma.data import FeatureSet
 from mindsigma.errors import MindSigmaError
 from mindsigma.training.distill_options import build_parser, complete
 from mindsigma.training.loss import COLUMNS
-from mindsigma.training.trainer import Trainer
 from mindsigma.weights.names.dit_names import NULL_CAPTION
 
 STEPS = 4
@@ -49,11 +50,7 @@ def data(tmp_path_factory):
 def distil(data, output, kind, stop=lambda: False, **changes):
     """Run in this process; the Trainer afterwards."""
     changes = {**COMMON, **KINDS[kind], **changes}
-    features = changes.pop("features", data[1])
-    args = complete(build_parser().parse_args(options(data[0], features, output, **changes)))
-    trainer = Trainer(args, stop)
-    trainer.run()
-    return trainer
+    return run_here(lambda args: complete(build_parser().parse_args(args)), data, output, stop, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +64,6 @@ def done(data, tmp_path_factory):
         return made[kind][0]
 
     return run
-
-
-def parts_of(folder):
-    """dict part -> dict name -> array of a checkpoint."""
-    parts = {}
-    for key, value in stored(folder).items():
-        part, name = key.split("/", 1)
-        parts.setdefault(part, {})[name] = value
-    return parts
 
 
 @pytest.mark.parametrize("kind", ["lcm", "lcm-lora"])

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from training_runs import assert_same, checkpoint, log_lines, options, square_features, write_network
+from training_runs import assert_same, checkpoint, log_lines, run_here, square_features, write_network
 
 from mindsigma.data import FeatureSet, Records, Resolution, open_data
 from mindsigma.data.feature_shards import Translation
@@ -15,7 +15,7 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.training.prior import draw_class_images
 from mindsigma.training.record_list import RecordList
 from mindsigma.training.run_options import build_parser
-from mindsigma.training.trainer import Trainer, fitting
+from mindsigma.training.trainer import fitting
 from mindsigma.weights.formats.safetensors_file import read_safetensors
 
 STEPS, BAD = 4, "5.jpg"
@@ -24,9 +24,7 @@ STEPS, BAD = 4, "5.jpg"
 def train(network, data, output, **changes):
     """Train in this process; the Trainer afterwards."""
     changes = {"optimizer": "adamw", "steps": STEPS, "batch_size": 2, "save_every": 1, **changes}
-    trainer = Trainer(build_parser().parse_args(options(network, data, output, **changes)))
-    trainer.run()
-    return trainer
+    return run_here(build_parser().parse_args, (network, data), output, **changes)
 
 
 @pytest.fixture(scope="module")

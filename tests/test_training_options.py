@@ -15,6 +15,7 @@ from training_runs import (
     checkpoint,
     log_lines,
     options,
+    run_here,
     square_features,
     stored,
     tiny_dit,
@@ -30,7 +31,6 @@ from mindsigma.training.checkpoints import read_state
 from mindsigma.training.manifest import sealed
 from mindsigma.training.run_log import Report, read_log, smoothed
 from mindsigma.training.run_options import build_parser
-from mindsigma.training.trainer import Trainer
 from mindsigma.weights.formats.safetensors_file import read_safetensors
 from mindsigma.weights.formats.safetensors_writer import write_safetensors
 from mindsigma.weights.formats.tensor_stream import TensorSpec
@@ -54,10 +54,7 @@ def done(data, tmp_path_factory):
 def run(folders, output, stop=lambda: False, **changes):
     """Train in this process; the Trainer afterwards."""
     changes = {"optimizer": "adamw", "steps": 3, "save_every": 1, **changes}
-    features = changes.pop("data", folders[1])
-    trainer = Trainer(build_parser().parse_args(options(folders[0], features, output, **changes)), stop)
-    trainer.run()
-    return trainer
+    return run_here(build_parser().parse_args, folders, output, stop, **changes)
 
 
 @pytest.mark.parametrize(

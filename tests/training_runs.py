@@ -119,6 +119,23 @@ def options(network, features, output, **changes):
     return result
 
 
+def run_here(parse, folders, output, stop=lambda: False, **changes):
+    """Train in this process; the Trainer afterwards.
+
+    Args:
+        parse: function of the arguments of a tool to their namespace.
+        folders: of the network and of the features, in place of which `changes` may have others (features=).
+        stop: of Trainer.
+        changes: of `options`.
+    """
+    from mindsigma.training.trainer import Trainer
+
+    features = changes.pop("features", folders[1])
+    trainer = Trainer(parse(options(folders[0], features, output, **changes)), stop)
+    trainer.run()
+    return trainer
+
+
 class Run:
     """Processes of one start of a script: the training tool, or a test's wrapper around it.
 
@@ -248,6 +265,15 @@ def stored(folder):
             assert key not in result or np.array_equal(result[key], value), f"processes disagree about {key}"
             result[key] = value
     return result
+
+
+def parts_of(folder):
+    """dict part -> dict name -> array of a checkpoint, or of a folder with a network in it."""
+    parts = {}
+    for key, value in stored(folder).items():
+        part, name = key.split("/", 1)
+        parts.setdefault(part, {})[name] = value
+    return parts
 
 
 def log_lines(output):
