@@ -1,15 +1,19 @@
-"""The reference cases of ControlNets, golden/controlnet.npz: their networks with drawn weights, and their arrays."""
+"""The reference cases of ControlNets, golden/controlnet.npz: networks with drawn weights, arrays; small networks."""
 
 import json
 
 import numpy as np
 from conftest import GOLDEN, drawn_weight
 from mindspore import Tensor
+from test_perturbed import drawn, small_dit
 
 from mindsigma import load_dit
+from mindsigma.backends.cpu import accelerate
 from mindsigma.models.controlnet import ControlNet, ControlNetConfig
 from mindsigma.models.dit import DiT, DiTConfig
 from mindsigma.models.dit_config import canonical_fields
+from mindsigma.sampling.controls import Control
+from mindsigma.sampling.denoising import DenoisingGraphs
 from mindsigma.weights.names import controlnet_names, dit_names
 from mindsigma.weights.names.name_map import slots
 
@@ -96,3 +100,20 @@ def mini_edges():
     height, width = stored["mini/edge_hw"]
     bits = np.unpackbits(stored["mini/edge"])[: height * width].reshape(height, width, 1)
     return np.repeat(bits * np.uint8(255), 3, 2)
+
+
+def small(kind="conv and q/k norm", layers=2, seed=0, fast=False):
+    """DenoisingGraphs of a small DiT and a ControlNet beside it with drawn linear maps."""
+    dit = small_dit(kind)
+    controlnet = ControlNet.from_dit(dit, layers)
+    for k, (name, parameter) in enumerate(controlnet.parameters_and_names()):
+        if not name.startswith("blocks."):
+            parameter.set_data(Tensor(0.1 * drawn(100 + seed + k, *parameter.shape)))
+    if fast:
+        accelerate(dit), accelerate(controlnet)
+    return DenoisingGraphs(dit), controlnet
+
+
+def control(controlnet, seed=50, rows=2, **how):
+    """A Control of a drawn condition."""
+    return Control(controlnet, drawn(seed, rows, 4, 8, 8), **how)
