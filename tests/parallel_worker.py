@@ -45,7 +45,18 @@ CASES = {
     "uneven-tall": (38, 12, {"kv_compression": "ave:2:1"}),  # 19 x 6 tokens
     "variance": (14, 16, {}),
     "control": (14, 22, {"kv_compression": "conv:2:0"}),  # the copy compresses, too
+    "control-guess": (14, 22, {"kv_compression": "conv:2:1"}),  # of guidance the copies see one half
+    "control-two": (16, 16, {"depth": 3, "micro_condition": True, "hidden_size": 48}),
+    "control-unguided": (14, 16, {}),
 }
+# name: blocks of each ControlNet beside it, whether in guess mode.
+CONTROLS = {
+    "control": ((1,), False),
+    "control-guess": ((1,), True),
+    "control-two": ((2, 1), False),
+    "control-unguided": ((1,), False),
+}
+UNGUIDED = ("control-unguided",)
 SAMPLERS = {"variance": IDDPM}  # the others are DPMSolver; this one draws noise and has the variance sent, too
 
 
@@ -91,17 +102,22 @@ def fresh_noise(draw, shape):
 
 def controls(name, dit, shape):
     """list of Control of a case, for latents of a shape."""
-    if name != "control":
-        return []
-    controlnet = ControlNet.from_dit(dit, 1)
-    for linear in (controlnet.before_proj, controlnet.after_proj[0]):
-        linear.weight.set_data(Tensor(np.random.default_rng(5).normal(0, 0.1, linear.weight.shape), ms.float32))
-    return [Control(controlnet.set_train(False), np.random.default_rng(6).standard_normal(shape))]
+    layers, guess = CONTROLS.get(name, ((), False))
+    result, random = [], np.random.default_rng(5)
+    for count in layers:
+        controlnet = ControlNet.from_dit(dit, count)
+        for linear in (controlnet.before_proj, *controlnet.after_proj):
+            linear.weight.set_data(Tensor(random.normal(0, 0.1, linear.weight.shape), ms.float32))
+        result.append(Control(controlnet.set_train(False), random.standard_normal(shape), guess=guess))
+    return result
 
 
 def draw(graphs, arguments, name=None):
     """Latents after every step, (steps, N, c, h, w)."""
     ones = controls(name, graphs.dit, arguments[0].shape)
+    if name in UNGUIDED:
+        *first, unconditional, conditions = arguments
+        arguments = *first, None, conditions
     trajectory = denoising_steps(graphs, *arguments, fresh_noise=fresh_noise, pag=PAG.get(name), controls=ones)
     next(trajectory)
     return np.stack([step.latents.asnumpy() for step in trajectory])

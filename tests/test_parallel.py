@@ -12,7 +12,7 @@ from conftest import load_tool, relative_error
 from mindspore import Tensor
 from mindspore.nn.utils import no_init_parameters
 from mindspore.train import mind_ir_pb2
-from parallel_worker import CASES, PAG, SAMPLERS, alone, tiny_vae
+from parallel_worker import CASES, CONTROLS, PAG, SAMPLERS, UNGUIDED, alone, tiny_vae
 from PIL import Image
 from training_runs import ROOT, Run, free_port, tiny_dit
 
@@ -23,6 +23,7 @@ from mindsigma.models.controlnet import ControlNetConfig
 from mindsigma.models.dit import DiT, DiTConfig, KVCompression
 from mindsigma.models.vae_tiling import decode_tiled
 from mindsigma.ops.operators import composing_for
+from mindsigma.sampling.controls import ControlSum
 from mindsigma.sampling.dpm_solver import DPMSolver
 from mindsigma.sampling.parallel import ParallelGraphs, ParallelSampling, Part, PartStep, bands_of, bytes_sent, keys_of
 
@@ -51,8 +52,10 @@ def check(results):
             config = tiny_dit(**changes).config
             part = ParallelSampling(mode, Ranks(rank, len(results))).part(config, True, height // 2, width // 2)
             layers = PAG[case].layers if case in PAG else ()
-            copies = [ControlNetConfig.of(config, 1)] if case == "control" else []
-            foretold = bytes_sent(config, part, 2, 4, case in SAMPLERS, layers, copies)
+            blocks, guess = CONTROLS.get(case, ((), False))
+            copies = [ControlNetConfig.of(config, count) for count in blocks]
+            how = {"guided": case not in UNGUIDED, "guess": guess}
+            foretold = bytes_sent(config, part, 2, 4, case in SAMPLERS, layers, copies, **how)
             assert result[f"{name}-sent"] == sum(foretold.values()), (name, rank)
     vae, latents = tiny_vae()
     tiles = decode_tiled(vae, latents, tile=16)
@@ -64,7 +67,8 @@ def check(results):
 
 def test_two_processes_are_one(tmp_path):
     """Bands with compressed keys, square and not, equal and not; halves of guidance; tiles of the decoder."""
-    assert len(check(run(tmp_path, 2, "sequence:conv,uneven,variance,pag,control", "cfg:control"))) == 6
+    jobs = "sequence:conv,uneven,variance,pag,control,control-guess,control-unguided", "cfg:control-two"
+    assert len(check(run(tmp_path, 2, *jobs))) == 8
 
 
 @pytest.mark.slow
@@ -76,7 +80,12 @@ def test_two_processes_with_every_compression(tmp_path):
 @pytest.mark.slow
 def test_four_processes_are_one(tmp_path):
     """Bands of four, and two bands of each half; of 6, 4, 4 and 5 rows in one case."""
-    check(run(tmp_path, 4, "sequence:conv,uneven-tall", "both:uneven,micro", "graph-both:uneven"))
+    jobs = (
+        "sequence:conv,uneven-tall,control-guess",
+        "both:uneven,micro,control,control-two",
+        "graph-both:uneven,control",
+    )
+    check(run(tmp_path, 4, *jobs))
 
 
 @pytest.mark.slow
@@ -158,6 +167,8 @@ def test_what_cannot_be_divided():
     graphs = ParallelGraphs(tiny_dit(), ParallelSampling("cfg", Ranks(0, 2)))
     with pytest.raises(MindSigmaError, match="pag_scale .* makes more than two halves of guidance"):
         graphs.step(DPMSolver(), True, (1, 4, 16, 16), perturbed=(1,))
+    with pytest.raises(MindSigmaError, match="guess_mode .* controls one half of guidance alone"):
+        graphs.step(DPMSolver(), True, (1, 4, 16, 16), control=ControlSum((), guess=True))
     with pytest.raises(MindSigmaError, match="there is one process only"):
         PixArtSigmaPipeline.from_pretrained("sigma-mini", parallel="sequence")
 

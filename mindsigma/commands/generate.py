@@ -328,7 +328,8 @@ def traffic(pipeline, size, images, args, sampling):
     """What the processes send each other, in a line."""
     sampler, pag = sampling.solver(args.convention), sampling.pag(pipeline.components.opened("dit").config.depth)
     perturbed = pag.layers if pag else ()
-    sent = pipeline.bytes_sent(*size, images, sampling.guided, sampler.learned_variance, perturbed)
+    how = sampling.guided, sampler.learned_variance, perturbed, sampling.guess_mode
+    sent = pipeline.bytes_sent(*size, images, *how)
     return (
         f"parallel {args.parallel}: {pipeline.parallel.ranks.count} processes, each sends "
         f"{sum(sent.values()) / 1e6:.2f} MB a step ({sent['keys'] / 1e6:.2f} keys and values, "

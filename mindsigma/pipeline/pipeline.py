@@ -277,12 +277,12 @@ class PixArtSigmaPipeline:
     def _bins(self):
         return inference_bins(bin_base(self._config("dit").input_size))
 
-    def bytes_sent(self, height, width, images=1, guided=True, learned_variance=False, perturbed=()):
+    def bytes_sent(self, height, width, images=1, guided=True, learned_variance=False, perturbed=(), guess=False):
         """Bytes that each of several processes sends a step (parallel.bytes_sent), for images of height x width pixels.
 
         With ControlNets those of a step in which all of them act.
 
-        `perturbed`: layers of perturbed attention. Raises:
+        `perturbed`: layers of perturbed attention; `guess`: guess mode. Raises:
             MindSigmaError: the processes cannot share such images.
         """
         config = self._config("dit")
@@ -290,7 +290,7 @@ class PixArtSigmaPipeline:
         part = self.parallel.part(config, guided, height // unit, width // unit)
         itemsize = 4 if self.components.opened("dit").dtype == ms.float32 else 2
         controls = [self._config(name) for name in self.controlnets]
-        return bytes_sent(config, part, images, itemsize, learned_variance, perturbed, controls)
+        return bytes_sent(config, part, images, itemsize, learned_variance, perturbed, controls, guided, guess)
 
     def start_noise(self, seeds, height, width):
         """Standard normal latents (N, c, h, w) fp32 for images of height x width pixels; each from its own seed."""

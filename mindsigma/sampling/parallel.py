@@ -89,7 +89,9 @@ def keys_of(bands, columns, compression=None):
     return tuple((rows // factor) * (columns // factor) for rows in bands)
 
 
-def bytes_sent(config, part, images, itemsize, learned_variance=False, perturbed=(), controls=()):
+def bytes_sent(
+    config, part, images, itemsize, learned_variance=False, perturbed=(), controls=(), guided=True, guess=False
+):  # fmt: skip
     """Bytes that one process sends to the others in a step: dict with `keys` (keys and values) and `noise`.
 
     What it contributes to a gather it sends to each of the others, padded to the longest contribution.
@@ -102,21 +104,23 @@ def bytes_sent(config, part, images, itemsize, learned_variance=False, perturbed
         learned_variance: whether the sampler takes it; it is counted as noise.
         perturbed: layers of perturbed attention, whose images send keys in the other layers after the first of them.
         controls: ControlNetConfigs.
+        guided: whether there is an unconditional half.
+        guess: guess mode, whose copies see the conditional half alone.
     """
-    guided = images * (2 if part.half is None else 1)
+    rows = images * (2 if guided and part.half is None else 1)
     others = part.processes - 1
     keys = 0
     if len(part.bands) > 1:
         for layer in range(config.depth):
             longest = max(keys_of(part.bands, part.columns, config.layer_compression(layer)))
             more = images if perturbed and layer > perturbed[0] and layer not in perturbed else 0
-            keys += (guided + more) * longest * 2 * config.hidden_size * itemsize
+            keys += (rows + more) * longest * 2 * config.hidden_size * itemsize
             copies = sum(layer < one.layers for one in controls)  # compressed as their originals are
-            keys += copies * guided * longest * 2 * config.hidden_size * itemsize
-    guided += images if perturbed else 0
+            keys += copies * (images if guess else rows) * longest * 2 * config.hidden_size * itemsize
+    rows += images if perturbed else 0
     pixels = max(part.bands) * part.columns * config.patch_size**2
     channels = config.out_channels if learned_variance else config.in_channels
-    return {"keys": keys * others, "noise": guided * channels * pixels * itemsize * others}
+    return {"keys": keys * others, "noise": rows * channels * pixels * itemsize * others}
 
 
 class KeyExchange(nn.Cell):
