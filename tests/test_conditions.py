@@ -220,6 +220,30 @@ def test_batches(records, tmp_path):
     assert 9 < np.sum(drops[:9]) < 27 and np.all(drops[9:])
 
 
+@pytest.mark.parametrize(
+    "fault,said",
+    [
+        ("missing", "no picture of this name is the condition of"),
+        ("shape", "64 x 80, its image 80 x 80, which is another shape"),
+        ("text", "0.webp: not an image"),
+    ],
+)
+def test_a_condition_that_cannot_be_read_is_named(records, folder, fault, said):
+    """In one line with its remedy; or another record takes the place, if some may be left out."""
+    file, condition = folder / "0.webp", Condition.of(None, str(folder))
+    file.unlink()
+    if fault == "shape":
+        Image.new("RGB", (80, 64)).save(file)
+    elif fault == "text":
+        file.write_text("no picture")
+    with pytest.raises(MindSigmaError, match=said) as error:
+        batch_of(records, condition, max_bad_images=0)
+    assert "\n" not in str(error.value) and "--max-bad-images N leaves out up to N" in str(error.value)
+    with pytest.warns(UserWarning, match=said):
+        batch = batch_of(records, condition, max_bad_images=1)
+    assert "picture 0" not in batch.captions and len(batch.captions) == 4
+
+
 def test_a_condition_for_drawing(records, tmp_path, monkeypatch):
     """The tool writes what extraction makes of the same picture, and leaves what is there."""
     tool = load_tool("make_condition")
