@@ -67,7 +67,7 @@ def build_parser():
     add("--dry-run", action="store_true", help="check everything that a run would refuse, print the table")
     add("--verify", action="store_true", help="read the result back and compare every tensor's checksum")
     add("--lora", action="append", metavar="FILE[:WEIGHT]", help="merge a LoRA or DoRA into the DiT; repeatable")
-    add("--base", metavar="MODEL", help="of a ControlNet: what --to official writes into the same file")
+    add("--base", metavar="MODEL", help="of a ControlNet: what --to official writes beside it; of its LoRA: its base")
     group = parser.add_argument_group("what a bare DiT file does not tell")
     group.add_argument("--num-heads", type=int)
     group.add_argument("--input-size", type=int, help="latent side of the base resolution")
@@ -128,8 +128,8 @@ def known_config(args):
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
 
-def check(args, kinds):
-    """Raise for options that no component of the source is about."""
+def check(args, kinds, adapted=False):
+    """Raise for options that no component of the source is about; adapted: it is an adapter of a ControlNet."""
     if args.to in ("peft", "kohya"):
         raise MindSigmaError(f"--to {args.to} is for adapters, but {args.source} holds a network: {', '.join(kinds)}")
     about = {"dit": ("lora", "merge", "kv_compression", "grow_to", "null_caption"), "vae": ("vae_scaling_factor",)}
@@ -137,7 +137,7 @@ def check(args, kinds):
         for name in names:
             if getattr(args, name) is not None and kind not in kinds:
                 raise MindSigmaError(f"--{name.replace('_', '-')} is about a {kind}, which {args.source} does not hold")
-    if args.base is not None and (args.to != "official" or kinds != ["controlnet"]):
+    if args.base is not None and not adapted and (args.to != "official" or kinds != ["controlnet"]):
         raise MindSigmaError(
             f"--base is for a ControlNet alone, with --to official; {args.source} has {', '.join(kinds)}"
         )
@@ -206,19 +206,23 @@ def main():
     """Parse, translate, verify; returns the exit code."""
     args = build_parser().parse_args()
     from mindsigma.conversion import writing as convert
-    from mindsigma.conversion.component import FOLDERS, open_source, with_base
+    from mindsigma.conversion.component import FOLDERS, adapted_copies, open_source, with_base
     from mindsigma.conversion.targets import joined, prepare
-    from mindsigma.weights.adapters.adapter_reader import is_adapter
+    from mindsigma.weights.adapters.adapter_reader import is_adapter, is_controlnet_adapter
     from mindsigma.weights.locate import locate
 
     path = locate(args.source, FOLDERS.get(args.component))
-    if is_adapter(path):
+    adapted = is_controlnet_adapter(path)
+    if adapted:
+        source = adapted_copies(path, args.base, **known_config(args))
+    elif is_adapter(path):
         return convert_adapter(args, path)
-    source = open_source(args.source, args.component, args.ema, **known_config(args))
+    else:
+        source = open_source(args.source, args.component, args.ema, **known_config(args))
     convert.check_target(args.target, source.path)
-    check(args, [component.kind for component in source.components])
+    check(args, [component.kind for component in source.components], adapted)
     components = source.components
-    if args.base is not None:
+    if args.base is not None and args.to == "official":
         components = with_base(components, args.base, **known_config(args))
     outputs = [prepare(change(component, args), args.to, args.dtype, args.drop_unsupported) for component in components]
     sizes = [convert.size_of(output.view) for output in outputs]

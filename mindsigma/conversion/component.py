@@ -124,6 +124,22 @@ def open_source(name_or_path, component=None, ema=False, **config):
     return Source(path, components, tokenizer, left_out(path, found, wanted, tokenizer, ema))
 
 
+def adapted_copies(path, name_or_path, **config):
+    """Source of a ControlNet that is an adapter's file and the first blocks of a base, which it does not hold.
+
+    `name_or_path`, `config`: of the base, see open_source. Raises MindSigmaError.
+    """
+    if name_or_path is None:
+        raise MindSigmaError(
+            f"{path}: an adapter of a ControlNet, which has only what was learnt; name the model that it was trained "
+            "beside (--base MODEL)"
+        )
+    base = open_dit(locate(name_or_path, FOLDERS["dit"]), "fp32", **config)
+    pending = open_controlnet(path, "fp32", base)
+    inputs = [Path(path), Path(base.tensors.path)]
+    return Source(path, [Component("controlnet", pending.tensors, pending.config, path, [], [], pending.notes, inputs)])
+
+
 def with_base(components, name_or_path, **config):
     """The Component of a DiT and, after it, those of a ControlNet that was trained beside it. Raises MindSigmaError."""
     base = open_source(name_or_path, "dit", **config).components[0]

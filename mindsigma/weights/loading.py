@@ -13,7 +13,7 @@ from mindsigma.arguments import flag, one_of, path_like
 from mindsigma.backends.ascend import align_heads
 from mindsigma.backends.cpu import accelerate, is_accelerated
 from mindsigma.errors import MindSigmaError
-from mindsigma.models.controlnet import ControlNet, base_digest
+from mindsigma.models.controlnet import ControlNet, ControlNetConfig, base_digest
 from mindsigma.models.dit import DiT
 from mindsigma.models.dit_config import canonical_fields
 from mindsigma.models.t5 import T5Encoder
@@ -22,11 +22,14 @@ from mindsigma.models.vae import VAE
 from mindsigma.progress import DELAY_SECONDS, bar
 from mindsigma.runtime import resolve_dtype
 from mindsigma.weights import open_checkpoint
+from mindsigma.weights.adapters.adapter_reader import is_controlnet_adapter
+from mindsigma.weights.adapters.adapter_view import Adapted
+from mindsigma.weights.adapters.controlnet_adapter import AdaptedCopies
 from mindsigma.weights.adapters.merging import notes_of, open_adapters, with_adapters
 from mindsigma.weights.configs import controlnet_config, dit_config, stored_dit_fields, t5_config, vae_config
 from mindsigma.weights.formats.floats import is_float
 from mindsigma.weights.formats.tensor_stream import release
-from mindsigma.weights.locate import EMA_FOLDERS, component_folder, dit_folders
+from mindsigma.weights.locate import EMA_FOLDERS, component_folder, dit_folders, locate
 from mindsigma.weights.names.controlnet_names import map_controlnet
 from mindsigma.weights.names.dit_names import map_dit
 from mindsigma.weights.names.prefixes import kinds_in
@@ -96,10 +99,16 @@ def open_controlnet(path, dtype=None, base=None, sampling=False, **config_overri
         sampling: see open_dit.
         config_overrides: ControlNetConfig fields that the file does not tell, such as num_heads.
 
+    An adapter of a ControlNet (weights/adapters/controlnet_adapter.py) is read, too, beside a Pending base.
+
     Raises:
         MindSigmaError: as load_dit, or it does not fit beside `base`.
     """
-    path = component_folder(path_like("controlnet", path), ("controlnet",))
+    prepare = prepared_for_sampling if sampling else accelerate
+    given, path = path, locate(path_like("controlnet", path), ("controlnet",))
+    if is_controlnet_adapter(path):
+        return _of_adapter(path, dtype, base, prepare)
+    path = component_folder(given, ("controlnet",))
     source = open_checkpoint(path)
     tensors = map_controlnet(source)
     with config_of(path):
@@ -108,11 +117,23 @@ def open_controlnet(path, dtype=None, base=None, sampling=False, **config_overri
             config = replace(config, base_digest=digest_of_base(map_dit(source)))
         if base is not None:
             config.check_base(base.config)
-    prepare = prepared_for_sampling if sampling else accelerate
     pending = Pending(tensors, lambda: ControlNet(config, _dtype(dtype)), prepare)
     if config.base_digest and isinstance(base, Pending) and digest_of_base(base.tensors) != config.base_digest:
         pending.notes.append(f"{path}: this ControlNet was trained beside another model, or one of another precision")
     return pending
+
+
+def _of_adapter(path, dtype, base, prepare):
+    """Pending ControlNet of an adapter and a Pending base, whose own adapters it was not trained beside."""
+    if not isinstance(base, Pending):
+        raise MindSigmaError(
+            f"{path}: an adapter of a ControlNet, which has only what was learnt: merge it into the copies of its base "
+            "with tools/convert.py --to mindspore --base MODEL"
+        )
+    of_base = base.tensors.base if isinstance(base.tensors, Adapted) else base.tensors
+    tensors = AdaptedCopies(path, of_base)
+    config = ControlNetConfig.of(base.config, tensors.layers, digest_of_base(of_base))
+    return Pending(tensors, lambda: ControlNet(config, _dtype(dtype)), prepare)
 
 
 def digest_of_base(tensors):

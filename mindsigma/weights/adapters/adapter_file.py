@@ -98,15 +98,18 @@ def part_names(layer):
     return [f"{layer}.{part}" for part in parts]
 
 
-def check(adapter):
-    """Raise MindSigmaError unless an Adapter's names, shapes and dtypes are those the format speaks of."""
+def check(adapter, table=DIFFUSERS):
+    """Raise MindSigmaError unless an Adapter's names, shapes and dtypes are those the format speaks of.
+
+    `table`: Rules whose names are those of the network's tensors.
+    """
     path = adapter.path
     if not adapter.entries:
         raise MindSigmaError(f"{path}: holds no adapter of a DiT")
     for name, entry in adapter.entries.items():
         where = f"{path}: adapter module '{one_line(name)}'"
         layer, _, count = place(name)
-        if "norm" in layer or slots(DIFFUSERS, f"{layer}.weight") is None:
+        if "norm" in layer or slots(table, f"{layer}.weight") is None:
             raise MindSigmaError(f"{where} is no linear layer of a PixArt DiT; the adapter belongs to another model")
         if count > 1 and layer in adapter.entries:
             raise MindSigmaError(f"{where} is a part of '{layer}', which has an entry too; keep one of the two")

@@ -10,6 +10,9 @@ Facts, with where they are written down:
   dotted under `transformer.` with alpha folded into B, and the official ones under `lora_unet_`, `diffusion_model.`;
   an older map of it has `attn.qkv.0` ... `attn.qkv.2` for q, k, v. T5 is `lora_te_`, `text_encoder.` or `t5.`;
   `bundle_emb.` are embeddings of new words.
+* SimpleTuner (helpers/models/pixart/model.py, get_lora_target_layers) trains the attention of a ControlNet's copies and
+  its linear maps, and saves peft's names with `controlnet.controlnet_blocks.{i}.` before them; it begins with copies of
+  the base's blocks and maps of zeros, which its file does not hold.
 * kohya-ss sd-scripts (networks/lora.py): `lora_down`, `lora_up`, `alpha`, scale alpha / rank.
 * The DoRA magnitude is `lora_magnitude_vector` in peft (with or without `.weight`), (out,) or (1, out, 1, 1), and
   `dora_scale` in LyCORIS and OneTrainer: (out, 1), or, by default there, (1, in): KohakuBlueleaf/LyCORIS issue 216.
@@ -18,12 +21,15 @@ Facts, with where they are written down:
 import re
 
 from mindsigma.weights.adapters.adapter_file import part_names
+from mindsigma.weights.names import controlnet_names
 from mindsigma.weights.names.dit_names import DIFFUSERS
 
 PREFIXES = (
     *("base_model.model.", "transformer.", "unet.", "diffusion_model.", "lora_transformer.", "lora_unet."),
     *("base_model.", "model.", "module.", "_orig_mod.", "dit.", "net.", "network.", "denoiser.", "pipe."),
+    "controlnet.",
 )
+OF_CONTROLNET = "controlnet_blocks."  # in every name of an adapter of a ControlNet, and in no other
 FLAT_PREFIXES = ("lora_transformer_", "lora_unet_", "lycoris_")
 TEXT_PREFIXES = ("text_encoder", "lora_te", "lora_text", "lora_t5", "lycoris_text", "t5.", "t5xxl.", "bundle_emb.")
 
@@ -69,33 +75,38 @@ def other_kind(names):
     return next(((name, kind) for name in names for word, kind in OTHERS.items() if f".{word}" in name), None)
 
 
-def entry_name(text):
-    """Our name of the layer, or part of a fused one, that a foreign text speaks of; None if a DiT has none such."""
+def entry_name(text, controlnet=False):
+    """Our name of the layer, or part of a fused one, that a foreign text speaks of; None if there is none such.
+
+    `controlnet`: the layer is one of a ControlNet, else of a DiT.
+    """
     stripped = True
     while stripped:
         prefix = next((prefix for prefix in PREFIXES if text.startswith(prefix)), None)
         text, stripped = text[len(prefix or "") :], prefix is not None
     text = re.sub(r"\.processor\.(to_out$)?", lambda match: ".to_out.0" if match[1] else ".", text)
     flat = next((prefix for prefix in FLAT_PREFIXES if text.startswith(prefix)), "")
-    for pattern, ours in _FLAT if flat else _DOTTED:
+    dotted = _CONTROLNET if controlnet else _DOTTED
+    for pattern, ours in _FLAT if flat and not controlnet else dotted:
         match = pattern.fullmatch(text[len(flat) :])
         if match:
             return ours.format(*match.groups())
     return None
 
 
-def diffusers_name(name):
-    """diffusers' name of one of our entries that is not a whole fused layer."""
-    return next(theirs.format(*match.groups()) for pattern, theirs in _THEIRS if (match := pattern.fullmatch(name)))
+def diffusers_name(name, controlnet=False):
+    """diffusers' name of one of our entries, of a DiT or a ControlNet, that is not a whole fused layer."""
+    table = _THEIRS_OF_CONTROLNET if controlnet else _THEIRS
+    return next(theirs.format(*match.groups()) for pattern, theirs in table if (match := pattern.fullmatch(name)))
 
 
 def _template(text, separator="."):
     return re.compile(r"([0-9]{1,4})".join(re.escape(part) for part in text.replace(".", separator).split("{}")))
 
 
-def _spellings():
+def _spellings(table=DIFFUSERS):
     """(our entry's template, diffusers' or None for a whole fused layer, further ones) of every linear layer."""
-    for rule in DIFFUSERS:
+    for rule in table:
         layer, suffix = rule.ours[: -len(".weight")], rule.ours[-len(".weight") :]
         if suffix != ".weight" or "norm" in layer:
             continue
@@ -110,3 +121,7 @@ _ALL = [(ours, [ours, *filter(None, [theirs]), *more]) for ours, theirs, more in
 _DOTTED = [(_template(text), ours) for ours, texts in _ALL for text in texts]
 _FLAT = [(_template(text, "_"), ours) for ours, texts in _ALL for text in texts]
 _THEIRS = [(_template(ours), theirs) for ours, theirs, _ in _spellings() if theirs]
+_CONTROLNET = [(_template(theirs), ours) for ours, theirs, _ in _spellings(controlnet_names.DIFFUSERS) if theirs]
+_THEIRS_OF_CONTROLNET = [
+    (_template(ours), theirs) for ours, theirs, _ in _spellings(controlnet_names.DIFFUSERS) if theirs
+]

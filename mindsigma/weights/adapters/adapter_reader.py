@@ -25,11 +25,20 @@ from mindsigma.weights.adapters.adapter_file import (
     read_adapter,
     scale_of,
 )
-from mindsigma.weights.adapters.adapter_names import TEXT_PREFIXES, diffusers_name, entry_name, other_kind, split_key
+from mindsigma.weights.adapters.adapter_names import (
+    OF_CONTROLNET,
+    TEXT_PREFIXES,
+    diffusers_name,
+    entry_name,
+    other_kind,
+    split_key,
+)
 from mindsigma.weights.adapters.module_patterns import Patterns
 from mindsigma.weights.formats.floats import is_float8
 from mindsigma.weights.formats.reader import open_checkpoint
 from mindsigma.weights.locate import dit_folders
+from mindsigma.weights.names import controlnet_names
+from mindsigma.weights.names.dit_names import DIFFUSERS
 from mindsigma.weights.names.prefixes import kinds_in
 
 CONFIG = "adapter_config.json"
@@ -83,8 +92,22 @@ def is_adapter(path):
     return other_kind(names) is not None or any((split_key(name) or ("", ""))[1] in ("a", "b") for name in names)
 
 
-def open_adapter(path):
+def is_controlnet_adapter(path):
+    """Whether a file or folder holds an adapter of a ControlNet."""
+    path = Path(path)
+    try:
+        if path.is_dir() and not any((path / name).is_file() for name in (*FILES, *OTHER_FILES)):
+            return False
+        names = open_checkpoint(_files(path)[0]).names()
+    except (MindSigmaError, OSError):
+        return False  # who opens it as something else says what is wrong
+    return any(OF_CONTROLNET in name and (split_key(name) or ("", ""))[1] in ("a", "b") for name in names)
+
+
+def open_adapter(path, controlnet=False):
     """Open an adapter as Opened. Its arrays are mapped from the file.
+
+    `controlnet`: it is one of a ControlNet, whose layers have our names of these.
 
     Raises MindSigmaError, of one line, for whatever is wrong with the file, for an adapter of another kind (LoKr, LoHa,
     with biases ...) or of another model.
@@ -98,12 +121,12 @@ def open_adapter(path):
         return Opened(replace(read_adapter(file), path=path), len(source))
     if "dit" in kinds_in(source.names()):
         raise MindSigmaError(f"{path}: a whole DiT, no adapter; give it as the model (--model), not as --lora")
-    if any("controlnet_blocks." in name for name in source.names()):
+    if not controlnet and any(OF_CONTROLNET in name for name in source.names()):
         raise MindSigmaError(
-            f"{path}: an adapter of a ControlNet, which is not read; merge it into the ControlNet where it was trained"
+            f"{path}: an adapter of a ControlNet, not of a DiT: give it as --controlnet, with the picture that it takes"
         )
     config = _config(config_file) if config_file else _metadata_config(path, source)
-    kept, dropped = _sorted_keys(path, source)
+    kept, dropped = _sorted_keys(path, source, controlnet)
     bare = file.name in FILES or all(name.startswith("base_model.model.") for name in source.names())
     if bare and config_file is None and not config and not any("alpha" in keys for keys in kept.values()):
         raise MindSigmaError(
@@ -116,7 +139,7 @@ def open_adapter(path):
     patterns = Patterns(path, config.get("alpha_pattern") or {})
     unscaled = 0
     for name, keys in kept.items():
-        entry, told = _entry(path, source, name, keys, config, patterns, adapter.rslora)
+        entry, told = _entry(path, source, name, keys, config, patterns, adapter.rslora, controlnet)
         adapter.entries[name] = entry
         unscaled += not told
     if config.get("use_dora") and not all(entry.magnitude is not None for entry in adapter.entries.values()):
@@ -125,7 +148,7 @@ def open_adapter(path):
     assumed += source.notes
     adapter.record += assumed
     adapter.entries = joined(adapter.entries)
-    check(adapter)
+    check(adapter, controlnet_names.DIFFUSERS if controlnet else DIFFUSERS)
     texts = [key for key in source.metadata if key not in ("format", METADATA)]
     return Opened(adapter, sum(len(keys) for keys in kept.values()), dropped, assumed, texts)
 
@@ -195,7 +218,7 @@ def _metadata_config(path, source):
     if METADATA not in source.metadata:
         return {}
     config = load_json(path, source.metadata[METADATA], METADATA)
-    for prefix in ("transformer.", "unet."):
+    for prefix in ("transformer.", "unet.", "controlnet."):
         inner = {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
         if inner:
             return _checked(path, inner)
@@ -229,7 +252,7 @@ def _checked(path, config):
     return config
 
 
-def _sorted_keys(path, source):
+def _sorted_keys(path, source, controlnet):
     """(dict our entry -> dict role -> key, names left out)."""
     kept, dropped = {}, []
     other = other_kind(source.names())
@@ -248,11 +271,11 @@ def _sorted_keys(path, source):
                 f"{path}: tensor '{one_line(key)}' is neither A, B, alpha nor magnitude of a LoRA or DoRA "
                 "(a bias, modules_to_save?); merge it into the model with the tool that made it"
             )
-        name = entry_name(found[0])
+        name = entry_name(found[0], controlnet)
         if name is None:
             raise MindSigmaError(
-                f"{path}: tensor '{one_line(key)}' speaks of no linear layer of a PixArt DiT; "
-                "the adapter belongs to another model"
+                f"{path}: tensor '{one_line(key)}' speaks of no linear layer of a PixArt "
+                f"{'ControlNet' if controlnet else 'DiT'}; the adapter belongs to another model"
             )
         if kept.setdefault(name, {}).setdefault(found[1], key) != key:
             raise MindSigmaError(
@@ -271,7 +294,7 @@ def _sorted_keys(path, source):
     return kept, dropped
 
 
-def _entry(path, source, name, keys, config, patterns, rslora):
+def _entry(path, source, name, keys, config, patterns, rslora, controlnet):
     """(Entry, whether the source told its scale)."""
     layer = place(name)[0]
     a, b = _numbers(source.read(keys["a"])), _numbers(source.read(keys["b"]))
@@ -290,7 +313,7 @@ def _entry(path, source, name, keys, config, patterns, rslora):
             raise MindSigmaError(f"{path}: '{one_line(keys['alpha'])}' has shape {value.shape}, expected one number")
         alpha = float(value.reshape(-1)[0].astype(np.float64))
     elif "lora_alpha" in config:
-        names = [name] if part_names(name) else [diffusers_name(name), name]
+        names = [name] if part_names(name) else [diffusers_name(name, controlnet), name]
         alpha = float(patterns.find(names, config["lora_alpha"]))
     else:
         alpha, told = float(rank), False
