@@ -4,7 +4,8 @@
 
 Writes a picture with a row for each sampler, and prints the distance of its latents to the solution in 200 steps: the
 norm of the difference over the norm of the solution. A sampler that adds noise draws another image and does not come
-near it. lcm and one-step are meant for distilled models.
+near it. lcm and one-step are meant for distilled models. With --cost it prints instead what a sampler's own step takes
+beside the network's.
 """
 
 from pathlib import Path
@@ -41,6 +42,7 @@ def build_parser():
     add("--prompt", default="a penguin on a yellow background")
     add("--seed", type=int, default=0)
     add("--side", type=int, default=96, help="pixels a side of a picture in the figure")
+    add("--cost", action="store_true", help="processor time of each sampler's own step, and nothing else")
     add("--output", metavar="FILE", default="outputs/samplers.png")
     return parser
 
@@ -74,6 +76,50 @@ def measure(pipeline, args):
             row.append((steps, picture, float(np.linalg.norm(latents - solution) / np.linalg.norm(solution))))
         results.append((name_of(options), row))
     return results
+
+
+def cost(pipeline, args, steps=20, calls=40, repeats=5):
+    """Milliseconds of the processor for a guided step with dpm, and list of (name, those of a sampler's own step)."""
+    from statistics import median
+    from time import process_time
+
+    import mindspore as ms
+    import numpy as np
+    from mindspore import Tensor
+
+    from mindsigma.backends.cpu.sampler import accelerate_sampler
+    from mindsigma.sampling.options import SamplingOptions
+
+    def milliseconds(function):
+        times = []
+        for _ in range(repeats + 1):
+            begin = process_time()
+            count = function()
+            times.append(1000 * (process_time() - begin) / count)
+        return median(times[1:])
+
+    def draw():
+        pipeline(args.prompt, seed=args.seed, output_type="latent", progress=False, num_inference_steps=steps)
+        return steps
+
+    whole, results = milliseconds(draw), []
+    side = pipeline.dit.config.input_size
+    random = np.random.default_rng(0)
+    latents, noise, fresh, variance = (
+        Tensor(random.standard_normal((1, pipeline.dit.config.in_channels, side, side)), ms.float32) for _ in range(4)
+    )
+    for options in ROWS:
+        sampler = accelerate_sampler(SamplingOptions.of_call(dict(options)).solver("diffusers"), pipeline.dit)
+        table = sampler.table(1 if options["sampler"] == "one-step" else steps)
+        history, numbers = sampler.start_history(latents.shape), table[len(table) // 2].numbers
+
+        def step(sampler=sampler, history=history, numbers=numbers):
+            for _ in range(calls):
+                sampler(latents, history, numbers, noise, variance, fresh if sampler.draws else None)
+            return calls
+
+        results.append((name_of(options), milliseconds(step)))
+    return whole, results
 
 
 def figure(results, side):
@@ -111,6 +157,12 @@ def main():
     from mindsigma.pipeline.pictures import save_png
 
     pipeline = PixArtSigmaPipeline.from_pretrained(args.model, components=args.components)
+    if args.cost:
+        whole, results = cost(pipeline, args)
+        print(f"a guided step with dpm: {whole:.1f} ms of the processor; of it the sampler's own\n")
+        print("| sampler | ms | % |\n|---|---|---|")
+        print("\n".join(f"| `{name}` | {own:.2f} | {100 * own / whole:.2f} |" for name, own in results))
+        return 0
     results = measure(pipeline, args)
     print(markdown(results))
     sheet = figure(results, args.side).quantize(256, dither=0)  # a palette: half the bytes
