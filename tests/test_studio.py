@@ -134,6 +134,18 @@ def test_drawing_from_a_picture_with_a_mask(studio):
     assert read(drawn.png)[0]["image"] == "uploaded picture"
 
 
+def test_a_picture_tells_the_size_it_was_drawn_at(studio):
+    """Of a picture that is drawn from, as tools/generate.py tells it; of a shape, the nearest trained size."""
+    told, notes = [], []
+    for changes in ({"image": Image.new("RGB", (410, 300), "red")}, {"ratio": 0.5}):
+        asked = Order("a red apple", options={"num_inference_steps": 2}, **changes)
+        *events, end = studio.submit(asked, "a").events()
+        told += [event.told for event in events if isinstance(event, Picture)]
+        notes.append(end.notes)
+    assert [(one["size"], one["drawn_size"]) for one in told] == [("288x208", "288x208"), ("352x176", "352x176")]
+    assert notes == [("image: 300 x 410 (height x width), drawn at 208 x 288: cropped to 296 x 410, then resized",), ()]
+
+
 def test_a_preview_is_like_the_picture(mini):
     """Of clean latents: the colours of the decoded picture, made small."""
     latents = mini("a red apple", seed=0, num_inference_steps=8, progress=False, output_type="latent").images

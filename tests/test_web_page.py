@@ -18,9 +18,9 @@ pytest.importorskip("gradio", reason="no gradio: pip install 'mindsigma[web]'")
 
 from test_picture_metadata import write_adapter
 
-from mindsigma.commands.web import build_parser, labels_of
+from mindsigma.commands.web import build_parser
 from mindsigma.pipeline.metadata import read
-from mindsigma.web.page import Page, serve
+from mindsigma.web.page import serve
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TIMEOUT = 120_000  # milliseconds that something on the page may take
@@ -264,35 +264,6 @@ def test_no_path_of_the_host_is_reachable(served, path):
 
 def test_only_this_machine_is_let_in(served):
     assert served.address.startswith("http://127.0.0.1:")
-    assert build_parser().parse_args([]).host == "127.0.0.1"
-
-
-def test_labels_hide_where_files_are(tmp_path):
-    (tmp_path / "a").mkdir()
-    for name in ("x.safetensors", "a/x.safetensors"):
-        (tmp_path / name).touch()
-    labels = labels_of([str(tmp_path / "x.safetensors"), str(tmp_path / "a" / "x.safetensors"), "owner/name"])
-    assert list(labels) == ["x.safetensors", "x.safetensors (2)", "owner/name"]
-
-
-def test_filled_in_values_are_bounded(served):
-    """Whatever a picture tells, the form gets values that it can hold."""
-    page = Page.__new__(Page)
-    page.studio = served.studio
-    options = {
-        "prompt": ["x"], "steps": 10**9, "guidance_scale": -5, "seed": 2**40, "model": "/etc", "sampler": "dpm",
-        "lora": ["style.safetensors:99", "other:1", "x:y"], "height": 100, "width": 300, "image": "a.png",
-    }  # fmt: skip
-    values = page.filled(options)
-    assert values[0] == "x" and values[2] == "16:9" and values[3] == 2**32 - 1 and values[6] == 400 and values[7] == 1
-    assert values[9] == "sigma-mini" and values[12:] == [True, 2]
-    for words in (
-        "the model /etc is none",
-        "the adapter other is none",
-        "the adapter x is none",
-        "has to be given again",
-    ):
-        assert words in values[11]
 
 
 @pytest.mark.parametrize("width", [1280, 390])

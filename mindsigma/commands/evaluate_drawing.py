@@ -60,6 +60,7 @@ def settings_of(args, sampling, more):
 def draw_jobs(args, folder, jobs, collectives, more):
     """Draw what is missing of a list of Job into a folder, shared by the processes."""
     from mindsigma.evaluation.drawing import Folder, draw
+    from mindsigma.pipeline import memory
     from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 
     sampling, tell = sampling_of(args), teller(collectives)
@@ -81,6 +82,9 @@ def draw_jobs(args, folder, jobs, collectives, more):
     pipeline.image_size(sampling.height, sampling.width, sampling.use_resolution_binning)
     for note in pipeline.notes:
         tell(f"note: {note}")
+    line = memory.told(pipeline)
+    if line:
+        tell(line)
     if collectives.ranks.first:
         pictures.write_settings()
     with progress(len(missing), "draw", collectives) as done:

@@ -37,6 +37,8 @@ def build_parser():
     add("--moments-dtype", choices=("fp16", "fp32"), default="fp32", help="in which the VAE's moments are stored")
     add("--dtype", choices=("fp32", "fp16", "bf16"), help="of the networks; default fp32 on the CPU, fp16 on Ascend")
     add("--device", choices=("CPU", "Ascend"), help="default what MindSpore finds")
+    layers = "T5 in memory, or read layer by layer for every batch: the same bits, slower, a larger --batch-size helps"
+    add("--text-encoder-memory", choices=("whole", "layers"), default="whole", help=layers)
     add(
         "--shard-records",
         type=int,
@@ -71,10 +73,14 @@ def main():
         raise MindSigmaError(f"{args.data}: holds features already; give the images that they were made of")
     say(f"{args.data}: {len(records)} records, {len(records.bad)} rows left out ({records.layout} layout)")
     set_device(args.device)
+    encoders = Encoders(args.model, args.dtype, args.text_encoder_memory)
+    line = encoders.memory()
+    if line:
+        say(line)
     extraction = Extraction(
         records,
         args.features,
-        Encoders(args.model, args.dtype),
+        encoders,
         resolution,
         args.max_length,
         args.batch_size,

@@ -85,6 +85,9 @@ def main():
     from mindsigma.web.page import serve
 
     page = serve(args)
+    line = page.studio.needed()
+    if line:
+        say(line)
     say(f"open {page.address} in a browser; Ctrl-C ends")
     if args.host not in LOCAL:
         say("note: others can reach this page; it has no passwords and no encryption of its own (SECURITY.md)")

@@ -22,10 +22,11 @@ class Components:
         self.loaded = {}  # name: network with its weights
 
     @classmethod
-    def of_folder(cls, path, dtype=None):
+    def of_folder(cls, path, dtype=None, text_encoder_memory="whole"):
         """VAE, T5 and tokenizer of a folder, bundled name or hub id with vae/, text_encoder/ and tokenizer/.
 
         `path`, the folder, is an attribute of the result. A part that is missing is told when it is asked for.
+        `text_encoder_memory`: see open_t5.
         """
         parts = ("vae", "text_encoder", "tokenizer")
         path = locate(path, parts)
@@ -33,7 +34,7 @@ class Components:
         path = path if elsewhere is None else locate(elsewhere, parts)
         made = cls(
             vae=lambda: open_vae(path, dtype),
-            t5=lambda: open_t5(path, dtype),
+            t5=lambda: open_t5(path, dtype, text_encoder_memory),
             tokenizer=lambda: Tokenizer(path / "tokenizer"),
         )
         made.path = path

@@ -39,27 +39,53 @@ def weight_bytes(pending):
     return sum(prod(tensors.shape(name)) for name in tensors.names()) * (4 if "32" in str(pending.dtype) else 2)
 
 
-def told(pipeline, free=None):
+def told(pipeline, free=None, together=False):
     """Line about the memory that a pipeline's weights take and that is free, or None where it is not worth a line.
 
     Args:
-        free: bytes, by default those of this machine; nothing is said of a device's own memory.
+        free: see `line`.
+        together: T5 stays beside the others; else it is let go of before they are read.
     """
     drawing = ("dit", *pipeline.controlnets, "vae")
-    parts = {name: weight_bytes(pipeline.components.opened(name)) for name in ("t5", *drawing)}
+    groups = [
+        [(NAMES.get(name, "ControlNet"), weight_bytes(pipeline.components.opened(name))) for name in names]
+        for names in ((("t5", *drawing),) if together else (("t5",), drawing))
+    ]
+    return line(groups, {"T5": "--text-encoder-memory layers reads it layer by layer, int8 in a quarter"}, free)
+
+
+def line(groups, remedies, free=None, what="weights of ", more=""):
+    """Line about the memory that something takes and that is free, or None where it is not worth a line.
+
+    Args:
+        groups: list of lists of (name, bytes); what is in a group is held at once, one group after the other.
+        remedies: dict name -> what to do where that is the largest part of too much.
+        free: bytes, by default those of this machine; nothing is said of a device's own memory.
+        what, more: texts before and behind the sizes.
+    """
     on_host = device() == "CPU"
     free = free_bytes() if free is None and on_host else free
-    most = max(parts["t5"], sum(parts[name] for name in drawing))  # T5 is let go of before the others are read
-    short = on_host and free is not None and most > free
-    if most < WORTH_TELLING and not short:
+    most = max(groups, key=total)
+    short = on_host and free is not None and total(most) > free
+    if total(most) < WORTH_TELLING and not short:
         return None
-    sizes = ", then ".join(
-        " and ".join(f"{NAMES.get(name, 'ControlNet')} {parts[name] / 1e9:.1f} GB" for name in names)
-        for names in (("t5",), drawing)
-    )
-    line = f"memory: weights of {sizes}"
+    text = f"memory: {what}{', then '.join(map(listed, groups))}{more}"
     if on_host and free is not None:
-        line += f"; free are {free / 1e9:.1f} GB"
-    if short and parts["t5"] == most:
-        return f"{line}, too little for T5: --text-encoder-memory layers reads it layer by layer, int8 in a quarter"
-    return f"{line}, too little: the machine will swap or end this process" if short else line
+        text += f"; free are {free / 1e9:.1f} GB"
+    if not short:
+        return text
+    name, _ = max(most, key=lambda part: part[1])
+    if name in remedies:
+        return f"{text}, too little for {name}: {remedies[name]}"
+    return f"{text}, too little: the machine will swap or end this process"
+
+
+def total(group):
+    """Bytes of a list of (name, bytes)."""
+    return sum(size for _, size in group)
+
+
+def listed(group):
+    """A list of (name, bytes) in words."""
+    *others, last = (f"{name} {size / 1e9:.1f} GB" for name, size in group)
+    return f"{', '.join(others)} and {last}" if others else last

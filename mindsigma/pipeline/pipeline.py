@@ -4,7 +4,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, List
+from typing import Any, List, Optional, Tuple
 
 import mindspore as ms
 import numpy as np
@@ -57,10 +57,17 @@ WEIGHTS_OR_GUIDANCE = "lower guidance_scale, leave out adapters or lower their w
 
 @dataclass
 class PipelineOutput:
-    """images: PIL images, float32 (N, H, W, 3) in [0, 1], or latents (N, c, h, w); seeds: one for each image."""
+    """What was drawn.
+
+    Attributes:
+        images: PIL images, float32 (N, H, W, 3) in [0, 1], or latents (N, c, h, w).
+        seeds: one for each image.
+        drawn_size: (height, width) in pixels that the model worked at; images may be resized or cropped from that.
+    """
 
     images: Any
     seeds: List[int]
+    drawn_size: Optional[Tuple[int, int]] = None
 
 
 class PixArtSigmaPipeline:
@@ -617,15 +624,16 @@ class PixArtSigmaPipeline:
             latents = self._run(
                 trajectory, steps, callback_on_step_end, progress, self._what(options, size, caption, len(controls))
             )
+        drawn_size = tuple(side * self._config("vae").downsampling for side in noise.shape[2:])
         if output_type == "latent":
-            return PipelineOutput(latents.asnumpy(), seeds)
+            return PipelineOutput(latents.asnumpy(), seeds, drawn_size)
         with phase("decode"):
             images = self.decode(latents)
             if source is not None:
-                return PipelineOutput(source.finished(images, options.paste, output_type), seeds)
+                return PipelineOutput(source.finished(images, options.paste, output_type), seeds, drawn_size)
             if options.use_resolution_binning and (height is not None or width is not None):
                 images = cover_and_crop(images, height or self.default_size, width or self.default_size)
-        return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds)
+        return PipelineOutput(to_pil(images) if output_type == "pil" else images, seeds, drawn_size)
 
     def _what(self, options, size, caption, controls):
         """Text that tells all that decides the graph of a step."""

@@ -14,6 +14,7 @@ from mindsigma.training.inputs import StepInputs, tensor
 from mindsigma.training.learner import ControlNetLearner
 from mindsigma.training.loss import Denoising, LossConfig, noisy_latents
 from mindsigma.training.method import Method, digest_of
+from mindsigma.training.needed import frozen, learning, weights_of
 from mindsigma.weights.loading import load_controlnet
 
 CONDITION_AT = 6  # place of the condition's latents among the inputs of the objective
@@ -98,6 +99,12 @@ class ControlNetTraining(Method):
         elif self.condition is None:
             raise MindSigmaError("a ControlNet needs --condition or --condition-folder, or features that hold them")
         return {"condition": self.condition, "condition_dropout": args.condition_dropout}
+
+    def needed(self, component, dtype):
+        """See Method: copies are counted as their share of the network's blocks, --init-controlnet's as the default."""
+        args, numbers, depth = self.args, weights_of(component), component.config.depth
+        layers = args.controlnet_layers or max(depth // 2 - 1, 1)
+        return frozen(numbers, dtype) + learning(args, numbers * layers / depth, processes=self.run.ranks.count)
 
     def learner(self, component):
         """See Method: the network is frozen, the ControlNet that stands beside it learns."""

@@ -5,6 +5,7 @@ from mindsigma.training.inputs import StepInputs
 from mindsigma.training.learner import WholeLearner
 from mindsigma.training.loss import Denoising, LossConfig
 from mindsigma.training.method import Method
+from mindsigma.training.needed import learning, weights_of
 from mindsigma.training.prior import DRAWN, class_micro_batches, draw_class_images
 
 CLASS_DATA = "class_data.safetensors"  # what the run draws from
@@ -26,6 +27,12 @@ class Training(Method):
             raise MindSigmaError(f"--class-count must be at least 1, not {args.class_count}")
         if not 0 <= args.prior_weight < float("inf"):
             raise MindSigmaError(f"--prior-weight must be a number of at least 0, not {args.prior_weight}")
+
+    def needed(self, component, dtype):
+        """See Method."""
+        if self.run.adapting:
+            return super().needed(component, dtype)
+        return learning(self.args, weights_of(component), dtype, self.run.ranks.count)
 
     def begin(self):
         """Draw the class's images that are missing."""

@@ -4,7 +4,7 @@ The generator makes latents of noise. Two networks score them, once noised: the 
 the fake score, trained at the same time, that of the generator. Their difference is the generator's gradient.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Optional
 
@@ -21,6 +21,7 @@ from mindsigma.training.inputs import StepInputs, tensor
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
 from mindsigma.training.loss import COLUMNS, Denoising, LossConfig, coefficients, noisy_latents
 from mindsigma.training.method import Distillation, Outcome
+from mindsigma.training.needed import frozen, learning, weights_of
 from mindsigma.training.objective import Objective, noise_of_both, noise_part
 from mindsigma.training.twins import copy_of, evaluated, teacher_of
 
@@ -223,6 +224,14 @@ class DMD(Distillation):
             args.dmd_regression,
             args.dmd_regression_weight,
         )
+
+    def needed(self, component, dtype):
+        """See Method: the generator, the teacher, and the fake score, whose gradients come after the generator's."""
+        own, run, numbers = super().needed(component, dtype), self.run, weights_of(component)
+        if run.adapting:
+            return own
+        fake = learning(self.args, numbers, processes=run.ranks.count, averaged=False)
+        return own + frozen(numbers, dtype) + replace(fake, gradients=0)
 
     def build(self):
         """See Method."""

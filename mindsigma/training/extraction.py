@@ -17,6 +17,7 @@ from mindsigma.data.loader import CHECK, training_image
 from mindsigma.data.record import UNREADABLE, BadRow
 from mindsigma.data.shares import from_share
 from mindsigma.errors import MindSigmaError
+from mindsigma.pipeline import memory
 from mindsigma.pipeline.components import Components
 from mindsigma.runtime import DTYPES, resolve_dtype
 from mindsigma.weights.released import release_named
@@ -34,13 +35,14 @@ class Encoders:
     Args:
         model: bundled or released name, hub id, or folder with vae/, text_encoder/ and tokenizer/.
         dtype: "fp32", "fp16", "bf16" or None for the device's default.
+        text_encoder_memory: "whole", or "layers": T5's are read layer by layer for every batch; see open_t5.
     """
 
-    def __init__(self, model, dtype=None):
+    def __init__(self, model, dtype=None, text_encoder_memory="whole"):
         release = release_named(model)
         if release is not None and not release.whole:
             model = release.components
-        self.components = Components.of_folder(model, dtype)
+        self.components = Components.of_folder(model, dtype, text_encoder_memory)
         vae, t5, tokenizer = (self.components.opened(name) for name in ("vae", "t5", "tokenizer"))
         self.identity = {
             "vae": identity_of(vae.tensors),
@@ -49,6 +51,11 @@ class Encoders:
             "dtype": next(name for name, value in DTYPES.items() if value == resolve_dtype(dtype)),
         }
         self.vae_config, self.state_width = vae.config, t5.config.d_model
+
+    def memory(self, free=None):
+        """Line about the memory that the weights take, or None; `free`: of memory.line."""
+        parts = [(memory.NAMES[name], memory.weight_bytes(self.components.opened(name))) for name in ("t5", "vae")]
+        return memory.line([parts], {"T5": "--text-encoder-memory layers reads it layer by layer"}, free)
 
     def load(self):
         """Read the weights, which until here were only checked."""

@@ -19,6 +19,7 @@ from mindsigma.sampling.lcm import boundary_scales
 from mindsigma.sampling.schedule import NUM_TRAIN_STEPS, alphas_cumprod
 from mindsigma.training.inputs import StepInputs, tensor
 from mindsigma.training.method import Distillation
+from mindsigma.training.needed import frozen, weights_of
 from mindsigma.training.objective import Objective, noise_of_both, noise_part
 from mindsigma.training.twins import copy_of, teacher_of
 
@@ -226,6 +227,11 @@ class LCM(Distillation):
         guidance = args.lcm_guidance[0], args.lcm_guidance[-1]
         names = ("loss", "huber", "weighting", "grid", "skip", "substeps")
         return LCMConfig(guidance, **{name: getattr(args, f"lcm_{name}") for name in names})
+
+    def needed(self, component, dtype):
+        """See Method: the target is the average that is counted there; beside an adapter the teacher is the network."""
+        own = super().needed(component, dtype)
+        return own if self.run.adapting else own + frozen(weights_of(component), dtype)
 
     def build(self):
         """See Method."""

@@ -12,6 +12,7 @@ from mindsigma.data import FeatureSet
 from mindsigma.errors import MindSigmaError
 from mindsigma.training.checkpoints import Contents
 from mindsigma.training.learner import AdapterLearner, WholeLearner
+from mindsigma.training.needed import frozen, learning, weights_of
 from mindsigma.training.optimizers import OptimizerConfig
 from mindsigma.training.step import StepConfig, TrainingStep
 
@@ -56,6 +57,11 @@ class Method:
     def loading(self):
         """dict of options of Loader, beside those of every run."""
         return {}
+
+    def needed(self, component, dtype):
+        """Needed for the network of a Component whose activations have this dtype; an adapter's own weights are few."""
+        run, numbers = self.run, weights_of(component)
+        return frozen(numbers, dtype) if run.adapting else learning(self.args, numbers, processes=run.ranks.count)
 
     def begin(self):
         """What is done with the network as it is before training, without its adapter."""

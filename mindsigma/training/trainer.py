@@ -13,6 +13,7 @@ from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_d
 from mindsigma.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.errors import MindSigmaError, one_line, say
 from mindsigma.heartbeat import RUNNING, beat
+from mindsigma.pipeline import memory
 from mindsigma.pipeline.components import Components, Held
 from mindsigma.pipeline.metadata import KEY, texts
 from mindsigma.pipeline.pictures import save_png
@@ -20,6 +21,7 @@ from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 from mindsigma.progress import duration
 from mindsigma.runtime import resolve_dtype, set_device
 from mindsigma.sampling.options import OWN, SamplingOptions
+from mindsigma.training import needed
 from mindsigma.training.checkpoints import RunCheckpoints, read_state
 from mindsigma.training.learner import WholeLearner
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
@@ -148,6 +150,9 @@ class Trainer:
             )
         dtype = resolve_dtype(args.dtype)
         self.adapting = args.lora_rank is not None or args.init_lora
+        line = needed.told(self.method.needed(component, dtype), self._encoders())
+        if line:
+            self.say(line)
         self.dit = build_dit(
             component.config,
             dtype,
@@ -165,6 +170,14 @@ class Trainer:
             for block in self.dit.blocks:
                 block.recompute()
         set_from_rank(0, self.learner.parameters, self.collectives)
+
+    def _encoders(self):
+        """list of (name, bytes) of T5 and VAE, if the run encodes images or draws some."""
+        args, path = self.args, self.components.path
+        drawn = args.prompts or args.evaluate or getattr(args, "class_prompt", None)
+        if isinstance(self.source, FeatureSet) and not drawn or not (path / "text_encoder").is_dir():
+            return []
+        return [(memory.NAMES[name], memory.weight_bytes(self.components.opened(name))) for name in ("t5", "vae")]
 
     def new_adapter(self):
         """The Adapter that is trained, as it is at the start."""

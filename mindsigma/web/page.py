@@ -10,12 +10,12 @@ import warnings
 from pathlib import Path
 
 from mindsigma.errors import MindSigmaError, one_line
+from mindsigma.sampling import SAMPLERS
 from mindsigma.web.limits import LARGEST_SEED, Limits
 from mindsigma.web.studio import Ended, Loading, Order, Picture, Step, Studio, Waiting
 
 RATIOS = {"1:1": 1.0, "3:2": 2 / 3, "2:3": 3 / 2, "4:3": 3 / 4, "3:4": 4 / 3, "16:9": 9 / 16, "9:16": 16 / 9}
 NO_CONTROL = "none"
-STEPS, GUIDANCE = 20, 4.5
 STRENGTH = "little keeps the picture, 1 draws it anew; where you paint, only that is drawn anew"
 FOR_PROGRAMS = ("mindsigma", "parameters")  # texts of a picture that are not for people
 KEPT_SECONDS = 3600  # that pictures stay on the disk
@@ -30,12 +30,20 @@ CSS = """
 #gallery .grid-wrap {max-height: none}
 #facts {font-size: .8rem; opacity: .75}
 footer {display: none !important}
+#main {display: grid !important; grid-template-columns: minmax(0, 1fr); align-items: start}
+@media (min-width: 800px) {
+  #main {grid-template: "form result" auto "options result" 1fr / minmax(0, 5fr) minmax(0, 6fr)}
+  #form {grid-area: form}
+  #result {grid-area: result}
+  #options {grid-area: options}
+}
 """
 
 
 def serve(args):
     """Open the first model and start the page; returns a Served."""
     from mindsigma.commands.web import labels_of
+    from mindsigma.weights.released import default_sampler
 
     models = labels_of(args.model or ["sigma-mini"])
     limits = Limits(args.upload << 20, args.pixels, args.steps, args.pictures, args.waiting)
@@ -53,7 +61,8 @@ def serve(args):
         )
 
     controls = labels_of(args.controlnet)
-    studio = Studio(open_model, models, labels_of(args.lora), limits, args.preview_every, controls)
+    samplers = {label: default_sampler(path) for label, path in models.items()}
+    studio = Studio(open_model, models, labels_of(args.lora), limits, args.preview_every, controls, samplers)
     studio.open_first()
     return Served(studio, args.host, args.port)
 
@@ -131,24 +140,22 @@ class Page:
         """The gradio Blocks."""
         import gradio as gr
 
-        from mindsigma.sampling import SAMPLERS
-
         studio, limits = self.studio, self.studio.limits
         with gr.Blocks(title="mindsigma", delete_cache=(KEPT_SECONDS, KEPT_SECONDS), analytics_enabled=False) as blocks:
             gr.Markdown("# mindsigma\nPixArt-Σ draws what you describe.", elem_id="title")
-            with gr.Row():
-                with gr.Column(scale=5, min_width=320):
+            with gr.Row(elem_id="main"):  # on a wide window form and options stand left of the result
+                with gr.Column(elem_id="form", min_width=0):
                     prompt = gr.Textbox(label="Prompt", lines=3, placeholder="a penguin on a yellow background")
                     negative = gr.Textbox(label="Negative prompt", lines=1, placeholder="what to lead away from")
                     with gr.Row():
-                        draw = gr.Button("Draw", variant="primary", elem_id="draw")
-                        cancel = gr.Button("Cancel", elem_id="cancel")
+                        draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=100)
+                        cancel = gr.Button("Cancel", elem_id="cancel", min_width=100)
                     ratio = gr.Radio(list(RATIOS), value="1:1", label="Width : height")
                     with gr.Row():
                         pictures = gr.Slider(1, limits.pictures, 1, step=1, label="Pictures")
                         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
                     keep = gr.Checkbox(False, label="Keep the seed", info="else a new one is taken for every drawing")
-                with gr.Column(scale=6, min_width=320):
+                with gr.Column(elem_id="result", min_width=0):
                     progress = gr.HTML(self.idle(), elem_id="progress")
                     preview = gr.Image(
                         label="Preview",
@@ -173,12 +180,13 @@ class Page:
                         "Draw again from a PNG of this project", file_types=[".png"], type="binary", elem_id="again"
                     )
                     facts = gr.HTML(self.facts(), elem_id="facts")
-            with gr.Row():
-                with gr.Column(scale=5, min_width=320):
+                with gr.Column(elem_id="options", min_width=0):
                     with gr.Accordion("Sampling", open=False):
-                        sampler = gr.Dropdown(list(SAMPLERS), value="dpm", label="Sampler")
-                        steps = gr.Slider(1, limits.steps, min(STEPS, limits.steps), step=1, label="Steps")
-                        guidance = gr.Slider(1, 15, GUIDANCE, step=0.1, label="Guidance", info="1 is none")
+                        own = studio.sampler_of(studio.models[0])
+                        own_steps, own_guidance = studio.usual(own)
+                        sampler = gr.Dropdown(list(SAMPLERS), value=own, label="Sampler")
+                        steps = gr.Slider(1, limits.steps, own_steps, step=1, label="Steps")
+                        guidance = gr.Slider(1, 15, own_guidance, step=0.1, label="Guidance", info="1 is none")
                         pag = gr.Slider(
                             0, 10, 0, step=0.1, label="Perturbed attention", info="0 is none; more costs a third more"
                         )
@@ -192,34 +200,30 @@ class Page:
                             adapters += [chosen, weight]
                         if not studio.adapters:
                             gr.Markdown("This page was started without adapters (`--lora FILE`).")
-                with gr.Column(scale=6, min_width=320), gr.Accordion("Draw from a picture", open=False):
-                    given = gr.ImageEditor(
-                        label="Picture",
-                        type="pil",
-                        image_mode="RGBA",
-                        sources=["upload", "clipboard"],
-                        layers=False,
-                        transforms=(),
-                        brush=gr.Brush(default_size=24, colors=["#ffffff"], color_mode="fixed"),
-                        height=360,
-                        elem_id="given",
-                    )
-                    strength = gr.Slider(
-                        0.05,
-                        1,
-                        0.6,
-                        step=0.05,
-                        label="Strength",
-                        info=STRENGTH,
-                    )
-            with gr.Accordion("Control by a picture", open=False, visible=bool(studio.controls)):
-                with gr.Row():
-                    control = gr.Dropdown([NO_CONTROL, *studio.controls], value=NO_CONTROL, label="ControlNet")
-                    control_scale = gr.Slider(0, 2, 1, step=0.05, label="Weight", info="0 is none")
-                control_image = gr.Image(
-                    label="Its picture", type="pil", image_mode="RGB", sources=["upload", "clipboard"], height=256,
-                    elem_id="control_image",
-                )  # fmt: skip
+                    with gr.Accordion("Draw from a picture", open=False):
+                        given = gr.ImageEditor(
+                            label="Picture",
+                            type="pil",
+                            image_mode="RGBA",
+                            sources=["upload", "clipboard"],
+                            layers=False,
+                            transforms=(),
+                            brush=gr.Brush(default_size=24, colors=["#ffffff"], color_mode="fixed"),
+                            height=360,
+                            elem_id="given",
+                        )
+                        strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength", info=STRENGTH)
+                    with gr.Accordion("Control by a picture", open=False, visible=bool(studio.controls)):
+                        control = gr.Dropdown([NO_CONTROL, *studio.controls], value=NO_CONTROL, label="ControlNet")
+                        control_scale = gr.Slider(0, 2, 1, step=0.05, label="Weight", info="0 is none")
+                        control_image = gr.Image(
+                            label="Its picture",
+                            type="pil",
+                            image_mode="RGB",
+                            sources=["upload", "clipboard"],
+                            height=256,
+                            elem_id="control_image",
+                        )
             memory = gr.State([])
             values = [prompt, negative, ratio, pictures, seed, keep, sampler, steps, guidance, pag, model]
             values += [given, strength, control, control_image, control_scale, *adapters]
@@ -246,6 +250,9 @@ class Page:
             gallery.select(chosen_picture, memory, told, **private)
             fields = [prompt, negative, ratio, seed, keep, sampler, steps, guidance, pag, model, strength, progress]
             again.upload(self.fill, again, fields + adapters, **private)
+            # Of the user's own choices only: a picture that fills in the form tells its steps and guidance itself.
+            model.input(self.own_of_model, model, [sampler, steps, guidance], **private)
+            sampler.input(studio.usual, sampler, [steps, guidance], **private)
             blocks.load(self.facts, None, facts, **private)
             blocks.unload(leaving)
         blocks.queue(default_concurrency_limit=None, max_size=None)
@@ -270,6 +277,11 @@ class Page:
             f"Pictures are kept for {KEPT_SECONDS // 60} minutes: save what you like; the PNG tells how it was drawn."
         )
         return html.escape(text)
+
+    def own_of_model(self, model):
+        """Sampler, steps and guidance that a model, given by its label, was made for."""
+        sampler = self.studio.sampler_of(model)
+        return (sampler, *self.studio.usual(sampler))
 
     def order(
         self, prompt, negative, ratio, pictures, seed, sampler, steps, guidance, pag, model, given, strength, control,
@@ -337,19 +349,12 @@ class Page:
                 yield self.share(text, share), shown, same, same, same, same
             elif isinstance(event, Picture):
                 paths.append((self._keep(user, event.png), f"seed {event.seed}"))
-                told.append(
-                    {name: text for name, text in event.told.items() if name not in ("mindsigma", "parameters")}
-                )
+                told.append({name: text for name, text in event.told.items() if name not in FOR_PROGRAMS})
                 yield same, same, list(paths), list(told), same, same
             elif isinstance(event, Ended):
-                text = (
-                    self.wrong(event.error)
-                    if event.error
-                    else self.idle(
-                        "Cancelled." if event.cancelled else f"Done: {len(paths)} picture{'s' * (len(paths) != 1)}."
-                    )
-                )
-                yield text, hidden, same, same, same, self.facts()
+                done = f"Done: {len(paths)} picture{'s' * (len(paths) != 1)}. {' '.join(event.notes)}"
+                text = self.idle("Cancelled." if event.cancelled else done.strip())
+                yield self.wrong(event.error) if event.error else text, hidden, same, same, same, self.facts()
 
     @staticmethod
     def wrong(text):
@@ -402,10 +407,13 @@ class Page:
 
         height, width = number("height", 1, 1, 1e5), number("width", 1, 1, 1e5)
         ratio = min(RATIOS, key=lambda name: abs(RATIOS[name] - height / width))
-        sampler, model = options.get("sampler", "dpm"), options.get("model")
+        model, sampler = options.get("model"), options.get("sampler")
         if model not in self.studio.models:
             notes.append(f"the model {one_line(model, 60)} is none of this page's")
             model = self.studio.models[0]
+        if not isinstance(sampler, str) or sampler not in SAMPLERS:
+            sampler = self.studio.sampler_of(model)
+        own_steps, own_guidance = self.studio.usual(sampler)
         weights, lora = {}, options.get("lora")
         for entry in lora if isinstance(lora, list) else ():
             label, _, weight = str(entry).rpartition(":")
@@ -425,11 +433,6 @@ class Page:
         line = self.idle("Filled in from the picture" + (f"; {'; '.join(notes)}." if notes else "."))
         return [
             text("prompt"), text("negative_prompt"), ratio, number("seed", 0, 0, LARGEST_SEED), True, sampler,
-            number("steps", STEPS, 1, self.studio.limits.steps), number("guidance_scale", GUIDANCE, 1, 15),
+            number("steps", own_steps, 1, self.studio.limits.steps), number("guidance_scale", own_guidance, 1, 15),
             number("pag_scale", 0, 0, 10), model, number("strength", 0.6, 0.05, 1), line, *adapters,
         ]  # fmt: skip
-
-
-def _whole(value):
-    """A number of the page as an int, if it is one."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value

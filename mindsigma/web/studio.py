@@ -76,10 +76,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Ended:
-    """Nothing more comes. error: what went wrong, one line, or ""; cancelled: whether the user asked for the end."""
+    """Nothing more comes.
+
+    Attributes:
+        error: what went wrong, one line, or "".
+        cancelled: whether the user asked for the end.
+        notes: lines about what was done to the given pictures.
+    """
 
     error: str = ""
     cancelled: bool = False
+    notes: Tuple[str, ...] = ()
 
 
 class Cancelled(Exception):
@@ -131,10 +138,14 @@ class Studio:
             latter are those that `open_model` opens a pipeline with, in their order.
         limits: Limits.
         preview_every: steps between two previews; 0: none.
+        samplers: dict label of a model -> name of the sampler that it was distilled for; the others have dpm.
     """
 
-    def __init__(self, open_model, models, adapters=None, limits=None, preview_every=1, controls=None):
+    def __init__(
+        self, open_model, models, adapters=None, limits=None, preview_every=1, controls=None, samplers=None
+    ):  # fmt: skip
         self.models, self.adapters, self.controls = list(models), dict(adapters or {}), dict(controls or {})
+        self._samplers = dict(samplers or {})
         self.limits, self._open_model, self._every = limits or Limits(), open_model, preview_every
         self._ready = threading.Condition()
         self._waiting, self._current = deque(), None
@@ -158,6 +169,17 @@ class Studio:
                 ticket.cancel()
             self._ready.notify()
         self._thread.join()
+
+    def sampler_of(self, model):
+        """Name of the sampler of a model, given by its label."""
+        return self._samplers.get(model, "dpm")
+
+    def usual(self, sampler):
+        """(steps, guidance scale) that a sampler takes unless told otherwise, within the limits."""
+        from mindsigma.sampling import sampler_class
+
+        found = sampler_class(sampler)
+        return min(found.steps, self.limits.steps), found.guidance
 
     @property
     def waiting(self):
@@ -191,6 +213,12 @@ class Studio:
             self._tell_places()
         return len(mine)
 
+    def needed(self):
+        """Line about the memory that the open model takes, or None where it is not worth a line."""
+        from mindsigma.pipeline.memory import told
+
+        return told(self._pipeline, together=True)
+
     def memory(self):
         """One line: what this process holds of the machine's memory."""
         from mindsigma.pipeline.memory import free_bytes, resident_bytes
@@ -223,7 +251,8 @@ class Studio:
             if label not in self.adapters:
                 raise MindSigmaError(f"adapter: '{one_line(label)}' is none of this page's")
             adapters.append((label, number("weight", weight)))
-        options = SamplingOptions(**order.options)
+        values = {"sampler": self.sampler_of(model), **order.options}
+        options = SamplingOptions(**values)
         whole("steps", options.num_inference_steps, 1, limits.steps)
         for side in (options.height, options.width):
             if side is not None:
@@ -239,6 +268,7 @@ class Studio:
             order,
             prompt=prompt,
             negative=negative,
+            options=values,
             seed=whole("seed", order.seed, 0, LARGEST_SEED),
             pictures=whole("pictures", order.pictures, 1, limits.pictures),
             model=model,
@@ -273,8 +303,7 @@ class Studio:
                 self._current = ticket = self._waiting.popleft()
                 self._tell_places()
             try:
-                self._draw(ticket)
-                end = Ended()
+                end = Ended(notes=self._draw(ticket))
             except Cancelled:
                 end = Ended(cancelled=True)
             except MindSigmaError as error:
@@ -286,6 +315,7 @@ class Studio:
             ticket.put(end)
 
     def _draw(self, ticket):
+        """Draw what is ordered; returns lines about what was done to the given pictures."""
         order = ticket.order
         if ticket.cancelled:
             raise Cancelled
@@ -305,7 +335,19 @@ class Studio:
                 order.prompt, order.negative, seed=seed, progress=False, callback_on_step_end=callback, **sources,
                 **options,
             )  # fmt: skip
-            ticket.put(self._picture(order, result.images[0], seed))
+            ticket.put(self._picture(order, result.images[0], seed, result.drawn_size))
+        return self._notes(order, sources)
+
+    def _notes(self, order, sources):
+        """What became of the pictures that an order gives: a tuple of lines."""
+        from mindsigma.sampling.options import SamplingOptions
+
+        options, pipeline = SamplingOptions(**order.options), self._pipeline
+        source = pipeline.open_images(order.image, order.mask, options)
+        lines = [] if source is None else source.told()
+        for given in pipeline.open_control_images(sources.get("control_image"), options, source):
+            lines += [] if given is None else given.told("the ControlNet's picture")
+        return tuple(lines)
 
     def _model(self, ticket):
         """The pipeline of an order, with its adapters."""
@@ -352,8 +394,8 @@ class Studio:
 
         return SamplingOptions(**order.options).num_inference_steps
 
-    def _picture(self, order, image, seed):
-        """Picture with its PNG, which tells how to draw it again."""
+    def _picture(self, order, image, seed, drawn):
+        """Picture with its PNG, which tells how to draw it again; drawn: (height, width) that the model worked at."""
         from mindsigma.pipeline.metadata import again, texts
         from mindsigma.pipeline.pictures import png_texts
         from mindsigma.sampling.options import SamplingOptions
@@ -379,7 +421,6 @@ class Studio:
             **({} if order.image is None else options.image_metadata(order.mask is not None)),
             **({"controlnet": order.control, **options.control_metadata()} if order.control else {}),
         }
-        drawn = self._pipeline.image_size(options.height, options.width, options.use_resolution_binning)
         told = texts(
             order.prompt, order.negative, seed, options, image.size, drawn[::-1], about, digests, values
         )  # fmt: skip
