@@ -8,14 +8,15 @@ import pytest
 from PIL import Image
 
 from mindsigma.commands.web import build_parser, labels_of
+from mindsigma.data.conditions import Condition
 from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.metadata import read
 from mindsigma.web.limits import Limits
-from mindsigma.web.page import NO_CONTROL, RATIOS, Page
+from mindsigma.web.page import AS_IT_IS, NO_CONTROL, RATIOS, Page
 from mindsigma.web.studio import Studio
 
 SAME = object()  # in the place of gradio's value for what stays as it is
-FIELDS = ["the prompt", "", "3:2", 1, 7, "dpm", 3, 4.5, 0, "sigma-mini", None, 0.6, NO_CONTROL, None, 1]
+FIELDS = ["the prompt", "", "3:2", 1, 7, "dpm", 3, 4.5, 0, "sigma-mini", None, 0.6, NO_CONTROL, None, 1, AS_IT_IS]
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +96,27 @@ def test_a_painted_picture(page):
     assert order.ratio is None and order.options["strength"] == 0.6, "the picture decides the size"
     with pytest.raises(MindSigmaError, match="5000 x 4000 pixels, more than"):
         page.given(editor(Image.new("L", (5000, 4000))))
+
+
+def test_a_photo_is_made_a_condition(page, monkeypatch):
+    """As tools/make_condition.py makes it; the picture's size decides."""
+    monkeypatch.setattr(page.studio, "controls", {"edges": "nowhere"})
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8))
+    order = page.order(*FIELDS[:12], "edges", photo, 0.8, "edges", False, 1)
+    assert (order.ratio, order.condition, order.options["control_scale"]) == (None, "edges", 0.8)
+    checked = page.studio._checked(order)
+    assert checked.condition == "edges:1"
+    np.testing.assert_array_equal(np.asarray(checked.control_image), np.asarray(Condition.of("edges").computed(photo)))
+    as_it_is = page.studio._checked(page.order(*FIELDS[:12], "edges", photo, 0.8, AS_IT_IS, False, 1))
+    np.testing.assert_array_equal(np.asarray(as_it_is.control_image), np.asarray(photo))
+    with pytest.raises(MindSigmaError, match="condition: 'blur:1000' is none of this page's"):
+        page.studio._checked(page.order(*FIELDS[:12], "edges", photo, 0.8, "blur:1000", False, 1))
+
+
+def test_what_a_picture_tells_is_a_table(page):
+    told = page.table({"prompt": "<b>", "drawn_size": "8x8", "negative_prompt": ""})
+    assert "<td>&lt;b&gt;</td>" in told and "<th>drawn size</th>" in told and "negative" not in told
+    assert "Choose a picture" in page.table({})
 
 
 def test_filled_in_values_are_bounded(page):

@@ -9,14 +9,16 @@ import threading
 import warnings
 from pathlib import Path
 
+from mindsigma.choices import CONDITIONS
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.sampling import SAMPLERS
 from mindsigma.web.limits import LARGEST_SEED, Limits
 from mindsigma.web.studio import Ended, Loading, Order, Picture, Step, Studio, Waiting
 
 RATIOS = {"1:1": 1.0, "3:2": 2 / 3, "2:3": 3 / 2, "4:3": 3 / 4, "3:4": 4 / 3, "16:9": 9 / 16, "9:16": 16 / 9}
-NO_CONTROL = "none"
+NO_CONTROL, AS_IT_IS = "none", "nothing, it is what the ControlNet takes"
 STRENGTH = "little keeps the picture, 1 draws it anew; where you paint, only that is drawn anew"
+PAINT = "Give a picture by the buttons on the left, then paint over what is to be drawn anew; unpainted, all of it is."
 FOR_PROGRAMS = ("mindsigma", "parameters")  # texts of a picture that are not for people
 KEPT_SECONDS = 3600  # that pictures stay on the disk
 
@@ -28,7 +30,13 @@ CSS = """
 #progress .track div {height: 100%; background: var(--color-accent)}
 #progress .error {color: #b91c1c}
 #gallery .grid-wrap {max-height: none}
+#gallery .caption-label {max-width: 100%; font-size: .7rem}
+#told table {width: 100%; table-layout: fixed; font-size: .8rem; border-collapse: collapse}
+#told th {width: 9.5em; text-align: left; vertical-align: top; font-weight: 600}
+#told td {white-space: pre-wrap; overflow-wrap: anywhere}
 #facts {font-size: .8rem; opacity: .75}
+.gradio-container {--block-info-text-color: #71717a; --input-placeholder-color: #71717a}
+.dark .gradio-container, .gradio-container.dark {--block-info-text-color: #a1a1aa; --input-placeholder-color: #a1a1aa}
 footer {display: none !important}
 #main {display: grid !important; grid-template-columns: minmax(0, 1fr); align-items: start}
 @media (min-width: 800px) {
@@ -150,7 +158,9 @@ class Page:
                     with gr.Row():
                         draw = gr.Button("Draw", variant="primary", elem_id="draw", min_width=100)
                         cancel = gr.Button("Cancel", elem_id="cancel", min_width=100)
-                    ratio = gr.Radio(list(RATIOS), value="1:1", label="Width : height")
+                    ratio = gr.Radio(
+                        list(RATIOS), value="1:1", label="Width : height", info="a picture that you give brings its own"
+                    )
                     with gr.Row():
                         pictures = gr.Slider(1, limits.pictures, 1, step=1, label="Pictures")
                         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
@@ -175,7 +185,7 @@ class Page:
                         buttons=["download", "download_all", "fullscreen"],
                     )
                     with gr.Accordion("How the chosen picture was drawn", open=False):
-                        told = gr.JSON(label="Metadata", elem_id="told")
+                        told = gr.HTML(self.table({}), elem_id="told")
                     again = gr.UploadButton(
                         "Draw again from a PNG of this project", file_types=[".png"], type="binary", elem_id="again"
                     )
@@ -195,8 +205,8 @@ class Page:
                         adapters = []
                         for label in studio.adapters:
                             with gr.Row():
-                                chosen = gr.Checkbox(False, label=label)
-                                weight = gr.Slider(-2, 2, 1, step=0.05, label="Weight")
+                                chosen = gr.Checkbox(False, label=label, min_width=220)
+                                weight = gr.Slider(-2, 2, 1, step=0.05, label="Weight", min_width=220)
                             adapters += [chosen, weight]
                         if not studio.adapters:
                             gr.Markdown("This page was started without adapters (`--lora FILE`).")
@@ -210,12 +220,16 @@ class Page:
                             transforms=(),
                             brush=gr.Brush(default_size=24, colors=["#ffffff"], color_mode="fixed"),
                             height=360,
+                            placeholder=PAINT,
                             elem_id="given",
                         )
                         strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength", info=STRENGTH)
                     with gr.Accordion("Control by a picture", open=False, visible=bool(studio.controls)):
                         control = gr.Dropdown([NO_CONTROL, *studio.controls], value=NO_CONTROL, label="ControlNet")
                         control_scale = gr.Slider(0, 2, 1, step=0.05, label="Weight", info="0 is none")
+                        condition = gr.Dropdown(
+                            [AS_IT_IS, *CONDITIONS], value=AS_IT_IS, label="Make of the picture first"
+                        )
                         control_image = gr.Image(
                             label="Its picture",
                             type="pil",
@@ -226,7 +240,7 @@ class Page:
                         )
             memory = gr.State([])
             values = [prompt, negative, ratio, pictures, seed, keep, sampler, steps, guidance, pag, model]
-            values += [given, strength, control, control_image, control_scale, *adapters]
+            values += [given, strength, control, control_image, control_scale, condition, *adapters]
             shown = [progress, preview, gallery, memory, seed, facts]
             private = {"api_visibility": "private", "show_progress": "hidden"}
 
@@ -240,7 +254,7 @@ class Page:
                 self.leave(request.session_hash)
 
             def chosen_picture(memory, chosen: gr.SelectData):
-                return memory[chosen.index] if 0 <= chosen.index < len(memory) else None
+                return self.table(memory[chosen.index] if 0 <= chosen.index < len(memory) else {})
 
             gr.on(
                 [draw.click, prompt.submit], drawing, values, shown, concurrency_limit=None, trigger_mode="multiple",
@@ -268,6 +282,16 @@ class Page:
         """The line about progress with a bar of this share."""
         return f'<div>{html.escape(text)}</div><div class="track"><div style="width: {share:.0%}"></div></div>'
 
+    @staticmethod
+    def table(told):
+        """What a picture tells, dict name -> text, for people."""
+        rows = "".join(
+            f"<tr><th>{html.escape(name.replace('_', ' '))}</th><td>{html.escape(str(text))}</td></tr>"
+            for name, text in told.items()
+            if text not in ("", None)
+        )
+        return f"<table>{rows}</table>" if rows else "<div>Choose a picture above.</div>"
+
     def facts(self):
         """What the page says about itself."""
         limits, waiting = self.studio.limits, self.studio.waiting
@@ -285,7 +309,7 @@ class Page:
 
     def order(
         self, prompt, negative, ratio, pictures, seed, sampler, steps, guidance, pag, model, given, strength, control,
-        control_image, control_scale, *adapters,
+        control_image, control_scale, condition, *adapters,
     ):  # fmt: skip
         """The Order of what stands on the page. Raises MindSigmaError."""
         if ratio not in RATIOS:
@@ -301,8 +325,9 @@ class Page:
         control, control_image = ("", None) if control == NO_CONTROL else (control, control_image)
         ratio = None if image or control_image else RATIOS[ratio]
         return Order(
-            prompt, negative, options, seed, pictures, model, chosen, image, mask, ratio, control, control_image
-        )
+            prompt, negative, options, seed, pictures, model, chosen, image, mask, ratio, control, control_image,
+            "" if condition == AS_IT_IS else condition,
+        )  # fmt: skip
 
     def given(self, value):
         """(picture, mask) of what the editor holds: PIL images or None."""

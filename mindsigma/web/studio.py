@@ -25,6 +25,7 @@ class Order:
         image, mask: PIL images to draw from, or None.
         ratio: height / width of the picture, in place of a height and a width among the options.
         control: label of a ControlNet, or "". control_image: PIL image that it takes.
+        condition: what is first made of that image, of choices.CONDITIONS; "": nothing.
     """
 
     prompt: str
@@ -39,6 +40,7 @@ class Order:
     ratio: Optional[float] = None
     control: str = ""
     control_image: Any = None
+    condition: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,6 +239,8 @@ class Studio:
     def _checked(self, order):
         """The Order with checked values."""
         from mindsigma.arguments import number, whole
+        from mindsigma.choices import CONDITIONS
+        from mindsigma.data.conditions import Condition
         from mindsigma.sampling.options import SamplingOptions
 
         limits = self.limits
@@ -264,6 +268,13 @@ class Studio:
             raise MindSigmaError(f"ControlNet: '{one_line(order.control)}' is none of this page's")
         if bool(order.control) != (order.control_image is not None):
             raise MindSigmaError("ControlNet: give both it and the picture that it takes")
+        control_image = None if order.control_image is None else limits.picture(order.control_image)
+        condition = None
+        if order.condition and order.condition not in CONDITIONS:
+            raise MindSigmaError(f"condition: '{one_line(order.condition)}' is none of this page's")
+        if control_image is not None and order.condition:
+            condition = Condition.of(order.condition)
+            control_image = condition.computed(control_image)
         return replace(
             order,
             prompt=prompt,
@@ -276,7 +287,8 @@ class Studio:
             adapters=tuple(adapters),
             image=None if order.image is None else limits.picture(order.image),
             mask=None if order.mask is None else limits.picture(order.mask),
-            control_image=None if order.control_image is None else limits.picture(order.control_image),
+            control_image=control_image,
+            condition=str(condition or ""),
         )
 
     def _within(self, height, width):
@@ -419,7 +431,8 @@ class Studio:
             "dtype": self._pipeline.dtype_name,
             "convention": self._pipeline.convention,
             **({} if order.image is None else options.image_metadata(order.mask is not None)),
-            **({"controlnet": order.control, **options.control_metadata()} if order.control else {}),
+            **({"controlnet": order.control, "condition": order.condition} if order.control else {}),
+            **(options.control_metadata() if order.control else {}),
         }
         told = texts(
             order.prompt, order.negative, seed, options, image.size, drawn[::-1], about, digests, values
