@@ -81,8 +81,8 @@ def test_trajectory_is_the_peers(mini, embeddings, monkeypatch, case):
         call["step_noise"] = lambda draw, shape: noise(tag, draw)[: shape[0]]
     latents = mini(**embeddings(prompts), latents=noise("z", 0)[:prompts], **call).images
     for i in range(prompts):
-        # The first picture of this one doubles in every step from step 14 on what was rounded before: the stored latents
-        # are 2.7e-4 from those of the same network in float64.
+        # The first picture of this one doubles what was rounded before in every step from step 14 on: the stored
+        # latents are 2.7e-4 from those of the same network in float64.
         limit = 4e-4 if (file, array, i) == ("sa_official", "latents", 0) else 1e-4
         assert relative_error(latents[i], arrays[array][i]) < limit
     if "image" in arrays and array == next(name for name in arrays.files if name.startswith("latents")):
