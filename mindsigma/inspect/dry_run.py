@@ -41,7 +41,7 @@ def main():
         ms.runtime.synchronize()
         seconds.append(time.perf_counter() - start)
     bytes_of = {parameter.name: parameter.nbytes for parameter in cell.get_parameters()}
-    network = sum(p.nbytes for p in getattr(cell.owner, "dit", cell.owner).get_parameters())
+    network = sum(p.nbytes for p in getattr(cell.owner, "objective", cell.owner).get_parameters())
     sent = cell.owner.sent_bytes() if request.part == "train" else 0
     found = {
         "marker": MARKER,

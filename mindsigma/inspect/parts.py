@@ -54,7 +54,7 @@ class Request:
         sampler: of the step.
         pag_layers: of the step: "14" or "3,13-15", blocks whose self-attention is perturbed; None for no such guidance.
         inpaint: the step sets to a given image what a mask keeps.
-        control_layers: of the step: so many blocks has the ControlNet beside it; 0 for none.
+        control_layers: so many blocks has the ControlNet beside the step, or which the training step trains; 0: none.
     """
 
     model: str
@@ -89,6 +89,8 @@ class Request:
                 raise MindSigmaError(f"--{name} must be at least 1, not {value}")
         if self.control_layers < 0:
             raise MindSigmaError(f"--control-layers must be at least 0, not {self.control_layers}")
+        if self.control_layers and self.part not in ("step", "train"):
+            raise MindSigmaError(f"--control-layers is of --part step and train, not of {self.part}")
 
     def has_weights(self):
         """Whether the export reads weights."""
@@ -277,25 +279,54 @@ def _train(request, ranks=None, zero=0):
     from mindsigma.training.optimizers import OptimizerConfig
     from mindsigma.training.step import StepConfig, TrainingStep
 
-    dit, request = _dit(request, parameter_dtype=ms.float32, fp32_attention=request.fp32_attention)
+    # What stays as it is has the dtype of the activations.
+    own = DTYPES[request.dtype] if request.control_layers else ms.float32
+    dit, request = _dit(request, parameter_dtype=own, fp32_attention=request.fp32_attention)
     if not request.has_weights():
-        for parameter in dit.get_parameters():  # the optimiser's states are made in the image of them
-            parameter.set_data(zeros((parameter.shape, parameter.dtype)))
+        _set_zeros(dit)  # the optimiser's states are made in the image of them
     dit.set_train()
+    objective, learning, blocks = dit, dit.trainable_params(), list(dit.blocks)
+    if request.control_layers:
+        objective, learning = _beside(request, dit)
+        blocks += list(objective.controlled.controlnet.blocks)
     if request.recompute:
         ms.set_context(mode=ms.GRAPH_MODE)  # where a block is a part of the graph that is computed again
-        for block in dit.blocks:
+        for block in blocks:
             block.recompute()
     scale, decay = 65536.0 if request.dtype == "fp16" else 0.0, 0.9999 if request.ema else 0.0
-    config = StepConfig(ema_decay=decay, loss_scale=scale, zero=zero, masters=True)
-    step = TrainingStep(dit, dit.trainable_params(), OptimizerConfig(request.optimizer), config, ranks)
+    config = StepConfig(ema_decay=decay, loss_scale=scale, zero=zero, masters=not request.control_layers)
+    step = TrainingStep(objective, learning, OptimizerConfig(request.optimizer), config, ranks)
     batch = request.batch
     latents = (batch, dit.config.in_channels, request.height // 8, request.width // 8)
     caption = (batch, request.tokens, dit.config.caption_channels)
     shapes = (latents, latents, (batch, len(COLUMNS)), (batch,), caption, (batch, request.tokens))
+    shapes += (latents,) if request.control_layers else ()
     inputs = [zeros((shape, ms.float32)) for shape in shapes]
     arguments = [zeros(((1,), ms.float32)), True, *inputs, *_conditions(dit, batch)]
     return FlatInputs(step, step, arguments), request
+
+
+def _beside(request, dit):
+    """Objective of a ControlNet of no training beside a DiT, which is frozen, and the Parameters that learn."""
+    from mindsigma.training.controlnet import ControlledDenoising
+    from mindsigma.training.learner import ControlNetLearner
+
+    for parameter in dit.get_parameters():
+        parameter.requires_grad = False
+    with no_init_parameters():
+        config = ControlNetConfig.of(dit.config, request.control_layers)
+        controlnet = ControlNet(config, dit.dtype, ms.float32, request.fp32_attention)
+    if request.has_weights():
+        controlnet.init_parameters_data()
+    else:
+        _set_zeros(controlnet)
+    learner = ControlNetLearner(controlnet.set_train())
+    return ControlledDenoising(dit, controlnet), learner.parameters
+
+
+def _set_zeros(network):
+    for parameter in network.get_parameters():
+        parameter.set_data(zeros((parameter.shape, parameter.dtype)))
 
 
 def _vae(request):

@@ -1,6 +1,7 @@
 """What a config of tools/train.py asks of a card: the training step that tools/plan.py plans."""
 
 from mindsigma.config_file import parse_with_config
+from mindsigma.errors import MindSigmaError
 from mindsigma.training.run_options import build_parser
 
 
@@ -11,6 +12,8 @@ def of_recipe(file):
         MindSigmaError: for a file that tools/train.py would refuse.
     """
     args = parse_with_config(build_parser(), ["--config", file, "--data", "data", "--output", "run"])
+    if args.method == "controlnet" and not args.controlnet_layers:
+        raise MindSigmaError(f"{file}: leaves open how many blocks the ControlNet has; name controlnet-layers")
     return {
         "part": "train",
         "model": str(args.model),
@@ -24,4 +27,5 @@ def of_recipe(file):
         "recompute": args.recompute,
         "ema": args.ema_decay > 0,
         "fp32_attention": args.fp32_attention,
+        "control_layers": args.controlnet_layers or 0,
     }
