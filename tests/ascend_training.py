@@ -8,13 +8,44 @@ import sys
 import mindspore as ms
 import numpy as np
 
-from mindsigma.runtime import set_device
+from mindsigma.models.controlnet import ControlNet
+from mindsigma.models.dit import DiT
+from mindsigma.runtime import DTYPES, set_device
+from mindsigma.training.controlnet import ControlledDenoising
+from mindsigma.training.learner import ControlNetLearner
+from mindsigma.training.optimizers import OptimizerConfig
+from mindsigma.training.step import StepConfig, TrainingStep
+
+
+def of_controlnet(dtype):
+    """What three steps of a ControlNet beside a frozen network tell and change; the network in a dtype of DTYPES."""
+    from test_training_step import RATE, inputs, variables
+    from training_runs import tiny_dit
+
+    network = tiny_dit(depth=3)
+    dit = DiT(network.config, DTYPES[dtype], parameter_dtype=DTYPES[dtype]).set_train()
+    values = dict(network.parameters_and_names())
+    for name, parameter in dit.parameters_and_names():
+        parameter.set_data(values[name].astype(parameter.dtype))
+        parameter.requires_grad = False
+    controlnet = ControlNet.from_dit(dit, 2).set_train()
+    parameters = ControlNetLearner(controlnet).parameters
+    config = StepConfig(max_norm=0.5, ema_decay=0.9)
+    step = TrainingStep(ControlledDenoising(dit, controlnet), parameters, OptimizerConfig("adamw", eps=(1e-3,)), config)
+    start = {f"start {name}": value for name, value in variables(step).items()}
+    conditions = np.random.default_rng(9).standard_normal((3, 4, 4, 8, 8)).astype(np.float32)
+    results = [step.run([(*inputs(i), ms.Tensor(conditions[i]))], 10 * RATE) for i in range(3)]
+    return {"results": np.array(results), **start, **variables(step)}
+
 
 if __name__ == "__main__":
     device, out, optimizer, settings = sys.argv[1:]
     set_device(device)
     from test_training_step import RATE, broken, inputs, step_of, variables
 
+    if settings in DTYPES:
+        np.savez(out, **of_controlnet(settings))
+        sys.exit()
     if settings == "masters":
         from training_runs import tiny_dit
 
