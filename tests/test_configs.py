@@ -131,3 +131,8 @@ def test_a_recipe_is_planned_as_it_is_trained():
         "PixArt-Sigma-XL-2-1024-MS", "train", 1024, 1024, 16, "fp16", 300, kv_compression="conv:2:14-27",
         optimizer="came", recompute=True, ema=True, fp32_attention=True,
     )  # fmt: skip
+    found = Request(**of_recipe(str(ROOT / "configs" / "train" / "controlnet-canny.yaml")))
+    assert found == Request(
+        "PixArt-Sigma-XL-2-1024-MS", "train", 1024, 1024, 4, "fp16", 300, optimizer="adamw", recompute=True,
+        fp32_attention=True, control_layers=13,
+    )  # fmt: skip

@@ -1,6 +1,7 @@
 """Reports of the exported Ascend graphs: equal to the stored ones, true to closed forms, legal, comparable."""
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import mindspore as ms
@@ -19,11 +20,14 @@ from mindsigma.inspect.export import ROOT, export_graph
 from mindsigma.inspect.flat import FlatInputs
 from mindsigma.inspect.graph import Array, Graph, Node, Value
 from mindsigma.inspect.legality import attention_violations
-from mindsigma.inspect.parts import export_part
+from mindsigma.inspect.parts import Request, export_part
 from mindsigma.inspect.report import _runs, compact, report_of
 from mindsigma.inspect.report_text import text_of
+from mindsigma.models.controlnet import ControlNet, ControlNetConfig
 from mindsigma.models.dit import DiT
 from mindsigma.models.dit_config import preset
+from mindsigma.training.updates import CONTROLS
+from mindsigma.weights.loading import open_dit
 
 GRAPHS = GOLDEN / "graphs"
 STORED = sorted(file.stem for file in GRAPHS.glob("*.json"))
@@ -93,6 +97,20 @@ def test_parameters_of_the_presets(name):
         total = sum(parameter.size for parameter in DiT(config).get_parameters())
     assert total <= report["parameters"]["elements"] + keys + caption < total * 1.05
     assert 0.6e9 < total < 0.62e9
+
+
+@pytest.mark.slow
+def test_a_controlnet_alone_has_states_in_its_training_step():
+    """Weights, AdamW's two states and the step's controls are its own; the base has weights alone, in the dtype."""
+    request = Request("sigma-mini", "train", 256, 256, depth=2, tokens=40, weights=False, optimizer="adamw")
+    report = report_of(*export_part(replace(request, control_layers=1)))
+    base = DiT(replace(open_dit("sigma-mini", "fp32").config, depth=2))
+    control = ControlNet(ControlNetConfig.of(base.config, 1))
+    numbers = [sum(parameter.size for parameter in cell.get_parameters()) for cell in (base, control)]
+    elements, size = report["parameters"]["elements"], report["parameters"]["bytes"]
+    assert 0 <= elements - (numbers[0] + 3 * numbers[1]) <= CONTROLS
+    assert size == 2 * numbers[0] + 4 * (elements - numbers[0])
+    assert report["violations"] == [] and report["host"] == []
 
 
 def test_blocks_are_alike_and_hold_their_own_nodes():
@@ -299,6 +317,7 @@ def test_tool_writes_graph_and_reports_and_compares(export, tmp_path, capsys, mi
         (("--depth", 1), "--no-weights"),
         (("--batch", 0), "--batch must be at least 1"),
         (("--update", "nothing"), "known: step-1024-fp16"),
+        (("--part", "t5", "--control-layers", 2), "--control-layers is of --part step and train, not of t5"),
         (("--out", "graph.onnx", "--part", "caption"), "graph.onnx: a graph is written as .mindir"),
         (("--diff", "absent.json"), "absent.json"),
     ],
