@@ -60,11 +60,10 @@ def test_a_controlnet_learns_as_on_the_cpu(tmp_path):
     cpu = run(tmp_path, "CPU", "adamw", "fp32")
     moved = [name for name in cpu if f"start {name}" in cpu and not np.array_equal(cpu[name], cpu[f"start {name}"])]
     assert len(moved) > 60
-    for dtype, limits in {"fp32": (2e-6, 4e-6), "fp16": (5e-3, 2e-3), "bf16": (4e-2, 2e-2)}.items():
+    for dtype, (of_results, of_weights) in {"fp32": (2e-6, 4e-6), "fp16": (5e-3, 8e-3), "bf16": (4e-2, 6e-2)}.items():
         found = run(tmp_path, "Ascend", "adamw", dtype)
         assert found.keys() == cpu.keys() and found["results"][:, -1].all()
-        np.testing.assert_allclose(found["results"], cpu["results"], rtol=limits[0], err_msg=dtype)
-        errors = {name: relative_error(found[name], cpu[name]) for name in moved if not name.endswith(":ema")}
-        weights = [name for name in errors if "before" not in name and "after" not in name]
-        print(dtype, max(errors.values()), max(errors[name] for name in weights))
-        assert max(errors[name] for name in weights) < limits[1], dtype
+        errors = {name: relative_error(found[name], cpu[name]) for name in moved}
+        print(f"{dtype}: results {np.abs(found['results'] / cpu['results'] - 1).max():.1e}, {max(errors.values()):.1e}")
+        np.testing.assert_allclose(found["results"], cpu["results"], rtol=of_results, err_msg=dtype)
+        assert max(errors.values()) < of_weights, (dtype, max(errors, key=errors.get))

@@ -81,7 +81,7 @@ def test_two_processes_with_every_compression(tmp_path):
 def test_four_processes_are_one(tmp_path):
     """Bands of four, and two bands of each half; of 6, 4, 4 and 5 rows in one case."""
     jobs = (
-        "sequence:conv,uneven-tall,control-guess",
+        "sequence:conv,uneven-tall,control-unguided",
         "both:uneven,micro,control,control-two",
         "graph-both:uneven,control",
     )
