@@ -56,7 +56,8 @@ def build_parser():
     add("--components", help="as of tools/generate.py")
     add("--student", required=True, help="adapter of the teacher, or a network of its own")
     add("--sampler", choices=("lcm", "one-step"), default="lcm", help="of the student")
-    add("--student-steps", type=int, nargs="+", default=[4, 2, 1])
+    add("--student-steps", type=int, nargs="+", help="default 4 2 1, of one-step 1")
+    add("--timestep", type=int, metavar="T", help="that a one-step student was distilled at, --dmd-time; default 400")
     add("--steps", type=int, default=20, help="of the teacher")
     add("--guidance-scale", type=float, default=4.5, help="of the teacher")
     add("--prompts-file", metavar="FILE", help="one prompt a line; default 24 that sigma-mini draws")
@@ -157,7 +158,11 @@ def main():
     prompts = list(PROMPTS)
     if args.prompts_file:
         prompts = [Prompt.parse(line).text for line in read_lines(args.prompts_file)]
-    if args.steps < 4 or min(args.student_steps) < 1 or args.shown < 1:
+    one_step = args.sampler == "one-step"
+    student_steps = args.student_steps or ([1] if one_step else [4, 2, 1])
+    if args.timestep is not None and not one_step:
+        raise MindSigmaError("--timestep is for --sampler one-step")
+    if args.steps < 4 or min(student_steps) < 1 or args.shown < 1:
         raise MindSigmaError("--steps must be at least 4, --student-steps and --shown at least 1")
     import numpy as np
 
@@ -171,8 +176,10 @@ def main():
         f"teacher, {args.steps} steps": draw(teacher, prompts, args.seed, num_inference_steps=args.steps, **guided),
         "teacher, 4 steps": draw(teacher, prompts, args.seed, num_inference_steps=4, **guided),
     }
-    for steps in args.student_steps:
+    for steps in student_steps:
         options = {"sampler": args.sampler, "num_inference_steps": steps, "guidance_scale": 1.0}
+        if args.timestep is not None:
+            options["timesteps"] = [args.timestep]
         drawn[f"student, {steps} step{'s' * (steps > 1)}"] = draw(student, prompts, args.seed, **options)
     other = draw(teacher, prompts, args.seed + 1000, num_inference_steps=args.steps, **guided)
 
