@@ -32,6 +32,7 @@ CSS = """
 #gallery .grid-wrap {max-height: none}
 #gallery .caption-label {max-width: 100%; font-size: .7rem}
 #told table {width: 100%; table-layout: fixed; font-size: .8rem; border-collapse: collapse}
+#told th, #told td {border: 0 !important; border-top: 1px solid #8883 !important; padding: .2rem .4rem !important}
 #told th {width: 9.5em; text-align: left; vertical-align: top; font-weight: 600}
 #told td {white-space: pre-wrap; overflow-wrap: anywhere}
 #facts {font-size: .8rem; opacity: .75}
