@@ -16,7 +16,7 @@ from mindsigma.web.limits import LARGEST_SEED, Limits
 from mindsigma.web.studio import Ended, Loading, Order, Picture, Step, Studio, Waiting
 
 RATIOS = {"1:1": 1.0, "3:2": 2 / 3, "2:3": 3 / 2, "4:3": 3 / 4, "3:4": 4 / 3, "16:9": 9 / 16, "9:16": 16 / 9}
-NO_CONTROL, AS_IT_IS = "none", "nothing, it is what the ControlNet takes"
+NO_CONTROL, AS_IT_IS = "none", "nothing"
 STRENGTH = "little keeps the picture, 1 draws it anew; where you paint, only that is drawn anew"
 PAINT = "Give a picture by the buttons on the left, then paint over what is to be drawn anew; unpainted, all of it is."
 FOR_PROGRAMS = ("mindsigma", "parameters")  # texts of a picture that are not for people
@@ -205,9 +205,8 @@ class Page:
                         model = gr.Dropdown(studio.models, value=studio.models[0], label="Model")
                         adapters = []
                         for label in studio.adapters:
-                            with gr.Row():
-                                chosen = gr.Checkbox(False, label=label, min_width=220)
-                                weight = gr.Slider(-2, 2, 1, step=0.05, label="Weight", min_width=220)
+                            chosen = gr.Checkbox(False, label=label)
+                            weight = gr.Slider(-2, 2, 1, step=0.05, label="Weight")
                             adapters += [chosen, weight]
                         if not studio.adapters:
                             gr.Markdown("This page was started without adapters (`--lora FILE`).")
@@ -229,7 +228,10 @@ class Page:
                         control = gr.Dropdown([NO_CONTROL, *studio.controls], value=NO_CONTROL, label="ControlNet")
                         control_scale = gr.Slider(0, 2, 1, step=0.05, label="Weight", info="0 is none")
                         condition = gr.Dropdown(
-                            [AS_IT_IS, *CONDITIONS], value=AS_IT_IS, label="Make of the picture first"
+                            [AS_IT_IS, *CONDITIONS],
+                            value=AS_IT_IS,
+                            label="Make of the picture first",
+                            info="nothing, if the ControlNet takes it as it is; of a photo what it was trained on",
                         )
                         control_image = gr.Image(
                             label="Its picture",
