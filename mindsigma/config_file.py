@@ -36,6 +36,11 @@ def parse_with_config(parser, argv=None, weaker=lambda first: {}):
     return parser.parse_args(argv)
 
 
+def given_value(file, key):
+    """What a YAML file gives for a key, unchecked, or None. Raises MindSigmaError for a file that cannot be read."""
+    return dict(_load(Path(file))).get(key)
+
+
 class Unnamed(str):
     """A default of --model: the bundled model, as nobody named one."""
 

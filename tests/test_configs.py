@@ -134,5 +134,5 @@ def test_a_recipe_is_planned_as_it_is_trained():
     found = Request(**of_recipe(str(ROOT / "configs" / "train" / "controlnet-canny.yaml")))
     assert found == Request(
         "PixArt-Sigma-XL-2-1024-MS", "train", 1024, 1024, 4, "fp16", 300, optimizer="adamw", recompute=True,
-        fp32_attention=True, control_layers=13,
+        fp32_attention=True, control_layers=13, accumulation=4,
     )  # fmt: skip

@@ -1,12 +1,13 @@
 """Plan a run on Ascend without an NPU: memory, launches and bytes sent, from MindSpore's own Ascend backend.
 
     python tools/plan.py --model sigma-mini --part train --height 256 --width 256 --batch 8 --cards 8 --zero 1
-    python tools/plan.py --recipe configs/train/512-MS.yaml --largest --gib 32
+    python tools/plan.py --recipe configs/train/512-MS.yaml --largest --gib 32 64
 
 The graph is compiled, its kernels are selected and its memory is planned by MindSpore's real allocator (a dry run on
 the Ascend host, which needs g++). Nothing is computed or measured. Exit code 1 if it does not fit the card.
 """
 
+import argparse
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from mindsigma.choices import ZERO_STAGES
 from mindsigma.errors import MindSigmaError
 from mindsigma.inspect.recipe import of_recipe
 from mindsigma.sampling import SAMPLERS
+from mindsigma.training.methods import DISTILLATIONS
 
 KINDS = 6  # of launches that are listed
 
@@ -26,8 +28,9 @@ def build_parser():
         __doc__.splitlines()[0],
         "python tools/plan.py --model sigma-mini --part train --batch 8",
     )
-    add = parser.add_argument
-    add("--recipe", metavar="FILE", help="the training step of a config of tools/train.py; these options win over it")
+    add, switch = parser.add_argument, argparse.BooleanOptionalAction
+    recipe = "the training step of a config of tools/train.py or distill.py; these options win over it"
+    add("--recipe", metavar="FILE", help=recipe)
     add("--model", help="preset or released name (no weights needed), folder or weight file; default sigma-mini")
     add("--part", help="step (default), caption, vae-decode, vae-encode, t5 or train")
     add("--height", type=int, help="pixels; default the model's base resolution")
@@ -41,14 +44,17 @@ def build_parser():
     add("--pag-layers", metavar="LAYERS", help="the step has perturbed attention in these blocks, as in 14 or 3,13-15")
     add("--inpaint", action="store_true", help="the step sets to a given image what a mask keeps")
     add("--control-layers", type=int, metavar="N", help="the step has a ControlNet of N blocks beside it")
+    add("--method", choices=DISTILLATIONS, help="the training step distils")
+    add("--lora-rank", type=int, metavar="N", help="it trains a LoRA of this rank")
+    add("--dora", action="store_true", default=None, help="it trains magnitudes, too")
     add("--optimizer", choices=("came", "adamw", "lion"), help="of the training step; default came")
-    add("--recompute", action="store_true", default=None, help="it computes the blocks' activations twice")
-    add("--ema", action="store_true", default=None, help="it keeps a moving average of the weights")
-    add("--fp32-attention", action="store_true", default=None, help="its self-attention is in fp32")
+    add("--recompute", action=switch, help="it computes the blocks' activations twice")
+    add("--ema", action=switch, help="it keeps a moving average of the weights")
+    add("--fp32-attention", action=switch, help="its self-attention is in fp32")
     add("--cards", type=int, default=1, help="that train together")
     add("--zero", type=int, default=0, choices=ZERO_STAGES, help="stage of ZeRO over the cards")
-    add("--gib", type=float, default=64.0, help="memory of a card")
-    add("--largest", action="store_true", help="find the largest batch that fits --gib")
+    add("--gib", type=float, nargs="+", default=[64.0], help="memory of a card; of several with --largest")
+    add("--largest", action="store_true", help="find the largest batch that fits --gib; its plans begin at --batch")
     add("--lines", action="store_true", help="also tell which line of the source makes each launch")
     add("--json", metavar="FILE", help="write the plan as JSON")
     return parser
@@ -85,18 +91,22 @@ def text_of(plan):
 def main():
     """Plan and print; returns the exit code."""
     args = build_parser().parse_args()
-    if args.cards < 1 or not 0 < args.gib <= 1024:
+    if args.cards < 1 or not all(0 < gib <= 1024 for gib in args.gib):
         raise MindSigmaError("--cards must be at least 1, --gib more than 0 and at most 1024")
     values = {name: value for name, value in vars(args).items() if value is not None}
     if args.recipe:
         if args.part not in (None, "train"):
             raise MindSigmaError(f"--recipe {args.recipe}: it is of --part train, not {args.part}")
         values = {**of_recipe(args.recipe), **values}
+    if len(args.gib) > 1 and not args.largest:
+        raise MindSigmaError("--gib: several sizes are of --largest")
     if args.lines and args.largest:
         raise MindSigmaError("--lines is of one plan, not of --largest")
     if (args.cards > 1 or args.zero) and values.get("part") != "train":
         raise MindSigmaError("--cards and --zero are of --part train")
-    from mindsigma.inspect.launches import largest_batch, plan
+    if (args.method or args.lora_rank or args.dora) and values.get("part") != "train":
+        raise MindSigmaError("--method, --lora-rank and --dora are of --part train")
+    from mindsigma.inspect.launches import TooLarge, fits, largest_batches, plan
     from mindsigma.inspect.parts import Request
 
     values = {"model": "sigma-mini", "dtype": "bf16" if values.get("part") == "train" else "fp16", **values}
@@ -105,18 +115,33 @@ def main():
     if args.recipe:
         print(f"recipe     {request.model}, {request.height} px, {request.dtype}", flush=True)
     if args.largest:
-        batch, found = largest_batch(request, args.gib, args.cards, args.zero)
-        if found is None:
-            raise MindSigmaError(f"not even a batch of 1 fits {args.gib:g} GiB")
-        print(f"largest    batch {batch} in {args.gib:g} GiB")
+        found = largest_batches(request, args.gib, args.cards, args.zero)
     else:
-        batch, found = request.batch, plan(request, args.cards, args.zero, args.lines)
-    print(text_of(found))
-    fits = found.fragments_mb <= args.gib * 1024
-    print(f"fits       {'' if fits else 'not '}into {args.gib:g} GiB")
+        try:
+            found = [(request.batch, plan(request, args.cards, args.zero, args.lines), None)]
+        except TooLarge as error:
+            print(f"memory     {error}")
+            found = [(request.batch, None, None)]
+    for gib, (batch, planned, refused) in zip(args.gib, found):
+        if planned is None:
+            if args.largest:
+                print(f"largest    not even a batch of 1 fits {gib:g} GiB")
+            continue
+        if args.largest:
+            beyond = "more may fit" if refused is None else f"{refused} does not fit"
+            print(f"largest    batch {batch} in {gib:g} GiB; {beyond}")
+        print(text_of(planned), flush=True)
+    fitting = all(fits(planned, gib) for gib, (_, planned, _) in zip(args.gib, found))
+    if not args.largest:
+        print(f"fits       {'' if fitting else 'not '}into {args.gib[0]:g} GiB")
     if args.json:
-        Path(args.json).write_text(json.dumps({"batch": batch, **asdict(found)}, indent=1) + "\n", encoding="utf-8")
-    return 0 if fits else 1
+        plans = [
+            {"gib": gib, "batch": batch, "refused": refused, **(asdict(planned) if planned else {})}
+            for gib, (batch, planned, refused) in zip(args.gib, found)
+        ]
+        text = json.dumps(plans if args.largest else plans[0], indent=1)
+        Path(args.json).write_text(text + "\n", encoding="utf-8")
+    return 0 if fitting else 1
 
 
 if __name__ == "__main__":

@@ -27,7 +27,12 @@ class FlatInputs(nn.Cell):
         owner: the cell whose parameters it reads.
         arguments: what it takes: tensors, and tuples of tensors nested to any depth, become inputs of the graph; all
             else is constant.
+
+    Attributes:
+        beside: other cells of the same make that run beside it, for whom plans it.
     """
+
+    beside = ()
 
     def __init__(self, function, owner, arguments):
         super().__init__(auto_prefix=False)

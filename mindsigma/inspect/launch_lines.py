@@ -45,6 +45,19 @@ def launch_lines(folder, kinds):
     return {line: dict(counts[line].most_common()) for line in sorted(counts, key=_place)}
 
 
+def quoted(lines):
+    """`launch_lines` by what the lines say, "file: text", which stays when a file grows above them.
+
+    Lines of one file that say the same become one.
+    """
+    counts = defaultdict(Counter)
+    for place, kinds in lines.items():
+        file, _, number = place.partition(":")
+        text = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(number) - 1].strip() if number else ""
+        counts[f"{file}: {text}" if text else file].update(kinds)
+    return {line: dict(kinds.most_common()) for line, kinds in counts.items()}
+
+
 def _lines_of_nodes(file):
     """dict full name of a node -> "file:line", the innermost that is not a helper's, of a saved graph."""
     found, name = {}, None

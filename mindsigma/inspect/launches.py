@@ -5,6 +5,7 @@ allocator for a card; nothing is computed. All figures are planned ones, not mea
 """
 
 import json
+import math
 import os
 import re
 import subprocess
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from mindsigma.ascend_host.environment import host_environment
 from mindsigma.errors import MindSigmaError, one_line
-from mindsigma.inspect.launch_lines import launch_lines, saving_graphs
+from mindsigma.inspect.launch_lines import launch_lines, quoted, saving_graphs
 
 # MindSpore's types of kernels, and what each means on a device.
 FAST, LEGACY, VIEW, OTHER = "fast", "legacy", "view", "other"
@@ -24,9 +25,17 @@ TYPES = {"opapi_kernel": FAST, "acl_kernel": LEGACY, "rt_kernel": VIEW}
 SELECTED = re.compile(r"kernel opname:(\w+), kernel type:(\w+)")
 PEAK = re.compile(r"Used peak memory usage \(without fragments\): (\d+)M")
 WITH_FRAGMENTS = re.compile(r"Actual peak memory usage \(with fragments\): (\d+)M")
-LARGEST_CARD = 1024  # GiB: whatever is asked for is planned, and then compared with a card's memory
+# Of a card's memory: the driver leaves some 15/16, of which MindSpore takes 15/16, unless set_memory(max_size=...) says
+# more.
+SHARE = (15 / 16) ** 2
+LARGEST_CARD = 64  # GiB, MindSpore's in a dry run: what fits it is planned, and then compared with a card's memory
+TOO_LARGE = re.compile(r"memory isn't enough|[Oo]ut of memory|[Mm]emory not enough")
 COLLECTIVES = ("AllReduce", "AllGather", "ReduceScatter", "Broadcast")
 SECONDS = 7200  # of one dry run at most
+
+
+class TooLarge(MindSigmaError):
+    """A graph for which no card is large enough, of those that MindSpore plans for."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +82,11 @@ def plan(request, cards=1, zero=0, lines=False):
         lines: whether to tell the source line of each launch.
 
     Raises:
+        TooLarge: if even the largest card has too little memory.
         MindSigmaError: if the dry run failed, with the line that says why.
     """
     with tempfile.TemporaryDirectory() as folder:
-        changes = host_environment(dry=True, gib=LARGEST_CARD, cards=cards)
+        changes = host_environment(dry=True, cards=cards)
         changes["GLOG_v"] = "3"
         changes["MS_SUBMODULE_LOG_v"] = "{DEVICE:1}"
         changes.update(saving_graphs(f"{folder}/graphs") if lines else {})
@@ -93,6 +103,8 @@ def plan(request, cards=1, zero=0, lines=False):
                 raise MindSigmaError(f"the dry run did not end within {SECONDS} s") from None
         text = Path(f"{folder}/log").read_text(encoding="utf-8", errors="replace")
         if done.returncode or not Path(f"{folder}/plan.json").is_file():
+            if TOO_LARGE.search(text):
+                raise TooLarge(f"more than {LARGEST_CARD} GiB would be needed: {_reason(text)}")
             raise MindSigmaError(f"the dry run failed: {_reason(text)}")
         counted = json.loads(Path(f"{folder}/plan.json").read_text(encoding="utf-8"))
         found = _plan(text, counted)
@@ -100,6 +112,15 @@ def plan(request, cards=1, zero=0, lines=False):
             launched = {kind for name, kinds in found.launches.items() if name != VIEW for kind in kinds}
             found = replace(found, lines=launch_lines(Path(folder) / "graphs", launched))
         return found
+
+
+def stored_launches(request):
+    """dict of what a stored report of a Request tells of its launches: by MindSpore's type, and the line of each."""
+    found = plan(request, lines=True)
+    return {
+        "launches": {name: kinds for name, kinds in found.launches.items() if kinds},
+        "lines": quoted(found.lines),
+    }
 
 
 def _reason(text):
@@ -125,19 +146,62 @@ def _plan(text, counted):
     return Plan(ordered, *peaks, **counted, collectives=len(sent), early=sum(i < last for i in sent))
 
 
-def largest_batch(request, gib, cards=1, zero=0, share=0.97):
-    """(largest batch, Plan of it) that fits `share` of a card's memory with fragments, or (0, None).
+def fits(planned, gib):
+    """Whether a Plan fits a card of so many GiB: by the peak without fragments, see ascend_host/README.md."""
+    return planned is not None and planned.peak_mb <= gib * 1024 * SHARE
 
-    The peak grows evenly with the batch from some size on: it is extended from two plans, then planned and corrected.
+
+def largest_batches(request, gibs, cards=1, zero=0):
+    """The largest batch of a Request that fits cards of these sizes in GiB.
+
+    Returns a list of (batch, Plan of it, the smallest batch that was planned and did not fit, or None); the batch is 0
+    and its Plan None where not even a batch of 1 fits.
     """
-    room = gib * 1024 * share
-    first = plan(replace(request, batch=2), cards, zero)
-    second = plan(replace(request, batch=4), cards, zero)
-    each = max((second.fragments_mb - first.fragments_mb) / 2, 1.0)
-    batch = int((room - first.fragments_mb) / each) + 2
-    while batch > 0:
-        found = plan(replace(request, batch=batch), cards, zero)
-        if found.fragments_mb <= room:
-            return batch, found
-        batch -= max(1, int((found.fragments_mb - room) / each))
-    return 0, None
+    plans = {}
+
+    def peak(batch):
+        if batch not in plans:
+            try:
+                plans[batch] = plan(replace(request, batch=batch), cards, zero)
+            except TooLarge:
+                plans[batch] = None
+        return plans[batch].peak_mb if plans[batch] else math.inf
+
+    peak(request.batch)
+    peak(2 * request.batch if plans[request.batch] else max(request.batch // 2, 1))
+    result = []
+    for gib in gibs:
+        batch, refused = largest_that_fits(peak, list(plans), gib * 1024 * SHARE)
+        result.append((batch, plans.get(batch), refused))
+    return result
+
+
+def largest_that_fits(size, known, room, tries=5):
+    """The largest whole number whose size fits a room, of a size that grows nearly evenly.
+
+    Each try extends the line through the two known numbers whose sizes are next to the room, until a number that fits
+    and the next one, which does not, are known, or the tries are used up. Where a size is infinite, it halves instead.
+
+    Args:
+        size: function from a number of at least 1.
+        known: numbers whose sizes are cheap: two, or one that does not fit.
+
+    Returns:
+        (largest number that is known to fit, or 0; smallest that is known not to, or None).
+    """
+    sizes = {number: size(number) for number in known}
+    while True:
+        good = max((number for number, found in sizes.items() if found <= room), default=0)
+        refused = min((number for number, found in sizes.items() if found > room and number > good), default=None)
+        if refused == good + 1 or len(sizes) == len(known) + tries:
+            return good, refused
+        near = sorted((number for number in sizes if sizes[number] < math.inf), key=lambda one: abs(sizes[one] - room))
+        if len(near) > 1:
+            low, high = sorted(near[:2])
+            each = max((sizes[high] - sizes[low]) / (high - low), 1e-9)
+            wanted = int(low + (room - sizes[low]) / each)
+        else:
+            wanted = (good + refused) // 2
+        wanted = max(wanted, good + 1)  # which may be refused: that is to be known, too
+        number = wanted if refused is None else min(wanted, refused - 1)
+        sizes[number] = size(number)

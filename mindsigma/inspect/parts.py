@@ -1,7 +1,7 @@
 """The graphs that an NPU runs for a model: denoising step, caption keys, VAE, T5, training step, with their inputs."""
 
 from dataclasses import dataclass, replace
-from typing import Optional
+from typing import List, Optional
 
 import mindspore as ms
 import numpy as np
@@ -23,7 +23,7 @@ from mindsigma.sampling.controls import ControlSum
 from mindsigma.sampling.denoising import GuidedStep, TextKV
 from mindsigma.sampling.inpainting import Inpainting
 from mindsigma.sampling.options import SamplingOptions
-from mindsigma.training.loss import COLUMNS
+from mindsigma.training.methods import DISTILLATIONS
 from mindsigma.weights.loading import Pending, open_dit, open_t5, open_vae
 from mindsigma.weights.locate import bundled_names
 from mindsigma.weights.released import release_named
@@ -55,6 +55,12 @@ class Request:
         pag_layers: of the step: "14" or "3,13-15", blocks whose self-attention is perturbed; None for no such guidance.
         inpaint: the step sets to a given image what a mask keeps.
         control_layers: so many blocks has the ControlNet beside the step, or which the training step trains; 0: none.
+        method: of the training step: "denoising", or one of DISTILLATIONS.
+        accumulation: micro-batches of a training step; more than one keep their sums.
+        lora_rank: of an adapter that the training step trains instead of the network; None for the network.
+        lora_targets: its layers; None for the usual ones.
+        dora: it has magnitudes.
+        lcm_substeps: steps of the teacher in latent consistency distillation.
     """
 
     model: str
@@ -77,16 +83,24 @@ class Request:
     pag_layers: Optional[str] = None
     inpaint: bool = False
     control_layers: int = 0
+    method: str = "denoising"
+    accumulation: int = 1
+    lora_rank: Optional[int] = None
+    lora_targets: Optional[List[str]] = None
+    dora: bool = False
+    lcm_substeps: int = 1
 
     def __post_init__(self):
         if self.part not in PARTS:
             raise MindSigmaError(f"--part must be one of {', '.join(PARTS)}, not {self.part!r}")
         if self.dtype not in DTYPES:
             raise MindSigmaError(f"--dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
-        for name in ("height", "width", "batch", "tokens", "depth"):
+        if self.method not in ("denoising", *DISTILLATIONS):
+            raise MindSigmaError(f"--method must be one of {', '.join(DISTILLATIONS)}, not {self.method!r}")
+        for name in ("height", "width", "batch", "tokens", "depth", "lora_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise MindSigmaError(f"--{name} must be at least 1, not {value}")
+                raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
         if self.control_layers < 0:
             raise MindSigmaError(f"--control-layers must be at least 0, not {self.control_layers}")
         if self.control_layers and self.part not in ("step", "train"):
@@ -119,7 +133,9 @@ def build_part(request, ranks=None, zero=0):
     `ranks`, `zero`: Ranks that train together and the stage of ZeRO, of a training step.
     """
     if request.part == "train":
-        return _train(request, ranks, zero)
+        from mindsigma.inspect.training_parts import training_step
+
+        return training_step(request, ranks, zero)
     return _BUILDERS[request.part](request)
 
 
@@ -137,8 +153,8 @@ def _open(request, opener, **config):
     return None if is_architecture(request.model) else opener(request.model, "fp32", **config)
 
 
-def _dit(request, **options):
-    """DiT and the request with size, caption length and depth filled in."""
+def network_of(request, **options):
+    """DiT of a Request and the request with size, caption length and depth filled in."""
     changes = {}
     if request.kv_compression is not None:
         changes["kv_compression"] = None if request.kv_compression == "none" else request.kv_compression
@@ -204,13 +220,13 @@ def _caption_cell(request, dit):
 
 
 def _caption(request):
-    dit, request = _dit(request)
+    dit, request = network_of(request)
     _for_sampling(request, dit)
     return _caption_cell(request, dit), request
 
 
 def _step(request):
-    dit, request = _dit(request)
+    dit, request = network_of(request)
     _for_sampling(request, dit)
     # What the step takes from the caption is what the caption's graph gives.
     text_kv = like(export_graph(_caption_cell(request, dit)).results)
@@ -267,66 +283,6 @@ def _control(request, dit, text_kv):
 def _more_images(tensors, count):
     """Tensors of zeros like these, of `count` more images."""
     return tuple(zeros(((tensor.shape[0] + count, *tensor.shape[1:]), tensor.dtype)) for tensor in tensors)
-
-
-def _conditions(dit, rows):
-    if not dit.config.micro_condition:
-        return ()
-    return zeros(((rows, 2), ms.float32)), zeros(((rows, 1), ms.float32))
-
-
-def _train(request, ranks=None, zero=0):
-    from mindsigma.training.optimizers import OptimizerConfig
-    from mindsigma.training.step import StepConfig, TrainingStep
-
-    # What stays as it is has the dtype of the activations.
-    own = DTYPES[request.dtype] if request.control_layers else ms.float32
-    dit, request = _dit(request, parameter_dtype=own, fp32_attention=request.fp32_attention)
-    if not request.has_weights():
-        _set_zeros(dit)  # the optimiser's states are made in the image of them
-    dit.set_train()
-    objective, learning, blocks = dit, dit.trainable_params(), list(dit.blocks)
-    if request.control_layers:
-        objective, learning = _beside(request, dit)
-        blocks += list(objective.controlled.controlnet.blocks)
-    if request.recompute:
-        ms.set_context(mode=ms.GRAPH_MODE)  # where a block is a part of the graph that is computed again
-        for block in blocks:
-            block.recompute()
-    scale, decay = 65536.0 if request.dtype == "fp16" else 0.0, 0.9999 if request.ema else 0.0
-    config = StepConfig(ema_decay=decay, loss_scale=scale, zero=zero, masters=not request.control_layers)
-    step = TrainingStep(objective, learning, OptimizerConfig(request.optimizer), config, ranks)
-    batch = request.batch
-    latents = (batch, dit.config.in_channels, request.height // 8, request.width // 8)
-    caption = (batch, request.tokens, dit.config.caption_channels)
-    shapes = (latents, latents, (batch, len(COLUMNS)), (batch,), caption, (batch, request.tokens))
-    shapes += (latents,) if request.control_layers else ()
-    inputs = [zeros((shape, ms.float32)) for shape in shapes]
-    arguments = [zeros(((1,), ms.float32)), True, *inputs, *_conditions(dit, batch)]
-    return FlatInputs(step, step, arguments), request
-
-
-def _beside(request, dit):
-    """Objective of a ControlNet of no training beside a DiT, which is frozen, and the Parameters that learn."""
-    from mindsigma.training.controlnet import ControlledDenoising
-    from mindsigma.training.learner import ControlNetLearner
-
-    for parameter in dit.get_parameters():
-        parameter.requires_grad = False
-    with no_init_parameters():
-        config = ControlNetConfig.of(dit.config, request.control_layers)
-        controlnet = ControlNet(config, dit.dtype, ms.float32, request.fp32_attention)
-    if request.has_weights():
-        controlnet.init_parameters_data()
-    else:
-        _set_zeros(controlnet)
-    learner = ControlNetLearner(controlnet.set_train())
-    return ControlledDenoising(dit, controlnet), learner.parameters
-
-
-def _set_zeros(network):
-    for parameter in network.get_parameters():
-        parameter.set_data(zeros((parameter.shape, parameter.dtype)))
 
 
 def _vae(request):

@@ -1,25 +1,32 @@
-"""What a config of tools/train.py asks of a card: the training step that tools/plan.py plans."""
+"""What a config of tools/train.py or tools/distill.py asks of a card: the training step that tools/plan.py plans."""
 
-from mindsigma.config_file import parse_with_config
+from mindsigma.config_file import given_value, parse_with_config
 from mindsigma.errors import MindSigmaError
-from mindsigma.training.run_options import build_parser
+from mindsigma.training import distill_options, run_options
+from mindsigma.training.methods import DISTILLATIONS
 
 
 def of_recipe(file):
     """dict of fields of a Request (parts.py): the training step of a config.
 
     Raises:
-        MindSigmaError: for a file that tools/train.py would refuse.
+        MindSigmaError: for a file that the tool it is for would refuse.
     """
-    args = parse_with_config(build_parser(), ["--config", file, "--data", "data", "--output", "run"])
-    if args.method == "controlnet" and not args.controlnet_layers:
+    distils = given_value(file, "method") in DISTILLATIONS
+    options = distill_options if distils else run_options
+    args = parse_with_config(options.build_parser(), ["--config", str(file), "--data", "data", "--output", "run"])
+    if distils:
+        args = distill_options.complete(args)
+    if not distils and args.method == "controlnet" and not args.controlnet_layers:
         raise MindSigmaError(f"{file}: leaves open how many blocks the ControlNet has; name controlnet-layers")
+    prior = not distils and (args.class_data or args.class_prompt)
     return {
         "part": "train",
         "model": str(args.model),
         "height": args.resolution,
         "width": args.resolution,
         "batch": args.batch_size,
+        "accumulation": args.accumulation * (2 if prior else 1),
         "tokens": args.max_length,
         "dtype": args.dtype or "fp16",
         "kv_compression": args.kv_compression,
@@ -27,5 +34,10 @@ def of_recipe(file):
         "recompute": args.recompute,
         "ema": args.ema_decay > 0,
         "fp32_attention": args.fp32_attention,
-        "control_layers": args.controlnet_layers or 0,
+        "method": args.method if distils else "denoising",
+        "control_layers": 0 if distils else args.controlnet_layers or 0,
+        "lora_rank": args.lora_rank,
+        "lora_targets": args.lora_targets,
+        "dora": args.dora,
+        "lcm_substeps": args.lcm_substeps if distils else 1,
     }

@@ -1,0 +1,109 @@
+"""tools/plan.py without a plan: the search for the largest batch, and what a recipe asks of a card."""
+
+import math
+
+import pytest
+from conftest import ROOT
+
+from mindsigma.errors import MindSigmaError
+from mindsigma.inspect.launches import largest_that_fits
+from mindsigma.inspect.parts import Request, build_part
+from mindsigma.inspect.recipe import of_recipe
+
+
+def asked(size):
+    """A function like `size`, and the list of what it was asked for."""
+    numbers = []
+
+    def count(number):
+        numbers.append(number)
+        return size(number)
+
+    return count, numbers
+
+
+@pytest.mark.parametrize("room", [100.0, 1000.0, 31_000.0, 62_000.0])
+@pytest.mark.parametrize("base, each", [(90.0, 3.0), (8000.0, 410.5), (9.0, 90.0)])
+def test_on_a_line_two_more_plans_are_enough(room, base, each):
+    """base + each * number <= room, solved: the largest number, and the next one, seen to be too large."""
+    size, numbers = asked(lambda number: base + each * number)
+    expected = max(int((room - base) // each), 0)
+    assert largest_that_fits(size, [2, 4], room) == (expected, expected + 1)
+    assert len(numbers) <= 4 and min(numbers) >= 1
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        lambda number: 10 * number + 7 * (number % 3 == 1),  # pages
+        lambda number: 5 * number + (30 if number > 40 else 0),  # another kernel's workspace
+        lambda number: 10 * number + number**2 / 100,
+    ],
+)
+def test_beside_a_line_a_few_more(size):
+    for room in (250.0, 505.0, 999.0):
+        found, numbers = asked(size)
+        fits, refused = largest_that_fits(found, [2, 4], room)
+        assert refused == fits + 1 and size(fits) <= room < size(refused)
+        assert len(numbers) <= 2 + 5
+
+
+def test_tries_are_bounded_and_what_is_not_known_is_told():
+    size, numbers = asked(lambda number: 100.0 + number**0.5)  # ever flatter
+    fits, refused = largest_that_fits(size, [1, 2], 200.0, tries=3)
+    assert len(numbers) == 5 and size(fits) <= 200.0 and (refused is None or refused > fits + 1)
+
+
+def test_what_cannot_be_planned_is_halved():
+    """Beyond a card of 64 GiB a plan has no size."""
+    size, numbers = asked(lambda number: 10.0 * number if number <= 30 else math.inf)
+    assert largest_that_fits(size, [64, 32], 250.0) == (25, 26)
+    assert len(numbers) <= 7
+    assert largest_that_fits(lambda number: math.inf, [8, 4], 250.0) == (0, 1)
+
+
+def recipe(name):
+    """`of_recipe` of a config of this project."""
+    return of_recipe(ROOT / "configs" / "train" / f"{name}.yaml")
+
+
+def test_a_recipe_tells_its_method():
+    assert recipe("512-MS")["method"] == "denoising" and recipe("512-MS")["ema"]
+    found = recipe("controlnet-canny")
+    assert (found["control_layers"], found["accumulation"]) == (13, 4)
+    found = recipe("distill-lcm")
+    assert (found["method"], found["lcm_substeps"], found["recompute"]) == ("lcm", 1, True)
+    assert recipe("distill-lcm-sigma-mini")["lcm_substeps"] == 3
+    assert (recipe("distill-dmd")["method"], recipe("distill-dmd")["height"]) == ("dmd", 512)
+    found = recipe("dora")
+    assert found["dora"] and found["lora_rank"] == 8 and "attn.qkv" in found["lora_targets"]
+    assert recipe("lora")["accumulation"] == 1 and recipe("dreambooth")["accumulation"] == 2  # beside the class's
+
+
+def test_a_recipe_of_neither_tool_is_refused(tmp_path):
+    file = tmp_path / "strange.yaml"
+    file.write_text("method: unheard\n")
+    with pytest.raises(MindSigmaError, match="strange.yaml: method must be one of"):
+        of_recipe(file)
+
+
+METHODS = {
+    "kept sums": {"accumulation": 2}, "dora": {"lora_rank": 2, "dora": True},
+    "controlnet": {"control_layers": 1}, "lcm": {"method": "lcm", "lcm_substeps": 2}, "dmd": {"method": "dmd"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_step_of_every_method_takes_the_inputs_that_it_is_planned_with(name):
+    """Computed on a CPU, operation by operation, with two blocks of sigma-mini's shape and zeros for weights."""
+    request = Request(
+        "sigma-mini", "train", 64, 64, 2, "fp32", 4, depth=2, weights=False, optimizer="adamw", **METHODS[name]
+    )
+    cell, found = build_part(request)
+    assert found.depth == 2 and len(cell.beside) == (name == "dmd")
+    for one in (cell, *cell.beside):
+        loss, *_, finite = one(*one.inputs)
+        assert loss.shape == () and finite.shape == (1,)  # of zeros they are no numbers
+    kept = {parameter.name for parameter in cell.get_parameters()}
+    assert any("lora_A" in one for one in kept) == ("lora_rank" in METHODS[name])
+    assert any(one.startswith("teacher.") for one in kept) == (name in ("lcm", "dmd"))
