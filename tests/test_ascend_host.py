@@ -6,15 +6,18 @@ import re
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import GOLDEN, ROOT
 from PIL import Image
 
 from mindsigma.ascend_host import environment
 from mindsigma.errors import MindSigmaError
-from mindsigma.inspect.launches import FAST, LEGACY, plan
+from mindsigma.inspect.cases import CASES, SMALL
+from mindsigma.inspect.compare import differences, read_report
+from mindsigma.inspect.launches import FAST, LEGACY, plan, stored_launches
 from mindsigma.inspect.parts import Request
 
 
@@ -98,6 +101,25 @@ def test_a_guided_step_has_no_launch_to_spare_and_each_has_its_line():
         assert "GeLU" not in kinds or "gelu(" in source
 
 
+QUICK = "step-1024-kv-bf16"
+STORED = [name for name in CASES if "launches" in read_report(GOLDEN / "graphs" / f"{name}.json")]
+
+
+@pytest.mark.parametrize(
+    "name", [QUICK, *(pytest.param(one, marks=pytest.mark.slow) for one in STORED if one != QUICK)]
+)
+def test_launches_are_as_stored(name):
+    """A launch more, or another line that makes it, is a change of the stored report: tools/export.py --update NAME."""
+    stored = read_report(GOLDEN / "graphs" / f"{name}.json")
+    lines, _ = differences(stored, {**stored, **stored_launches(CASES[name])})
+    assert not lines, "\n".join(lines)
+    for types in ("launches", "lines"):
+        assert stored[types]
+    told = sum((Counter(kinds) for kinds in stored["lines"].values()), Counter())
+    assert set(SMALL) <= set(STORED)
+    assert told == sum((Counter(kinds) for type_, kinds in stored["launches"].items() if type_ != "view"), Counter())
+
+
 @pytest.mark.slow
 def test_a_training_step_on_cards(tmp_path):
     """The tool's words and numbers for two cards with ZeRO; of legacy kernels only those that differentiation makes."""
@@ -119,6 +141,38 @@ def test_a_training_step_on_cards(tmp_path):
     assert found["peak_mb"] > weights and 2.7 < found["state_mb"] / weights < 3.3
     assert 2.2 < found["sent_mb"] / weights < 2.8  # gradients in fp32, and half of the weights
     assert found["collectives"] > 10 and found["early"] >= 1
+
+
+@pytest.mark.slow
+def test_every_method_is_planned():
+    """What a step keeps besides the weights, in numbers a weight: masters, states, averages, other networks."""
+    request = Request(
+        "PixArt-Sigma-XL-2-256x256",
+        "train",
+        64,
+        64,
+        depth=2,
+        tokens=16,
+        optimizer="adamw",
+        dtype="fp16",
+        recompute=True,
+    )
+    kinds = {
+        "plain": {}, "lora": {"lora_rank": 4}, "controlnet": {"control_layers": 1},
+        "lcm": {"method": "lcm"}, "dmd": {"method": "dmd"},
+    }  # fmt: skip
+    found = {name: plan(replace(request, **changes)) for name, changes in kinds.items()}
+    weights = found["plain"].weight_mb  # of two bytes a number
+    assert found["plain"].state_mb / weights == pytest.approx(6, rel=0.05)  # master and two states of four bytes
+    assert found["lora"].state_mb < 0.1 * weights  # two states of few numbers
+    assert weights < found["controlnet"].weight_mb < 3 * weights
+    # A student of four bytes, a teacher of two, an average of four; the fake score instead of it learns, too.
+    assert found["lcm"].weight_mb / weights == pytest.approx(2 + 1 + 2, rel=0.05)
+    assert found["dmd"].weight_mb / weights == pytest.approx(2 + 1 + 2, rel=0.05)
+    assert found["lcm"].state_mb / weights == pytest.approx(4, rel=0.05)
+    assert found["dmd"].state_mb / weights == pytest.approx(8, rel=0.05)
+    for one in found.values():
+        assert one.peak_mb > one.weight_mb and one.launches[FAST]["FlashAttentionScoreGrad"] >= 1
 
 
 def test_what_does_not_fit_is_told():

@@ -46,6 +46,11 @@ def build_parser():
     add("--out", metavar="FILE.mindir", help="where the graph goes; default nowhere")
     add("--report", metavar="FILE", help="the report as text; - prints it")
     add("--short", action="store_true", help="list in the text only data movements of activations")
+    add(
+        "--launches",
+        action="store_true",
+        help="also what the back end launches: a dry run on the Ascend host, with g++",
+    )
     add("--json", metavar="FILE", help="the report as JSON")
     add("--diff", metavar="STORED.json", help="compare with a report that --json or --update wrote")
     add("--update", nargs="*", metavar="NAME", help="write the stored reports anew: all, or those of these names")
@@ -68,6 +73,7 @@ def update(names):
     """Write the stored reports of these cases, or of all, anew and print what changed."""
     from mindsigma.inspect.cases import CASES
     from mindsigma.inspect.compare import as_json, differences, read_report
+    from mindsigma.inspect.launches import stored_launches
     from mindsigma.inspect.parts import export_part
     from mindsigma.inspect.report import compact, report_of
 
@@ -81,7 +87,7 @@ def update(names):
             if code:
                 raise MindSigmaError(f"--update {name} failed")
         return
-    report = compact(report_of(*export_part(CASES[names[0]])))
+    report = compact({**report_of(*export_part(CASES[names[0]])), **stored_launches(CASES[names[0]])})
     file = GOLDEN / f"{names[0]}.json"
     lines = differences(read_report(file), report)[0] if file.is_file() else ["new"]
     write(file, as_json(report))
@@ -112,7 +118,13 @@ def main():
     from mindsigma.weights.formats.atomic import write_json
 
     stored = read_report(args.diff) if args.diff else None
+    if args.launches and request.device != "Ascend":
+        raise MindSigmaError(f"--launches is of Ascend's back end, not of --device {request.device}")
     report = report_of(*export_part(request, None if args.out is None else Path(args.out)))
+    if args.launches:
+        from mindsigma.inspect.launches import stored_launches
+
+        report.update(stored_launches(request))
     text = text_of(report, args.short)
     if args.report and args.report != "-":
         write(Path(args.report), text + "\n")

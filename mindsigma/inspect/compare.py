@@ -11,7 +11,8 @@ from mindsigma.weights.locate import read_json
 def differences(stored, report):
     """Lines that tell the differences of two compact reports, and how many nodes were added, kind by kind.
 
-    A kind with more nodes than before counts as added even where others became fewer.
+    A kind with more nodes than before counts as added even where others became fewer. Launches are compared, and count,
+    where both reports tell them.
     """
     lines, added = [], 0
     for kind, old, new in _changed(stored["nodes"], report["nodes"]):
@@ -29,6 +30,10 @@ def differences(stored, report):
             for kind, old, new in _changed(before[what], after[what]):
                 note = " on activations" if what == "moving_activations" else ""
                 lines.append(f"block  {name}: {kind}{note} {old} -> {new} ({new - old:+})")
+    if "launches" in stored and "launches" in report:
+        more, launched = _launches(stored, report)
+        lines += more
+        added += launched
     for name, path in (
         ("operations", ("flops", "total")),
         ("bytes moved", ("bytes",)),
@@ -46,6 +51,19 @@ def differences(stored, report):
     return lines, added
 
 
+def _launches(stored, report):
+    """What `differences` returns, of the launches and of the lines that make them."""
+    lines, added = [], 0
+    for name in dict.fromkeys([*stored["launches"], *report["launches"]]):
+        for kind, old, new in _changed(stored["launches"].get(name, {}), report["launches"].get(name, {})):
+            lines.append(f"launch {name}: {kind} {old} -> {new} ({new - old:+})")
+            added += max(new - old, 0) if name != "view" else 0
+    for name in dict.fromkeys([*stored["lines"], *report["lines"]]):
+        for kind, old, new in _changed(stored["lines"].get(name, {}), report["lines"].get(name, {})):
+            lines.append(f"line   {name}: {kind} {old} -> {new} ({new - old:+})")
+    return lines, added
+
+
 def read_report(file):
     """A compact report from a JSON file, full or compact."""
     report = read_json(Path(file))
@@ -55,10 +73,10 @@ def read_report(file):
 
 
 def as_json(report):
-    """A compact report as the text that is stored: one line a block, so that a review shows what changed."""
+    """A compact report as the text that is stored: one line a block or line, so that a review shows what changed."""
     lines = []
     for key, value in report.items():
-        if isinstance(value, dict) and key == "blocks":
+        if isinstance(value, dict) and key in ("blocks", "launches", "lines"):
             rows = [f"  {json.dumps(name)}: {json.dumps(block)}" for name, block in value.items()]
             lines.append(f"{json.dumps(key)}: {{\n" + ",\n".join(rows) + "\n}")
         elif isinstance(value, list) and value:

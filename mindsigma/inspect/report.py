@@ -202,7 +202,7 @@ def _repeated(graph, classes, costs):
 
 
 def compact(report):
-    """The part of a report that is stored and compared: no source lines, equal neighbouring blocks as one entry."""
+    """The part of a report that is stored and compared: no numbers of lines, equal neighbouring blocks as one entry."""
     blocks = []
     for name, block in report["blocks"].items():
         if blocks and blocks[-1]["each"] == block:
@@ -225,8 +225,10 @@ def compact(report):
         "bytes",
         "violations",
         "costs",
+        "launches",
+        "lines",
     )
-    result = {key: report[key] for key in kept}
+    result = {key: report[key] for key in kept if key in report}
     result["activations"] = {key: value for key, value in report["activations"].items() if key != "at"}
     result["blocks"] = {_runs(block["names"]): block["each"] for block in blocks}
     result["movements"] = sorted(_merged(movements), key=lambda row: (row["kind"], row["result"]))

@@ -63,6 +63,11 @@ def text_of(report, short=False):
                 f"  {row['count']:4} x {row['kind']:<12} {row['result']:<38} {row['of']:<11} {row['source']} "
                 f"({row['blocks']})"
             )
+    if "launches" in report:
+        lines += ["", "launched by MindSpore's back end, by its type of kernel (views launch nothing):"]
+        lines += [f"  {name:<7} {sum(kinds.values()):5}: {_kinds(kinds)}" for name, kinds in report["launches"].items()]
+        lines += ["", "the same by the line that made it, of a backward pass the line that it differentiates:"]
+        lines += [f"  {line}: {_kinds(kinds)}" for line, kinds in report["lines"].items()]
     if report["repeated"]:
         lines += ["", "computed from parameters alone, again at every call:"]
         lines += [
