@@ -159,6 +159,23 @@ def test_every_movement_names_a_line(name):
         assert row["source"].startswith("mindsigma/"), row
 
 
+def test_a_launch_more_counts_and_its_line_is_told():
+    stored = read_report(GRAPHS / "step-1024-fp16.json")
+    more = json.loads(json.dumps(stored))
+    more["launches"]["fast"]["Dense"] += 1
+    more["launches"]["legacy"] = {"AddN": 1}
+    more["launches"]["view"]["Reshape"] += 5  # launches nothing
+    line = next(name for name, kinds in more["lines"].items() if "GeLU" in kinds)
+    more["lines"][line]["Dense"] += 1
+    lines, added = differences(stored, more)
+    assert added == 2 and "launch fast: Dense 14 -> 15 (+1)" in lines and "launch legacy: AddN 0 -> 1 (+1)" in lines
+    assert any(text.startswith("line   mindsigma/models/dit.py: ") and "gelu" in text for text in lines)
+    assert differences(stored, {key: value for key, value in more.items() if key != "launches"}) == ([], 0)
+    assert "launched by MindSpore's back end" in text_of(
+        {**exported("step-1024-fp16"), "launches": more["launches"], "lines": more["lines"]}
+    )
+
+
 def test_blocks_are_named_as_runs():
     """Upwards as in sampling, downwards as in a backward pass."""
     assert _runs(["x", "blocks.0", "blocks.1", "blocks.2", "blocks.5"]) == "x, blocks.0-2, blocks.5"
