@@ -1,4 +1,4 @@
-"""Five training steps of a tiny network on a device; writes all that they changed. Run by test_ascend_training.py.
+"""A few training steps of a tiny network on a device; writes all that they changed. Run by test_ascend_training.py.
 
 python tests/ascend_training.py Ascend OUT.npz came plain
 """
@@ -38,6 +38,8 @@ def of_controlnet(dtype):
     return {"results": np.array(results), **start, **variables(step)}
 
 
+FIRST_SCALE = 2.0**40  # a loss scale for which no gradient fits fp16
+
 if __name__ == "__main__":
     device, out, optimizer, settings = sys.argv[1:]
     set_device(device)
@@ -55,6 +57,35 @@ if __name__ == "__main__":
             step = step_of(optimizer, network, max_norm=0.5, masters=masters)
             results = np.array([step.run([inputs(i)], RATE) for i in range(3)])
             found |= {f"{masters} {name}": value for name, value in {"results": results, **variables(step)}.items()}
+        np.savez(out, **found)
+        sys.exit()
+    if settings in ("overflow", "recompute", "lora"):
+        from training_runs import tiny_dit
+
+        from mindsigma.training.learner import AdapterLearner
+        from mindsigma.training.lora import AdapterConfig, new_adapter
+        from mindsigma.training.updates import SCALE, SKIPPED
+
+        half = ms.float16 if settings == "overflow" else ms.bfloat16
+        found = {}
+        for recompute in (False, True) if settings == "recompute" else (False,):
+            network = tiny_dit(depth=2, dtype=half if device == "Ascend" else ms.float32)
+            learner = AdapterLearner(network, new_adapter(network, AdapterConfig(4))) if settings == "lora" else None
+            if recompute:
+                for block in network.blocks:
+                    block.recompute()
+            scale = FIRST_SCALE if settings == "overflow" and device == "Ascend" else 0.0
+            parameters = learner.parameters if learner else None
+            step = step_of(
+                optimizer, network, parameters=parameters, max_norm=0.5, loss_scale=scale, masters=learner is None
+            )
+            results, seed = [], 0
+            while seed < 4:
+                results.append(step.run([inputs(seed)], RATE))
+                seed += int(results[-1][-1])  # after an overflow the same again
+            name = "recompute" if recompute else settings if settings != "recompute" else "plain"
+            found |= {f"{name} {key}": value for key, value in {"results": results, **variables(step)}.items()}
+            found["scale"], found["skipped"] = step.controls.asnumpy()[[SCALE, SKIPPED]]
         np.savez(out, **found)
         sys.exit()
     plain = settings == "plain"

@@ -82,8 +82,8 @@ def test_vae_and_t5_export(tmp_path):
     nodes = exported(weights(vae), (Tensor(np.zeros((1, 4, 32, 32), np.float16)),), tmp_path)
     count = Counter(kind for kind, _, _ in nodes)
     assert count["FlashAttentionScore"] == 1 and count["Conv2DExt"] > 10
-    with no_init_parameters():  # SDXL's own VAE stays in fp32, which the fused kernel does not take
-        vae = VAE(VAEConfig(block_out_channels=(32, 64), layers_per_block=1), ms.float32)
+    with no_init_parameters():  # SDXL's own VAE stays in fp32, its head is wide and then left to portable operators
+        vae = VAE(VAEConfig(block_out_channels=(32, 288), layers_per_block=1), ms.float32)
     nodes = exported(weights(vae), (Tensor(np.zeros((1, 4, 32, 32), np.float32)),), tmp_path)
     assert sum(kind == "FlashAttentionScore" for kind, _, _ in nodes) == 0
     ids = Tensor(np.zeros((1, 16), np.int32))

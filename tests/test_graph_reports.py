@@ -202,7 +202,7 @@ def test_what_the_kernel_refuses_is_told():
     assert attention_violations(attention(q, k, k)) == []
     assert attention_shape(attention(q, k, k)) == (2, 16, 64, 32, 80)
     cases = {
-        "are fp32": (array(2, 64, 16, 80, dtype="fp32"), *[array(2, 32, 16, 80, dtype="fp32")] * 2),
+        "are int8": (array(2, 64, 16, 80, dtype="int8"), *[array(2, 32, 16, 80, dtype="int8")] * 2),
         "different dtypes fp16, bf16": (q, array(2, 32, 16, 80, dtype="bf16"), k),
         "head width 72 of q": (*[array(2, 64, 16, 72)] * 3,),
         "head width 528 of v": (q, k, array(2, 32, 16, 528)),

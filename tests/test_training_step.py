@@ -42,13 +42,13 @@ def halves(micro_batch):
     return [tuple(Tensor(array[rows]) for array in arrays) for rows in (slice(middle), slice(middle, None))]
 
 
-def step_of(optimizer="adamw", dit=None, largest=None, **config):
-    """A TrainingStep of the tiny network."""
+def step_of(optimizer="adamw", dit=None, largest=None, parameters=None, **config):
+    """A TrainingStep of the tiny network, or of these parameters of it."""
     dit = dit or tiny_dit()
     # Above the rounding errors of gradients that are zero by definition, those of the keys' biases.
     eps = {"adamw": (1e-3,), "came": (1e-4, 1e-8)}[optimizer]
     constants = OptimizerConfig(optimizer, eps=eps)
-    return TrainingStep(dit, dit.trainable_params(), constants, StepConfig(**config), largest=largest)
+    return TrainingStep(dit, parameters or dit.trainable_params(), constants, StepConfig(**config), largest=largest)
 
 
 def variables(training):

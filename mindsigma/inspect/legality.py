@@ -1,4 +1,4 @@
-"""What the Ascend kernels refuse and an export without an NPU does not notice (MindSpore 2.7.1's documentation)."""
+"""What the Ascend kernels refuse and an export without an NPU does not notice (by the pages of both)."""
 
 from mindsigma.inspect.cost import ATTENTION, ATTENTION_GRAD, layout_of
 from mindsigma.inspect.graph import Value
@@ -6,7 +6,7 @@ from mindsigma.inspect.graph import Value
 MAX_HEAD_WIDTH = 512
 HEAD_WIDTH_UNIT = 16
 MASK_INPUT = 6  # place of attn_mask among the arguments of FlashAttentionScore
-HALF = ("fp16", "bf16")
+DTYPES = ("fp16", "bf16", "fp32")
 
 
 def violations(graph):
@@ -26,8 +26,8 @@ def attention_violations(node):
     dtypes = {array.dtype for array in (q, k, v)}
     if len(dtypes) > 1:
         found.append(f"q, k and v have different dtypes {', '.join(array.dtype for array in (q, k, v))}")
-    elif not dtypes <= set(HALF):
-        found.append(f"q, k and v are {q.dtype}, the kernel takes fp16 and bf16")
+    elif not dtypes <= set(DTYPES):
+        found.append(f"q, k and v are {q.dtype}, the kernel takes {', '.join(DTYPES)}")
     heads, layout = layout_of(node)
     shapes = [_extents(array.dims, heads, layout) for array in (q, k, v)]
     if None in shapes:

@@ -16,7 +16,9 @@ from mindsigma.errors import MindSigmaError
 
 LARGEST_HEAD = 512
 HEAD_MULTIPLE = 16
-FLASH_DTYPES = (ms.float16, ms.bfloat16)  # of FlashAttentionScore; attention in fp32 is portable on every device
+# FlashAttentionScore takes fp32, too, by CANN's page; MindSpore's own names half precision alone, and lets it pass. A
+# DiT's heads get it, for --fp32-attention; a VAE's of 512 columns is portable, as every picture would hang on it.
+LARGEST_FP32_HEAD = 256
 
 # Attention weights of the portable path that are alive at once, in elements.
 MAX_SCORES = 1 << 24
@@ -247,7 +249,7 @@ def attention(q, k, v, num_heads, scale):
         (N, S, heads * D) in q's dtype.
     """
     check_heads(q.shape, k.shape, v.shape, num_heads)
-    if fused() and q.dtype in FLASH_DTYPES:
+    if fused() and (q.dtype != ms.float32 or q.shape[2] // num_heads <= LARGEST_FP32_HEAD):
         return ops.flash_attention_score(q, k, v, num_heads, scalar_value=scale, input_layout="BSH")
     q_heads, k_heads, v_heads = _heads(q, num_heads) * scale, _heads(k, num_heads), _heads(v, num_heads)
     rows = rows_at_once(q_heads.shape, k.shape[1])
