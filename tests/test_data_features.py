@@ -62,6 +62,9 @@ class Stub:
     def __init__(self, name="stub", scale=1.0):
         self.identity, self.scale, self.images = {"vae": name, "text_encoder": name}, scale, 0
 
+    def memory(self):
+        return None
+
     def load(self):
         pass
 

@@ -161,7 +161,7 @@ def read_sources(text, root):
         text: content of the .ir file that `save_graphs` writes.
         root: folder that files are named from.
     """
-    root = str(Path(root).resolve())
+    root = Path(root).resolve()
     sources, found, scope = {}, None, None
     for line in text.splitlines():
         line = line.strip()
@@ -173,10 +173,10 @@ def read_sources(text, root):
             match = _FRAME.match(line)
             if match is None or match["code"].lstrip().startswith(("def ", "class ")):
                 continue
-            file = match["file"]
-            if not file.startswith(root):
+            file = Path(match["file"])
+            if not file.is_relative_to(root) or "site-packages" in file.parts:  # an environment may lie below root
                 continue
-            found = (str(Path(file).relative_to(root)), int(match["line"]))
+            found = (str(file.relative_to(root)), int(match["line"]))
             if scope is not None:
                 sources[scope] = found
     return sources
