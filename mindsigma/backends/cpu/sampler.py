@@ -1,7 +1,7 @@
 """The sums of a sampler's step in NumPy: the same formulas, on arrays.
 
-MindSpore divides a sum over threads as was fastest when it was first computed. Beside other busy processes each sum
-then waits for a thread that has no core: 4 ms instead of 0.04.
+In a drawing process MindSpore hands its products to a thread of its own, which turns in a loop. Beside other busy
+processes each of them took 4 ms instead of 0.04.
 """
 
 import functools
