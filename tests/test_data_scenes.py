@@ -239,13 +239,28 @@ def test_held_out_pages_show_what_no_training_page_shows(things):
 def test_pages_are_drawn_within_their_borders(things):
     from mindsigma.data.text_scenes import Page, draw
 
-    for words, large in ((("hotel",), True), (("incomprehensibilities",), True), (("extraordinarily",) * 10, False)):
+    for words, letters in ((("hotel",), 0.25), (("incomprehensibilities",), 1.0), (("extraordinarily",) * 10, 0.085)):
         for height, width in ((256, 256), (128, 384)):
             for thing in (None, things[0]):
-                page = Page("", " ".join(words), words, "black", thing, large)
+                page = Page("", " ".join(words), words, "black", thing, letters)
                 pixels = np.asarray(draw(page, height, width)).astype(int)
                 dark = pixels.sum(-1) < 200
                 assert dark.any() and not (dark[0].any() or dark[-1].any() or dark[:, 0].any() or dark[:, -1].any())
+
+
+def test_pages_have_the_letters_that_are_asked_for(things):
+    from mindsigma.data.text_scenes import PageMaker, draw
+
+    def heights(**options):
+        maker = PageMaker(things, "words", ("zoo",), seed=4, pictures=0.0, **options)
+        pages = [maker.scene(number) for number in range(8)]
+        assert {page.ink for page in pages} == set(options["inks"])
+        rows = [np.flatnonzero((np.asarray(draw(page, 100, 100)) < 128).any((1, 2))) for page in pages]
+        return {len(r) for r in rows}, {r[0] for r in rows}
+
+    (small,), tops = heights(inks=("red", "black"), letters=0.2, shift=0.1)
+    (large,), (top,) = heights(inks=("teal",), letters=0.4, shift=0)
+    assert len(tops) > 2 and abs(large - 2 * small) <= 2 and abs(2 * top + large - 100) <= 6
 
 
 def test_text_tool_writes_texts_beside_captions(tmp_path, things):
@@ -256,5 +271,13 @@ def test_text_tool_writes_texts_beside_captions(tmp_path, things):
     records = open_records(tmp_path / "t")
     assert [record.prompt for record in records] == [row["prompt"] for row in rows]
     assert all((tmp_path / "t" / row["original_image_path"]).is_file() for row in rows)
-    refused = run("make_scenes", tmp_path / "u", "--word", "zoo")
-    assert refused.returncode == 2 and refused.stderr == "error: --word belongs to --text\n"
+    for flags, said in (
+        (["--word", "zoo"], "--word belongs to --text"),
+        (["--shift", "0"], "--shift belongs to --text"),
+        (["--text", "words", "--ink", "puce"], "'puce': no colour of letters; choose of white, black, "),
+        (["--text", "words", "--letters", "0"], "the size of letters must lie in 0 ... 1 of the page's side, not 0.0"),
+        (["--text", "words", "--shift", "nan"], "the shift must lie in 0 ... 0.5 of the page's side, not nan"),
+    ):
+        refused = run("make_scenes", tmp_path / "u", *flags)
+        assert refused.returncode == 2 and refused.stderr.startswith(f"error: {said}")
+        assert refused.stderr.count("\n") == 1 and not (tmp_path / "u").exists()

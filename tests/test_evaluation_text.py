@@ -258,6 +258,22 @@ def test_the_pages_themselves_are_read(data, pages, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "o" / "result.json").read_text()) == result
 
 
+def test_the_pages_through_the_vae(data, pages, tmp_path, monkeypatch):
+    """Other pictures than the references, and near them: they are read again, in the same folder."""
+    read = []
+    monkeypatch.setattr("mindsigma.evaluation.ocr.RapidOcr.lines", lambda self, image: read.append(image) or ["zoo"])
+    options = ("textatlas", "--data", data, "--output", tmp_path, "--reference", "--subset", "textvisionblend")
+    assert evaluate(monkeypatch, *options) == evaluate(monkeypatch, *options, "--vae", "sigma-mini") == 0
+    assert "through the VAE of sigma-mini" in json.loads((tmp_path / "result.json").read_text())["name"]
+    assert len(read) == 6
+    for plain, decoded in zip(read[:3], read[3:]):
+        assert 0.5 < np.abs(np.asarray(plain, float) - np.asarray(decoded, float)).mean() < 8
+    with pytest.raises(MindSigmaError, match="--vae belongs to --reference"):
+        evaluate(
+            monkeypatch, "textatlas", "--data", data, "--output", tmp_path, "--images", data, "--vae", "sigma-mini"
+        )
+
+
 class Stand:
     """An engine that reads what it is told."""
 

@@ -88,18 +88,6 @@ def edges_of(picture, condition):
     return np.asarray(condition.computed(picture))[..., 0] > 0
 
 
-def through_vae(vae, picture):
-    """A PIL image, encoded to the mean and decoded."""
-    import numpy as np
-    from mindspore import Tensor
-
-    from mindsigma.data.images import to_array
-    from mindsigma.pipeline.pictures import to_pil, to_unit_range
-
-    mean = np.split(vae.encode(Tensor(to_array(picture)[None])).asnumpy(), 2, 1)[0]
-    return to_pil(to_unit_range(vae.decode(Tensor(mean)).asnumpy()))[0]
-
-
 def main():
     """Draw, compare, print; returns the exit code."""
     args = build_parser().parse_args()
@@ -108,7 +96,7 @@ def main():
     import numpy as np
 
     from mindsigma import PixArtSigmaPipeline
-    from mindsigma.pipeline.pictures import image_grid, save_png
+    from mindsigma.pipeline.pictures import image_grid, save_png, through_vae
     from mindsigma.weights.formats.atomic import write_json
 
     pipeline = PixArtSigmaPipeline.from_pretrained(args.model, components=args.components, controlnet=args.controlnet)

@@ -24,6 +24,7 @@ CHUNK = 64  # scenes handed to the threads at once
 DONE = "scenes.json"
 TEXTS = "textatlas.json"  # what is to be read on which image, in TextAtlasEval's layout
 KINDS = ("words", "sentences")  # of pages of text
+OF_TEXT = ("word", "ink", "letters", "shift")  # options that pages of text alone have
 
 
 def build_parser():
@@ -55,6 +56,9 @@ def build_parser():
         f"emoji. Each set gets a {TEXTS}, which tools/evaluate.py textatlas reads",
     )
     add("--word", action="append", default=[], metavar="WORD", help="write this word alone; may be given again")
+    add("--ink", action="append", default=[], metavar="COLOUR", help="of the letters; may be given again")
+    add("--letters", type=float, metavar="SHARE", help="size of letters, of the shorter side; default 0.25 or 0.085")
+    add("--shift", type=float, metavar="SHARE", help="of the shorter side that a text moves by lot; default 0.02")
     add("--picture-share", type=float, default=0.5, metavar="SHARE", help="of the pages of --text, with an emoji")
     add("--seed", type=int, default=0, help="another seed composes other scenes")
     add("--threads", type=int, default=4, help="scenes drawn at once")
@@ -173,7 +177,7 @@ def main():
     from mindsigma.data.conversion_note import NotedFolder
     from mindsigma.data.own_folder import Held
     from mindsigma.data.scenes import SceneMaker, load_things
-    from mindsigma.data.text_scenes import PageMaker
+    from mindsigma.data.text_scenes import SHIFT, PageMaker
     from mindsigma.weights.formats.atomic import write_json
 
     if args.held_out_count is None:
@@ -183,11 +187,24 @@ def main():
             raise MindSigmaError(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(args, name)}")
     if args.held_out_count and not args.held_out:
         raise MindSigmaError("--held-out-count needs --held-out SHARE")
-    if args.word and not args.text:
-        raise MindSigmaError("--word belongs to --text")
+    if not args.text:
+        for name in OF_TEXT:
+            if getattr(args, name) not in ([], None):
+                raise MindSigmaError(f"--{name} belongs to --text")
     things = load_things(args.only, args.exclude)
     if args.text:
-        maker = PageMaker(things, args.text, args.word, args.seed, args.held_out, args.picture_share)
+        shift = SHIFT if args.shift is None else args.shift
+        maker = PageMaker(
+            things,
+            args.text,
+            args.word,
+            args.seed,
+            args.held_out,
+            args.picture_share,
+            inks=args.ink,
+            letters=args.letters,
+            shift=shift,
+        )
     else:
         maker = SceneMaker(things, args.seed, args.held_out)
     sizes = sizes_of(args.size, args.aspect_ratios)
@@ -195,7 +212,7 @@ def main():
     sets = [(out / TRAIN if args.held_out else out, args.count, False)]
     if args.held_out_count:
         sets.append((out / HELD_OUT, args.held_out_count, True))
-    left = ("out", "threads") if args.text else ("out", "threads", "text", "word", "picture_share")
+    left = ("out", "threads", *(() if args.text else ("text", "picture_share", *OF_TEXT)))
     options = {name: value for name, value in sorted(vars(args).items()) if name not in left}
     require_own(out, [folder for folder, _, _ in sets], {"scenes": options})
     for folder, count, held_out in sets:

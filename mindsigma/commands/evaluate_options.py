@@ -53,6 +53,7 @@ def _textatlas(parser, command):
     add("--limit", type=int, metavar="N", help="the first prompts of each subset alone")
     add("--images", metavar="FOLDER", help="score these pictures, SUBSET/image_path, instead of drawing")
     add("--reference", action="store_true", help="score the data's own pictures: what the OCR can reach")
+    add("--vae", metavar="MODEL", help="with --reference: encoded and decoded by its VAE, the ceiling of its networks")
     add("--partial", action="store_true", help="score the pictures that are there, though some are missing")
     add("--name", metavar="TEXT", help="what the row is called; default the model or the folder")
     add("--ocr", choices=ENGINES, default="rapidocr")

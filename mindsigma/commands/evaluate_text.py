@@ -12,6 +12,7 @@ from mindsigma.evaluation.measurements import Measurements
 from mindsigma.evaluation.ocr import Reader
 from mindsigma.evaluation.results import told, write_results
 from mindsigma.evaluation.text_scores import (
+    DecodedPictures,
     FolderPictures,
     ReferencePictures,
     by_subset,
@@ -22,6 +23,7 @@ from mindsigma.evaluation.text_scores import (
 )
 from mindsigma.evaluation.textatlas import TextAtlas
 from mindsigma.evaluation.words import count
+from mindsigma.pipeline.components import Components
 
 IMAGES = "images"  # folder of the pictures that are drawn
 SHOWN = 3  # rows that are left out, on the terminal
@@ -34,6 +36,8 @@ def textatlas(args, command):
     if len(given) != 1:
         what = f"not {' and '.join(given)}" if given else "to say whose pictures are scored"
         raise MindSigmaError(f"give one of --model, --images and --reference, {what}")
+    if args.vae and not args.reference:
+        raise MindSigmaError("--vae belongs to --reference, whose pictures it encodes and decodes")
     sampling_of(args)
     data = TextAtlas(args.data, args.subset, args.limit)
     output = Path(args.output)
@@ -74,6 +78,8 @@ def textatlas(args, command):
 
 def _pictures(args, data, output, collectives):
     """The pictures to be scored, drawn before if need be."""
+    if args.vae:
+        return DecodedPictures(data, Components.of_folder(args.vae, args.dtype).vae)
     if args.reference:
         return ReferencePictures(data)
     if args.images:
@@ -144,4 +150,6 @@ def _together(statistics):
 
 
 def _name(args):
-    return "reference pictures" if args.reference else str(args.model or args.images)
+    if args.reference:
+        return f"reference pictures through the VAE of {args.vae}" if args.vae else "reference pictures"
+    return str(args.model or args.images)

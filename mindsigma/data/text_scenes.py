@@ -24,20 +24,24 @@ SENTENCE = (3, 10)  # words of a sentence, least and most
 
 # Sizes and places are fractions of the page's shorter side.
 LETTERS, SMALL_LETTERS = 0.25, 0.085  # of a word, of a sentence: size of the font
+SHIFT = 0.02  # how far the text moves by lot, each way
 LINE_SPACING = 1.35  # of the font's size
 WIDEST = 0.92  # text over the page's width
 PICTURE = 0.42
 
 
 class Page(NamedTuple):
-    """Caption, the text to be read, its words as written, colour of the letters, an emoji or None, a small shift."""
+    """Caption, the text to be read, its words as written, colour of the letters, an emoji or None, size of the font.
+
+    `letters` and `shift` (right, down) are shares of the shorter side.
+    """
 
     caption: str
     text: str
     words: tuple
     ink: str
     thing: Optional[Thing]
-    large: bool
+    letters: float
     shift: tuple = (0.0, 0.0)
 
     def compositions(self):
@@ -56,16 +60,43 @@ class PageMaker:
         seed: int.
         held_out: share of the compositions (word with ink, word with picture) that training pages never show.
         pictures: share of the pages with a picture.
+        inks: names of COLOURS for the letters; default INKS.
+        letters: size of the font as a share of the page's shorter side; default LETTERS or SMALL_LETTERS. A text that
+            does not fit is written smaller.
+        shift: share of the shorter side, how far the text moves by lot, each way.
+
+    Raises:
+        MindSigmaError: a share is out of its range, a colour is unknown, or too few compositions are left.
     """
 
     TRIES = 10000
 
-    def __init__(self, things, kind="words", words=(), seed=0, held_out=0.0, pictures=PICTURE_SHARE):
+    def __init__(
+        self,
+        things,
+        kind="words",
+        words=(),
+        seed=0,
+        held_out=0.0,
+        pictures=PICTURE_SHARE,
+        inks=(),
+        letters=None,
+        shift=SHIFT,
+    ):
         if not 0 <= held_out < 1:
             raise MindSigmaError(f"the held-out share must lie in 0 ... 1 (exclusive), not {held_out}")
         if not 0 <= pictures <= 1:
             raise MindSigmaError(f"the share of pages with a picture must lie in 0 ... 1, not {pictures}")
+        for ink in inks:
+            if ink not in COLOURS:
+                raise MindSigmaError(f"{ink!r}: no colour of letters; choose of {', '.join(COLOURS)}")
+        if letters is not None and not 0 < letters <= 1:
+            raise MindSigmaError(f"the size of letters must lie in 0 ... 1 of the page's side, not {letters}")
+        if not 0 <= shift < 0.5:
+            raise MindSigmaError(f"the shift must lie in 0 ... 0.5 of the page's side, not {shift}")
         self.things, self.kind, self.seed, self.held_out, self.pictures = things, kind, seed, held_out, pictures
+        self.inks, self.shift = tuple(inks) or INKS, shift
+        self.letters = letters or (LETTERS if kind == "words" else SMALL_LETTERS)
         self.words = tuple(words) or (VOCABULARY if kind == "words" else _words_of(things))
 
     def scene(self, number, held_out=False):
@@ -86,13 +117,13 @@ class PageMaker:
         large = self.kind == "words"
         count = 1 if large else int(random.integers(SENTENCE[0], SENTENCE[1] + 1))
         words = tuple(self.words[i] for i in random.integers(len(self.words), size=count))
-        ink = INKS[int(random.integers(len(INKS)))]
+        ink = self.inks[int(random.integers(len(self.inks)))]
         thing = self.things[int(random.integers(len(self.things)))] if random.random() < self.pictures else None
-        shift = tuple(random.uniform(-0.02, 0.02, 2).tolist())
+        shift = tuple(random.uniform(-self.shift, self.shift, 2).tolist())
         text = " ".join(words)
         subject = f"the word {text} in {ink} letters" if large else f'the text "{text}" in {ink} letters'
         caption = f"{with_article(thing.name)} above {subject}" if thing else subject
-        return Page(caption, text, words, ink, thing, large, shift)
+        return Page(caption, text, words, ink, thing, self.letters, shift)
 
 
 def draw(page, height, width):
@@ -115,8 +146,8 @@ def draw(page, height, width):
 
 
 def _fitted(page, short, width, height):
-    """Font and lines of a page's text: of the usual size, or the largest that fits width and height in pixels."""
-    size = max(1, round((LETTERS if page.large else SMALL_LETTERS) * short))
+    """Font and lines of a page's text: of its size, or the largest that fits width and height in pixels."""
+    size = max(1, round(page.letters * short))
     while True:
         letters = font(size)
         lines = _wrapped(page.words, letters, width)

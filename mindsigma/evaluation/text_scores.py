@@ -1,15 +1,18 @@
 """The text benchmark on pictures that are there: read, compared with their prompts, counted."""
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+from mindsigma.data.images import cover_and_crop
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.evaluation.clip import CUTS, cosines
 from mindsigma.evaluation.features import read_image
 from mindsigma.evaluation.fid import frechet_distance
 from mindsigma.evaluation.measurements import checksum, label
 from mindsigma.evaluation.words import Counts, bootstrap, count, total
+from mindsigma.pipeline.pictures import through_vae
 
 SHUFFLES = 8  # other pictures' texts that each picture's is compared with, for the level of chance
 QUANTITIES = ("f1", "accuracy", "cer")  # that get an interval
@@ -59,6 +62,32 @@ class ReferencePictures:
     def checksum(self, item):
         """What stands for an item's picture: they do not change."""
         return "reference"
+
+
+class DecodedPictures(ReferencePictures):
+    """The data set's own pictures, encoded and decoded by a VAE: the ceiling of any network of its latents.
+
+    Args:
+        data: TextAtlas.
+        vae: VAE.
+    """
+
+    def __init__(self, data, vae):
+        super().__init__(data)
+        self.vae, digest = vae, hashlib.blake2b(digest_size=16)
+        for parameter in vae.get_parameters():
+            digest.update(parameter.asnumpy().tobytes())
+        self._mark = f"reference through {digest.hexdigest()}"
+
+    def read(self, item):
+        """PIL image of an item, cut to multiples of 8 pixels; raises MindSigmaError."""
+        picture = super().read(item)
+        width, height = (max(8, side // 8 * 8) for side in picture.size)
+        return through_vae(self.vae, cover_and_crop(picture, height, width, "bilinear"))
+
+    def checksum(self, item):
+        """What stands for an item's picture: it follows from the VAE's weights."""
+        return self._mark
 
 
 @dataclass

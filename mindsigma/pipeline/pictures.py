@@ -18,6 +18,16 @@ def to_pil(images):
     return [Image.fromarray(image) for image in np.round(images * 255).astype(np.uint8)]
 
 
+def through_vae(vae, picture):
+    """A PIL image of sides that are multiples of 8 pixels, encoded to the mean of its latents and decoded."""
+    from mindspore import Tensor
+
+    from mindsigma.data.images import to_array
+
+    mean = np.split(vae.encode(Tensor(to_array(picture)[None])).asnumpy(), 2, 1)[0]
+    return to_pil(to_unit_range(vae.decode(Tensor(mean)).asnumpy()))[0]
+
+
 def cover_and_crop(images, height, width):
     """Resize float images (N, H, W, 3) to cover height x width, then crop the centre."""
     _, h, w, _ = images.shape
