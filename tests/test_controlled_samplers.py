@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import mindspore as ms
 import numpy as np
 import pytest
 from conftest import relative_error
@@ -234,6 +235,7 @@ def test_what_cannot_be_is_one_line(tiny, how):
 @pytest.mark.parametrize("how", [{}, {"control_end": 0.5, "guidance_interval": (0.0, 0.5)}], ids=["whole", "parts"])
 def test_a_warm_shape_compiles_nothing_more(tiny, graph_mode, how):
     pipeline = pipeline_of(tiny)
+    ms.set_context(mode=ms.GRAPH_MODE)  # to open it was to choose PyNative, and its networks are not loaded yet
     options = SamplingOptions(num_inference_steps=2, use_resolution_binning=False, **how)
     assert warm_up(pipeline, Shape(64, 64, 1, 16), options) > 0
     before = compiled_graphs()

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindsigma.arguments import array, flag, one_of, path_like, seeds_for, texts_of, whole
+from mindsigma.backends.cpu import accelerates
 from mindsigma.backends.cpu.sampler import accelerate_sampler
 from mindsigma.data.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
 from mindsigma.errors import MindSigmaError
@@ -295,9 +296,10 @@ class PixArtSigmaPipeline:
         config = self._config("dit")
         unit = self._config("vae").downsampling * config.patch_size
         part = self.parallel.part(config, guided, height // unit, width // unit)
-        itemsize = 4 if self.components.opened("dit").dtype == ms.float32 else 2
+        dtype = self.components.opened("dit").dtype
         controls = [self._config(name) for name in self.controlnets]
-        return bytes_sent(config, part, images, itemsize, learned_variance, perturbed, controls, guided, guess)
+        how = learned_variance, perturbed, controls, guided, guess, not accelerates(dtype)
+        return bytes_sent(config, part, images, 4 if dtype == ms.float32 else 2, *how)
 
     def start_noise(self, seeds, height, width):
         """Standard normal latents (N, c, h, w) fp32 for images of height x width pixels; each from its own seed."""

@@ -14,6 +14,7 @@ from mindspore import Tensor, nn, ops
 from mindsigma.arguments import one_of
 from mindsigma.distributed import Collectives, join_ranks
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.heads import head_width
 from mindsigma.sampling.captions import Caption
 from mindsigma.sampling.denoising import DenoisingGraphs, guide, scalars, variance_of
 from mindsigma.sampling.perturbed import PerturbedDiT
@@ -90,7 +91,8 @@ def keys_of(bands, columns, compression=None):
 
 
 def bytes_sent(
-    config, part, images, itemsize, learned_variance=False, perturbed=(), controls=(), guided=True, guess=False
+    config, part, images, itemsize, learned_variance=False, perturbed=(), controls=(), guided=True, guess=False,
+    aligned=True,
 ):  # fmt: skip
     """Bytes that one process sends to the others in a step: dict with `keys` (keys and values) and `noise`.
 
@@ -106,17 +108,20 @@ def bytes_sent(
         controls: ControlNetConfigs.
         guided: whether there is an unconditional half.
         guess: guess mode, whose copies see the conditional half alone.
+        aligned: whether heads are sent in the width of Ascend's kernel, as all but the CPU accelerator have them.
     """
     rows = images * (2 if guided and part.half is None else 1)
     others = part.processes - 1
+    head_dim = config.hidden_size // config.num_heads
+    sent = config.num_heads * (head_width(head_dim) if aligned else head_dim)  # columns of a key
     keys = 0
     if len(part.bands) > 1:
         for layer in range(config.depth):
             longest = max(keys_of(part.bands, part.columns, config.layer_compression(layer)))
             more = images if perturbed and layer > perturbed[0] and layer not in perturbed else 0
-            keys += (rows + more) * longest * 2 * config.hidden_size * itemsize
+            keys += (rows + more) * longest * 2 * sent * itemsize
             copies = sum(layer < one.layers for one in controls)  # compressed as their originals are
-            keys += copies * (images if guess else rows) * longest * 2 * config.hidden_size * itemsize
+            keys += copies * (images if guess else rows) * longest * 2 * sent * itemsize
     rows += images if perturbed else 0
     pixels = max(part.bands) * part.columns * config.patch_size**2
     channels = config.out_channels if learned_variance else config.in_channels

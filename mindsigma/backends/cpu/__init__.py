@@ -37,7 +37,9 @@ def accelerate(network):
     gradients after set_train() only; before, they are zero.
     """
     plain = {type(cell) for _, cell in network.cells_and_names()} & FAST.keys()
-    if not plain or not _is_for_kernels(network) or native_library() is None:
+    if not plain or any(one.dtype != ms.float32 for one in network.get_parameters()):
+        return network
+    if not accelerates(getattr(network, "dtype", ms.float32)):
         return network
     for _, cell in network.cells_and_names():
         if type(cell) in plain and (type(cell) is not Conv or FastConv.takes(cell)):
@@ -51,9 +53,8 @@ def is_accelerated(network):
     return any(type(cell) in fast for _, cell in network.cells_and_names())
 
 
-def _is_for_kernels(network):
+def accelerates(dtype):
+    """Whether `accelerate` changes networks of this dtype here and now."""
     if ms.get_context("device_target") != "CPU" or ms.get_context("mode") != ms.PYNATIVE_MODE:
         return False
-    if getattr(network, "dtype", ms.float32) != ms.float32:
-        return False
-    return all(parameter.dtype == ms.float32 for parameter in network.get_parameters())
+    return dtype == ms.float32 and native_library() is not None
