@@ -55,6 +55,24 @@ def test_the_command_is_what_runs(tmp_path):
     assert ran.returncode == 7
 
 
+SECONDS = """
+import os, time
+import mindspore as ms
+ms.set_device("Ascend")
+(ms.Tensor([1.0]) + 1).asnumpy()
+time.sleep(1)
+print(max(int(open(f"/proc/self/task/{task}/stat").read().rsplit(")", 1)[1].split()[11])
+          for task in os.listdir("/proc/self/task") if int(task) != os.getpid()) / os.sysconf("SC_CLK_TCK"))
+"""
+
+
+def test_no_thread_of_a_dry_run_is_busy_while_nothing_happens():
+    """MindSpore's own dry run asks for reports all the time, on a core of its own."""
+    ran = host("--dry", "--", sys.executable, "-c", SECONDS)
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout.splitlines()[0]) < 0.4
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.inspect.launches import largest_that_fits
+from mindsigma.inspect.launches import largest_that_fits, number_in
 from mindsigma.inspect.parts import Request, build_part
 from mindsigma.inspect.recipe import of_recipe
 
@@ -46,6 +46,19 @@ def test_beside_a_line_a_few_more(size):
         fits, refused = largest_that_fits(found, [2, 4], room)
         assert refused == fits + 1 and size(fits) <= room < size(refused)
         assert len(numbers) <= 2 + 5
+
+
+def test_what_is_expected_saves_plans_if_it_is_so():
+    """Two plans at what a line says are enough for two rooms; a line that is wrong costs plans, not the result."""
+    for expected, most in (((100.0, 10.0), 2), ((40.0, 10.2), 4), ((500.0, 3.0), 7), ((0.0, 40.0), 7)):
+        for rooms in ((1005.0, 505.0), (1000.5, 505.0)):
+            size, numbers = asked(lambda number: 100.0 + 10.0 * number)
+            known = [number_in(expected, room) for room in rooms]
+            found = [largest_that_fits(size, known, room, expected=expected) for room in rooms]
+            assert found == [(90, 91), (40, 41)]
+            assert len(set(numbers)) <= most + (rooms[0] == 1000.5)  # 91 would take 1010: near to the room, but known
+    size, numbers = asked(lambda number: 100.0 + 10.0 * number)
+    assert largest_that_fits(size, [3], 124.0, expected=(94.0, 10.0)) == (2, 3)
 
 
 def test_tries_are_bounded_and_what_is_not_known_is_told():

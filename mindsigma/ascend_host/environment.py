@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from mindsigma.ascend_host.build import build
+from mindsigma.ascend_host.dry import preloading
 from mindsigma.errors import MindSigmaError
 
 MEMORY = "MINDSIGMA_HOST_GIB"  # of the card that is played, by default 64
@@ -55,7 +56,7 @@ def host_environment(dry=False, gib=None, cards=1, rank=0, trace=None):
     # MindSpore's warnings speak of compilers and drivers that are not here.
     changes["GLOG_v"] = os.environ.get("GLOG_v", "3")  # noqa: SIM112
     if dry:
-        changes[DRY] = "1"
+        changes |= {DRY: "1", **preloading()}
     if cards > 1:
         changes |= {"RANK_SIZE": str(cards), "RANK_ID": str(rank)}
     if gib:

@@ -18,6 +18,7 @@ from pathlib import Path
 from mindsigma.ascend_host.environment import host_environment
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.inspect.launch_lines import launch_lines, quoted, saving_graphs
+from mindsigma.inspect.parts import config_of, fewer_blocks
 
 # MindSpore's types of kernels, and what each means on a device.
 FAST, LEGACY, VIEW, OTHER = "fast", "legacy", "view", "other"
@@ -154,29 +155,78 @@ def fits(planned, gib):
 def largest_batches(request, gibs, cards=1, zero=0):
     """The largest batch of a Request that fits cards of these sizes in GiB.
 
-    Returns a list of (batch, Plan of it, the smallest batch that was planned and did not fit, or None); the batch is 0
-    and its Plan None where not even a batch of 1 fits.
+    Plans of a few blocks tell where to look (`sizes_by_few_blocks`), plans of all of them what fits.
+
+    Returns a list of (batch, Plan of it, the smallest batch that does not fit, or None); the batch is 0 and its Plan
+    None where not even a batch of 1 fits.
     """
     plans = {}
 
+    def planned(one):
+        try:
+            return plan(one, cards, zero)
+        except TooLarge:
+            return None
+
     def peak(batch):
         if batch not in plans:
-            try:
-                plans[batch] = plan(replace(request, batch=batch), cards, zero)
-            except TooLarge:
-                plans[batch] = None
+            plans[batch] = planned(replace(request, batch=batch))
         return plans[batch].peak_mb if plans[batch] else math.inf
 
-    peak(request.batch)
-    peak(2 * request.batch if plans[request.batch] else max(request.batch // 2, 1))
+    rooms = [gib * 1024 * SHARE for gib in gibs]
+    expected = sizes_by_few_blocks(request, planned)
+    if expected is None:
+        peak(request.batch)
+        peak(2 * request.batch if plans[request.batch] else max(request.batch // 2, 1))
+    else:
+        for room in rooms:
+            peak(number_in(expected, room))
     result = []
-    for gib in gibs:
-        batch, refused = largest_that_fits(peak, list(plans), gib * 1024 * SHARE)
+    for room in rooms:
+        batch, refused = largest_that_fits(peak, list(plans), room, expected=expected)
         result.append((batch, plans.get(batch), refused))
     return result
 
 
-def largest_that_fits(size, known, room, tries=5):
+FEW = (2, 4)  # blocks
+
+
+def sizes_by_few_blocks(request, planned):
+    """The peak of a Request as a line: what grows with a block, with an image, and with an image of a block.
+
+    Args:
+        request: Request.
+        planned: function from a Request to its Plan, or None.
+
+    Returns:
+        (peak of no image, of each image) in MiB; None for a network of few blocks, or if no plan was had.
+    """
+    depth = request.depth or config_of(request)[0].depth if request.part == "train" else 0
+    if depth < 4 * max(FEW):
+        return None
+    batches = request.batch, 2 * request.batch
+    corners = []
+    for few in FEW:
+        found = [planned(replace(fewer_blocks(request, few), batch=batch)) for batch in batches]
+        if None in found:
+            return None
+        each = (found[1].peak_mb - found[0].peak_mb) / (batches[1] - batches[0])
+        corners.append((found[0].peak_mb - each * batches[0], each))
+    reach = (depth - FEW[0]) / (FEW[1] - FEW[0])
+    base, each = (low + (high - low) * reach for low, high in zip(*corners))
+    return (base, each) if each > 0 else None
+
+
+def number_in(line, room):
+    """The largest number of at least 1 that a line (base, each) has room for."""
+    base, each = line
+    return max(int((room - base) // each), 1)
+
+
+SURE = 0.1  # of what a number more takes: what a line must exceed the room by, to be believed
+
+
+def largest_that_fits(size, known, room, tries=5, expected=None):
     """The largest whole number whose size fits a room, of a size that grows nearly evenly.
 
     Each try extends the line through the two known numbers whose sizes are next to the room, until a number that fits
@@ -185,23 +235,30 @@ def largest_that_fits(size, known, room, tries=5):
     Args:
         size: function from a number of at least 1.
         known: numbers whose sizes are cheap: two, or one that does not fit.
+        expected: line (base, each) on which sizes are thought to lie, or None. If sizes do grow as it says, the next
+            number is taken to be refused without being asked for.
 
     Returns:
-        (largest number that is known to fit, or 0; smallest that is known not to, or None).
+        (largest number that fits, or 0; smallest that does not, or None).
     """
     sizes = {number: size(number) for number in known}
     while True:
         good = max((number for number, found in sizes.items() if found <= room), default=0)
         refused = min((number for number, found in sizes.items() if found > room and number > good), default=None)
-        if refused == good + 1 or len(sizes) == len(known) + tries:
-            return good, refused
         near = sorted((number for number in sizes if sizes[number] < math.inf), key=lambda one: abs(sizes[one] - room))
         if len(near) > 1:
             low, high = sorted(near[:2])
             each = max((sizes[high] - sizes[low]) / (high - low), 1e-9)
             wanted = int(low + (room - sizes[low]) / each)
+            as_expected = expected is not None and abs(each / expected[1] - 1) < SURE / 2
+            if as_expected and good and sizes[good] + each > room + SURE * each:
+                refused = good + 1
+        elif expected is not None:
+            wanted = number_in(expected, room)
         else:
             wanted = (good + refused) // 2
+        if refused == good + 1 or len(sizes) == len(known) + tries:
+            return good, refused
         wanted = max(wanted, good + 1)  # which may be refused: that is to be known, too
         number = wanted if refused is None else min(wanted, refused - 1)
         sizes[number] = size(number)

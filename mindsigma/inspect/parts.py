@@ -153,19 +153,36 @@ def _open(request, opener, **config):
     return None if is_architecture(request.model) else opener(request.model, "fp32", **config)
 
 
-def network_of(request, **options):
-    """DiT of a Request and the request with size, caption length and depth filled in."""
+def config_of(request):
+    """DiTConfig of a Request with all its blocks, and its weights as they are opened, or None."""
     changes = {}
     if request.kv_compression is not None:
         changes["kv_compression"] = None if request.kv_compression == "none" else request.kv_compression
     opened = _open(request, open_dit, **changes)
     if opened is not None:
-        config = opened.config
-    else:
-        release = release_named(request.model)
-        if release is not None and release.config is None:
-            raise MindSigmaError(f"--model {request.model}: holds no DiT, only T5 and a VAE")
-        config = (release.config if release else PRESETS[request.model]).override(**changes)
+        return opened.config, opened
+    release = release_named(request.model)
+    if release is not None and release.config is None:
+        raise MindSigmaError(f"--model {request.model}: holds no DiT, only T5 and a VAE")
+    return (release.config if release else PRESETS[request.model]).override(**changes), None
+
+
+def fewer_blocks(request, depth):
+    """The Request of a network of so many blocks, of which the same share is compressed or has a ControlNet."""
+    config, _ = config_of(request)
+    compression, changes = config.kv_compression, {}
+    if compression is not None:
+        first = depth - round(len(compression.layers) * depth / config.depth)
+        layers = f"{first}-{depth - 1}" if first < depth else None
+        changes["kv_compression"] = f"{compression.sampling}:{compression.factor}:{layers}" if layers else "none"
+    if request.control_layers:
+        changes["control_layers"] = max(round(request.control_layers * depth / config.depth), 1)
+    return replace(request, depth=depth, weights=False, **changes)
+
+
+def network_of(request, **options):
+    """DiT of a Request and the request with size, caption length and depth filled in."""
+    config, opened = config_of(request)
     if request.depth is not None:
         if request.has_weights():
             raise MindSigmaError("--depth cuts an architecture; give --no-weights with it, or a preset's name")
