@@ -8,6 +8,9 @@ the same case on the same inputs in a process of its own, A B A B; the first run
 Prints a table and writes JSON, and Markdown beside it, with the machine and the versions.
 """
 
+from mindsigma import command_line  # first, as it judges this Python
+
+# isort: split
 import os
 import sys
 import tempfile
@@ -18,7 +21,6 @@ from measure.peers import PEER_CASES, SAME_WEIGHTS, difference, peer_contestant,
 from measure.tables import TEXT_HEAD, TITLES, machine, markdown, text_line
 from measure.turns import Command, Worker, in_turn
 
-from mindsigma import command_line
 from mindsigma.errors import MindSigmaError
 
 TOOLS = Path(__file__).resolve().parent

@@ -3,6 +3,9 @@
 python tools/compare_training.py --data FEATURES --peer-python PEER/bin/python --steps 50
 """
 
+from mindsigma import command_line  # first, as it judges this Python
+
+# isort: split
 import json
 import os
 import socket
@@ -14,7 +17,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from mindsigma import command_line
 from mindsigma.errors import MindSigmaError
 
 SCRIPTS = {name: Path(__file__).with_name("peers") / f"train_{name}.py" for name in ("here", "torch")}

@@ -7,12 +7,14 @@ The graph is compiled, its kernels are selected and its memory is planned by Min
 the Ascend host, which needs g++). Nothing is computed or measured. Exit code 1 if it does not fit the card.
 """
 
+from mindsigma import command_line  # first, as it judges this Python
+
+# isort: split
 import argparse
 import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from mindsigma import command_line
 from mindsigma.choices import ZERO_STAGES
 from mindsigma.errors import MindSigmaError
 from mindsigma.inspect.recipe import of_recipe

@@ -7,6 +7,9 @@ run are estimated from single blocks, 28 times one, and drawn hollow. Each point
 the JSON already holds are not measured again, so that a run goes on where it was stopped.
 """
 
+from mindsigma import command_line  # first, as it judges this Python
+
+# isort: split
 import json
 import sys
 from pathlib import Path
@@ -14,7 +17,6 @@ from pathlib import Path
 from measure.tables import machine, table
 from measure.turns import Worker, in_turn
 
-from mindsigma import command_line
 from mindsigma.errors import MindSigmaError
 
 TOOLS = Path(__file__).resolve().parent
