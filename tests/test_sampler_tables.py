@@ -19,6 +19,7 @@ from mindsigma.sampling.euler import Euler
 from mindsigma.sampling.euler_ancestral import EulerAncestral
 from mindsigma.sampling.grids import at_timesteps, spaced, spaced_officially
 from mindsigma.sampling.iddpm import IDDPM
+from mindsigma.sampling.inpainting import Inpainting
 from mindsigma.sampling.lcm import LCM
 from mindsigma.sampling.one_step import OneStep
 from mindsigma.sampling.options import SamplingOptions
@@ -173,6 +174,31 @@ def test_a_constant_prediction_is_kept():
             noise = (latents - row.alpha) / row.sigma
             latents, history = sampler.construct(latents, history, row.numbers, noise, None, np.zeros(1))
         assert np.isclose(latents[0], 1.0, atol=1e-4), type(sampler)
+
+
+def followed(sampler, steps, rng, history, kind):
+    """(clean, found) of every step: the clean latents that a network predicts there, drawn, and what `clean` says."""
+    latents = rng.standard_normal(4)
+    for row in sampler.table(steps):
+        before, (clean, fresh) = latents, rng.standard_normal((2, 4))
+        given = kind(before), history, row.numbers, kind((before - row.alpha * clean) / row.sigma), kind(fresh)
+        made, history = sampler.construct(*given, kind(fresh))
+        latents, kept = (made, history) if kind is np.asarray else (made.asnumpy(), [x.asnumpy() for x in history])
+        yield clean, sampler.clean(row, before, latents, kept, fresh)
+
+
+@pytest.mark.parametrize("sampler", [*ALL, OneStep()], ids=lambda one: type(one).__name__)
+def test_clean_latents_of_every_step(sampler):
+    """`clean` gives back what the network predicted, from what the sampler made of it; under a mask it is the image."""
+    rng, steps = np.random.default_rng(0), 1 if isinstance(sampler, OneStep) else 12
+    kind = tensor if sampler.learned_variance else np.asarray
+    history = tuple(kind(np.zeros(4)) for _ in range(sampler.kept))
+    for clean, found in followed(sampler, steps, rng, history, kind):
+        assert np.allclose(found, clean, rtol=0, atol=1e-3 if kind is tensor else 1e-10)
+    image, mask = rng.standard_normal(4), np.array([0.0, 1.0, 0.0, 1.0])
+    masked = Inpainting(sampler, image, rng.standard_normal(4), mask)
+    for clean, found in followed(masked, steps, rng, masked.start_history((4,)), tensor):
+        assert np.allclose(found, np.where(mask, clean, image), rtol=0, atol=1e-3)
 
 
 def test_euler_is_ddim_of_its_levels():

@@ -157,6 +157,18 @@ def test_callback_sees_and_changes_the_latents(mini):
         mini("a cat", callback_on_step_end=lambda *_: {"latents": np.zeros(3)}, **QUICK)
 
 
+@pytest.mark.parametrize("sampler", ["dpm", "ddim", "sa", "iddpm"])
+def test_callback_sees_the_clean_picture(mini, sampler):
+    """Noisy latents are alpha * clean + sigma * noise, of which `clean` is part; the last of them are all of it."""
+    seen = []
+    call = {**QUICK, "num_inference_steps": 4, "sampler": sampler, "seed": 1, "output_type": "latent"}
+    mini("a cat", callback_on_step_end=lambda *a: seen.append((a[3]["latents"].asnumpy(), a[3]["clean"]())), **call)
+    assert all(clean.shape == latents.shape and clean.dtype == np.float32 for latents, clean in seen)
+    assert relative_error(seen[-1][1], seen[-1][0]) < 0.2 and relative_error(seen[0][1], seen[0][0]) > 0.5
+    if sampler in ("dpm", "ddim"):  # they end at the clean latents
+        assert relative_error(seen[-1][1], seen[-1][0]) < 1e-5
+
+
 def test_output_types_and_sizes(mini):
     image = mini("a cat", seed=1, height=200, width=300, **QUICK).images[0]
     assert image.size == (300, 200) and image.mode == "RGB"  # drawn at the nearest bin, then resized and cropped

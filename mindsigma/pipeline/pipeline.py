@@ -525,8 +525,8 @@ class PixArtSigmaPipeline:
             seed: image i is drawn from seed + i; a list gives one for each image; None draws one at random.
             latents: start noise (N, c, h, w) instead of a seed.
             output_type: "pil", "np" (float32 (N, H, W, 3) in [0, 1]) or "latent" (scaled, (N, c, h, w)).
-            callback_on_step_end: called as f(pipeline, step index, timestep, {"latents": ...}); a dict that it returns
-                replaces the latents.
+            callback_on_step_end: called as f(pipeline, step index, timestep, {"latents": ..., "clean": ...}), of which
+                `clean` is that of Step; a dict that it returns replaces the latents.
             progress: show a progress bar.
             clock: PhaseClock that is told about the phases text, denoise and decode.
             step_noise: function (k, shape) of the k-th draw (N, c, h, w) of a sampler that draws, instead of each
@@ -666,7 +666,7 @@ class PixArtSigmaPipeline:
                 replacement = None
                 watch.note(latents, step)
                 if callback is not None:
-                    changed = callback(self, step.index, step.timestep, {"latents": latents})
+                    changed = callback(self, step.index, step.timestep, {"latents": latents, "clean": step.clean})
                     if changed is not None and not isinstance(changed, dict):
                         raise MindSigmaError(
                             f"callback_on_step_end must return a dict or None, not a {type(changed).__name__}"

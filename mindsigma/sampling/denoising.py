@@ -1,6 +1,8 @@
 """One guided denoising step as a cell, and the loop over a sampler's table as a generator."""
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Callable
 
 import mindspore as ms
 import numpy as np
@@ -19,12 +21,20 @@ NO_SHORTCUTS = Shortcuts()
 
 @dataclass
 class Step:
-    """State after a denoising step: index from 0, number of steps, the model's timestep, latents (N, c, h, w) fp32."""
+    """State after a denoising step.
+
+    Attributes:
+        index, total: of the step, from 0, and of how many.
+        timestep: what the model was told.
+        latents: (N, c, h, w) fp32.
+        clean: function without arguments: the clean latents that the network predicted, a float32 array like latents.
+    """
 
     index: int
     total: int
     timestep: float
     latents: Tensor
+    clean: Callable
 
 
 def guide(prediction, guidance_scale, guided, channels, rescale=0.0, perturbed=None):
@@ -283,7 +293,7 @@ def denoising_steps(
     drawn = draws_ahead(sampler, table, fresh_noise, latents.shape)
     for i, (row, how) in enumerate(zip(table, plan)):
         numbers = Tensor(np.array(row.numbers, np.float32)) if in_graph else row.numbers
-        fresh = drawn[i]
+        before, fresh = latents, drawn[i]
         perturbed, scales = (), scale
         if how.perturbed:
             perturbed, scales = pag.layers, mutable((scale, Tensor(pag.scale_at(row.timestep), ms.float32)))
@@ -303,8 +313,15 @@ def denoising_steps(
                 taken = (mutable(conditional_half(kept, halves) if kept_guided and not how.guided else kept),)
             latents, history, kept = step(*inputs, *taken)
             kept_guided = how.guided
-        replacement = yield Step(i, len(table), row.timestep, latents)
+        clean = partial(clean_latents, sampler, row, before, latents, history, fresh)
+        replacement = yield Step(i, len(table), row.timestep, latents, clean)
         latents = latents if replacement is None else replacement
+
+
+def clean_latents(sampler, row, before, after, history, fresh):
+    """`Sampler.clean` of tensors."""
+    before, after, *history = (tensor.asnumpy() for tensor in (before, after, *history))
+    return sampler.clean(row, before, after, tuple(history), None if fresh is None else fresh.asnumpy())
 
 
 def draws_ahead(sampler, table, fresh_noise, shape):

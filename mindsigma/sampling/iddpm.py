@@ -26,6 +26,7 @@ class IDDPM(Sampler):
     steps = 100
     draws = True
     learned_variance = True
+    kept = 1  # the prediction of the clean latents; no step needs it
 
     def __init__(self, timesteps=None, guided_channels=None, convention="diffusers"):
         super().__init__(convention, timesteps=checked_timesteps(timesteps))
@@ -55,4 +56,8 @@ class IDDPM(Sampler):
         x0 = (latents - sigma * noise) / alpha
         place = 0.5 * variance.astype(ms.float32) + 0.5  # between the bounds, not clipped
         std = ops.exp(0.5 * (low + place * (high - low)))
-        return keep * latents + weight * x0 + noisy * std * fresh, history
+        return keep * latents + weight * x0 + noisy * std * fresh, (x0,)
+
+    def clean(self, row, before, after, history, fresh=None):
+        """See Sampler."""
+        return history[0]

@@ -58,3 +58,9 @@ class Inpainting(Sampler):
         clean, start, mask = given
         known = numbers[-2] * clean + numbers[-1] * start
         return (1.0 - mask) * known + mask * latents, history + given
+
+    def clean(self, row, before, after, history, fresh=None):
+        """See Sampler; what the mask keeps is the image."""
+        image, _, mask = history[-3:]
+        row = replace(row, numbers=row.numbers[:-2])
+        return (1.0 - mask) * image + mask * self.sampler.clean(row, before, after, history[:-3], fresh)

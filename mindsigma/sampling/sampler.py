@@ -139,6 +139,19 @@ class Sampler(nn.Cell):
         """
         raise NotImplementedError
 
+    def clean(self, row, before, after, history, fresh=None):
+        """The clean latents that the network predicted in a step, from what came of it; here the latents after it.
+
+        Outside of the graph, for who wants to look. All are float32 arrays (N, c, h, w).
+
+        Args:
+            row: the step's Row.
+            before, after: latents.
+            history: tuple of such, after the step.
+            fresh: the step's noise, if the sampler `draws`.
+        """
+        return after
+
 
 class LinearMultistep(Sampler):
     """Samplers whose step is a linear combination of the latents and of predictions of the clean latents.
@@ -167,6 +180,13 @@ class LinearMultistep(Sampler):
         if self.draws:
             latents = latents + numbers[4 + self.kept] * fresh
         return latents, ((x0,) + history)[: self.kept]
+
+    def clean(self, row, before, after, history, fresh=None):
+        """See Sampler."""
+        if self.kept:
+            return history[0]
+        _, _, keep, weight, *std = row.numbers
+        return (after - keep * before - (std[0] * fresh if self.draws else 0.0)) / weight
 
 
 class PredictorCorrector(Sampler):
@@ -215,3 +235,7 @@ class PredictorCorrector(Sampler):
         for i in range(kept):
             latents = latents + numbers[6 + kept + i] * predictions[i]
         return latents, ((part,) + predictions)[:kept]
+
+    def clean(self, row, before, after, history, fresh=None):
+        """See Sampler."""
+        return history[1]

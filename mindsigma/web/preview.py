@@ -27,7 +27,7 @@ class Preview:
         self.matrix = np.linalg.solve(gram, inputs.T @ colours)  # (c + 1, 3)
 
     def __call__(self, latents):
-        """PIL image of latents (1, c, h, w), a NumPy array; noise is made as strong as a clean picture is."""
+        """PIL image of latents (1, c, h, w), a NumPy array; what is stronger than a clean picture is made as weak."""
         _, _, h, w = latents.shape
         latents = latents / max(float(latents.std()), 1.0)
         colours = np.clip(_with_one(latents) @ self.matrix, 0, 1).reshape(h, w, 3)
