@@ -5,9 +5,11 @@ import pytest
 from conftest import load_tool
 
 from mindsigma import PixArtSigmaPipeline
-from mindsigma.commands.generate_options import FAST, build_parser, make_fast
+from mindsigma.choices import FAST
+from mindsigma.commands.generate_options import build_parser, make_fast
 from mindsigma.errors import MindSigmaError
 from mindsigma.weights.adapters.adapter_file import read_adapter
+from mindsigma.weights.locate import locate
 
 COLOURS = {
     "a penguin on a yellow background": (250, 210, 40),
@@ -24,7 +26,7 @@ def parsed(*arguments):
 
 def test_what_fast_stands_for():
     args = parsed("--fast", "--lora", "style.safetensors")
-    assert (args.sampler, args.lora) == ("lcm", [str(FAST), "style.safetensors"])
+    assert (args.sampler, args.lora) == ("lcm", [FAST, "style.safetensors"])
     sampling = load_tool("generate").check(args, 1)
     assert (sampling.num_inference_steps, sampling.guidance_scale) == (4, 1.0)
     assert parsed().lora is None
@@ -39,14 +41,14 @@ def test_what_does_not_go_with_it(arguments, said):
 
 
 def test_the_adapter_is_small():
-    adapter = read_adapter(FAST)
-    assert FAST.stat().st_size < 4e6
+    adapter = read_adapter(locate(FAST))
+    assert locate(FAST).stat().st_size < 4e6
     assert all(array.dtype == np.float16 for entry in adapter.entries.values() for array in (entry.a, entry.b))
 
 
 def test_four_steps_draw_what_is_asked():
     """The corners have the background's colour, the middle has not; without the adapter four steps miss that."""
-    pipeline = PixArtSigmaPipeline.from_pretrained("sigma-mini", lora=[str(FAST)])
+    pipeline = PixArtSigmaPipeline.from_pretrained("sigma-mini", lora=[FAST])
     for seed, (prompt, colour) in enumerate(COLOURS.items()):
         (image,) = pipeline(prompt, sampler="lcm", seed=seed, output_type="np", progress=False).images
         image = image * 255

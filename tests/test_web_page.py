@@ -7,34 +7,66 @@ import io
 import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image
 
 pytest.importorskip("gradio", reason="no gradio: pip install 'mindsigma[web]'")
 
 from test_picture_metadata import write_adapter
 
-from mindsigma.commands.web import build_parser
+from mindsigma.choices import FAST
 from mindsigma.pipeline.metadata import read
-from mindsigma.web.page import serve
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-TIMEOUT = 120_000  # milliseconds that something on the page may take
+TIMEOUT = 120_000  # milliseconds that something on the page may take, on a machine that does other things, too
+START, END = 180, 60  # seconds that the page may take to start and to end
+
+
+@contextmanager
+def running(folder, *flags):
+    """Address of a page that tools/web.py serves, a process of its own that ends with the block, whatever happens.
+
+    `folder`: for what it keeps; nothing of that is left behind.
+    """
+    folder.mkdir()
+    command = [sys.executable, ROOT / "tools" / "web.py", "--port", "0", *map(str, flags)]
+    environment = {**os.environ, "TMPDIR": str(folder), "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    with open(folder / "said", "w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
+    try:
+        end, found = time.monotonic() + START, None
+        while found is None:
+            assert process.poll() is None and time.monotonic() < end, (folder / "said").read_text()
+            time.sleep(0.1)
+            found = re.search(r"open (http://\S+) in a browser", (folder / "said").read_text())
+        assert list(folder.glob("mindsigma-web-*"))
+        yield found[1]
+        assert process.poll() is None, (folder / "said").read_text()
+        process.terminate()
+        assert process.wait(END) == 0, (folder / "said").read_text()
+        assert not list(folder.glob("mindsigma-web-*")), "pictures are left behind"
+    finally:
+        process.kill()
+        process.wait(END)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
+    """Address of a page with an adapter."""
+    folder = tmp_path_factory.mktemp("served")
     write_adapter(folder / "style.safetensors")
-    flags = ["--port", "0", "--lora", str(folder / "style.safetensors"), "--steps", "400", "--upload", "1"]
-    page = serve(build_parser().parse_args(flags))
-    yield page
-    page.close()
-    assert not page.folder.exists()
+    flags = ["--lora", folder / "style.safetensors", "--steps", "400", "--upload", "1"]
+    with running(folder / "kept", *flags) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -44,23 +76,23 @@ def browser():
     if path is None:
         pytest.skip("no Chromium: apt-get install chromium")
     with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"])
+        opened = started.chromium.launch(executable_path=path, args=["--no-sandbox", "--disable-gpu"], timeout=TIMEOUT)
         yield opened
         opened.close()
 
 
 @pytest.fixture
-def user(served, browser, request):
-    """user(width): a new page of a new user."""
+def user(browser, request):
+    """user(address, width): a new page of a new user."""
     contexts = []
 
-    def come(width=1280):
+    def come(address, width=1280):
         context = browser.new_context(viewport={"width": width, "height": 1000}, accept_downloads=True)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(TIMEOUT)
-        page.goto(served.address)
-        page.get_by_label("Prompt", exact=True).wait_for()
+        page.goto(address)
+        answers(page)
         return page
 
     yield come
@@ -69,6 +101,11 @@ def user(served, browser, request):
             name = request.node.name.replace("/", "_")
             context.pages[0].screenshot(path=f"{os.environ['SCREENSHOTS']}/{name}-{contexts.index(context)}.png")
         context.close()
+
+
+def answers(page):
+    """Wait until the page does what is asked: what was drawn of it before is deaf."""
+    page.locator("#facts").filter(has_text="One drawing at a time").wait_for()
 
 
 def set_number(page, label, value):
@@ -110,9 +147,9 @@ def give(page, file):
     chooser.value.set_files(str(file))
 
 
-def test_draw_and_draw_again(user, served, tmp_path):
+def test_draw_and_draw_again(user, served, mini, tmp_path):
     """The picture is that of the pipeline; its PNG fills in the form; choosing it tells how it was drawn."""
-    page = user()
+    page = user(served)
     ask(page, "a red apple", steps=3, seed=11)
     page.get_by_role("button", name="3:2", exact=True).or_(page.get_by_label("3:2", exact=True)).first.click()
     page.locator("#draw").click()
@@ -122,9 +159,8 @@ def test_draw_and_draw_again(user, served, tmp_path):
     assert (options["prompt"], options["seed"], options["steps"]) == (["a red apple"], 11, 3)
     assert (options["height"], options["width"]) == drawn.size[::-1] and drawn.size[0] > drawn.size[1]
     assert set(digests) == {"dit", "vae", "t5"}
-    pipeline = served.studio._pipeline
     size = {"height": options["height"], "width": options["width"]}
-    expected = pipeline("a red apple", seed=11, num_inference_steps=3, progress=False, **size).images[0]
+    expected = mini("a red apple", seed=11, num_inference_steps=3, progress=False, **size).images[0]
     assert np.abs(np.asarray(drawn.convert("RGB"), int) - np.asarray(expected, int)).max() <= 1
 
     page.locator("#gallery img").first.click()
@@ -132,7 +168,7 @@ def test_draw_and_draw_again(user, served, tmp_path):
     page.locator("#told").get_by_text("a red apple").first.wait_for()
 
     (tmp_path / "again.png").write_bytes(data)
-    other = user()
+    other = user(served)
     give(other, tmp_path / "again.png")
     progress(other, "Filled in from the picture")
     assert other.get_by_label("Prompt", exact=True).input_value() == "a red apple"
@@ -143,7 +179,7 @@ def test_draw_and_draw_again(user, served, tmp_path):
 
 def test_progress_cancel_and_reload(user, served):
     """Steps are shown with a preview; cancelled, the page is ready again; who reloads leaves nothing behind."""
-    page = user()
+    page = user(served)
     ask(page, "a cat", steps=400)
     page.locator("#draw").click()
     progress(page, r"Step \d+ of 400")
@@ -154,15 +190,15 @@ def test_progress_cancel_and_reload(user, served):
     page.locator("#draw").click()
     progress(page, r"Step \d+ of 400")
     page.reload()
-    page.get_by_label("Prompt", exact=True).wait_for()
+    answers(page)
     ask(page, "a cat", steps=1)
     page.locator("#draw").click()
     progress(page, "Done: 1 picture")
 
 
-def test_two_users_at_once(user):
+def test_two_users_at_once(user, served):
     """The second waits and is told so; both get their own pictures."""
-    first, second = user(), user()
+    first, second = user(served), user(served)
     ask(first, "a red apple", steps=30, seed=1)
     ask(second, "a rocket", steps=2, seed=2)
     first.locator("#draw").click()
@@ -175,11 +211,11 @@ def test_two_users_at_once(user):
     assert read(picture(second)[1])[0]["prompt"] == ["a rocket"]
 
 
-def test_paint_a_mask(user, tmp_path):
+def test_paint_a_mask(user, served, tmp_path):
     """A stroke over the middle: what is not under it stays as it was."""
     pixels = np.random.default_rng(0).integers(0, 255, (256, 256, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "given.png")
-    page = user()
+    page = user(served)
     ask(page, "a red apple", steps=4)
     page.get_by_role("button", name="Draw from a picture").click()
     canvas = page.locator("#given canvas").first
@@ -206,8 +242,8 @@ def test_paint_a_mask(user, tmp_path):
     assert read(data)[0]["mask"] == "uploaded picture"
 
 
-def test_an_adapter(user, served):
-    page = user()
+def test_an_adapter(user, served, mini):
+    page = user(served)
     ask(page, "a red apple", steps=2, seed=3)
     page.get_by_role("button", name="Model and adapters").click()
     page.get_by_label("style.safetensors").check()
@@ -215,16 +251,28 @@ def test_an_adapter(user, served):
     progress(page, "Done: 1 picture")
     drawn, data = picture(page)
     assert read(data)[0]["lora"] == ["style.safetensors:1"] and "lora: style.safetensors" in read(data)[1]
-    plain = served.studio._pipeline
-    plain.use(plain.with_lora(()))
-    without = plain("a red apple", seed=3, num_inference_steps=2, progress=False, height=256, width=256).images[0]
-    served.studio._dits = {(): plain.components.opened("dit")}
+    without = mini("a red apple", seed=3, num_inference_steps=2, progress=False, height=256, width=256).images[0]
     assert np.abs(np.asarray(drawn.convert("RGB"), int) - np.asarray(without, int)).mean() > 0.1
 
 
-def test_bad_uploads(user, tmp_path):
+def test_fast(user, served):
+    """It brings its sampler and steps; a picture of it fills in the form of another user."""
+    page = user(served)
+    ask(page, "a red apple", seed=3)
+    page.get_by_label("Fast").check()
+    steps = page.get_by_label(re.compile("number input for Steps")).first
+    page.wait_for_function("field => field.value == 4", arg=steps.element_handle())
+    page.locator("#draw").click()
+    progress(page, "Done: 1 picture")
+    options, _ = read(picture(page)[1])
+    assert (options["sampler"], options["steps"], options["lora"]) == ("lcm", 4, [f"{FAST}:1"])
+    page.get_by_label("Fast").uncheck()
+    page.wait_for_function("field => field.value == 20", arg=steps.element_handle())
+
+
+def test_bad_uploads(user, served, tmp_path):
     """Each ends in a line, and the page goes on."""
-    page = user()
+    page = user(served)
     (tmp_path / "text.png").write_text("no picture")
     give(page, tmp_path / "text.png")
     progress(page, "is no PNG")
@@ -254,7 +302,7 @@ def test_bad_uploads(user, tmp_path):
 def test_no_path_of_the_host_is_reachable(served, path):
     """Not by a request of one's own either."""
     try:
-        with urllib.request.urlopen(f"{served.address.rstrip('/')}/{path}", timeout=20) as answer:
+        with urllib.request.urlopen(f"{served.rstrip('/')}/{path}", timeout=20) as answer:
             body = answer.read()
     except urllib.error.HTTPError as error:
         assert error.code in (403, 404, 405, 400)
@@ -263,12 +311,12 @@ def test_no_path_of_the_host_is_reachable(served, path):
 
 
 def test_only_this_machine_is_let_in(served):
-    assert served.address.startswith("http://127.0.0.1:")
+    assert served.startswith("http://127.0.0.1:")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_is_wider_than_the_window(user, width):
-    page = user(width)
+def test_nothing_is_wider_than_the_window(user, served, width):
+    page = user(served, width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     for name in ("Sampling", "Model and adapters", "Draw from a picture"):
         page.get_by_role("button", name=name).click()
@@ -276,7 +324,7 @@ def test_nothing_is_wider_than_the_window(user, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_a_controlnet(browser, tmp_path):
+def test_a_controlnet(user, tmp_path):
     """One is chosen, a picture uploaded: it decides the shape, and the picture tells of it."""
     from control_cases import mini_controlnet, mini_edges
 
@@ -284,12 +332,8 @@ def test_a_controlnet(browser, tmp_path):
 
     save_network(mini_controlnet(), tmp_path / "edges")
     Image.fromarray(mini_edges()[64:192]).save(tmp_path / "given.png")
-    served = serve(build_parser().parse_args(["--port", "0", "--controlnet", str(tmp_path / "edges")]))
-    try:
-        page = browser.new_page(viewport={"width": 1280, "height": 1400})
-        page.set_default_timeout(TIMEOUT)
-        page.goto(served.address)
-        page.get_by_label("Prompt", exact=True).wait_for()
+    with running(tmp_path / "kept", "--controlnet", tmp_path / "edges") as address:
+        page = user(address)
         ask(page, "a red apple", steps=2, seed=3)
         page.get_by_role("button", name="Control by a picture").click()
         page.get_by_label("ControlNet", exact=True).click()
@@ -304,7 +348,3 @@ def test_a_controlnet(browser, tmp_path):
         assert drawn.size[0] > drawn.size[1] and "controlnet: edges" in digests
         assert options["controlnet"] == ["edges"] and options["control_image"] == ["uploaded picture"]
         assert options["control_scale"] == [0.5]
-        if "SCREENSHOTS" in os.environ:
-            page.screenshot(path=f"{os.environ['SCREENSHOTS']}/controlnet.png")
-    finally:
-        served.close()

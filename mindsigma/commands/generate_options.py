@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from mindsigma import command_line
+from mindsigma.choices import FAST
 from mindsigma.commands.picture_names import DEFAULT, FIELDS, check_template
 from mindsigma.commands.ranks import add_ranks
 from mindsigma.commands.rows import EACH_PICTURE
@@ -13,8 +14,6 @@ from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import open_regular
 from mindsigma.sampling.options import CONTROL_NUMBERS, SamplingOptions, add_control_arguments
 from mindsigma.sampling.options import add_arguments as add_sampling_arguments
-
-FAST = Path(__file__).resolve().parent.parent / "bundled" / "sigma-mini" / "lcm.safetensors"
 
 # Options that no picture tells: they are of the machine, of the run, or of the files.
 NOT_OF_PICTURES = (
@@ -146,8 +145,8 @@ def make_fast(args):
     if args.sampler not in (None, "lcm"):
         raise MindSigmaError(f"--fast draws with sampler lcm, not {args.sampler}: leave out one of the two")
     args.sampler = "lcm"
-    if str(FAST) not in (args.lora or ()):  # a picture that is drawn again tells it
-        args.lora = [str(FAST), *(args.lora or [])]
+    if FAST not in (args.lora or ()):  # a picture that is drawn again tells it
+        args.lora = [FAST, *(args.lora or [])]
 
 
 def options_of_picture(path, parser, without_prompt=False):
@@ -175,7 +174,8 @@ def judged(args):
     """SamplingOptions of the arguments of one picture; raises for values that no model could take."""
     from mindsigma.weights.released import default_sampler
 
-    sampling = SamplingOptions.of_arguments(args, sampler=args.sampler or default_sampler(args.model))
+    sampler = args.sampler or (default_sampler(args.model) if args.model else "dpm")
+    sampling = SamplingOptions.of_arguments(args, sampler=sampler)
     solver = sampling.solver(args.convention)
     solver.table(sampling.num_inference_steps)
     sampling.first_step(solver, args.image is not None, args.mask is not None)

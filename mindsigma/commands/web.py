@@ -73,7 +73,7 @@ def check(args):
 
 
 def main():
-    """Parse, open the first model, serve until Ctrl-C; returns the exit code."""
+    """Parse, open the first model, serve until Ctrl-C or SIGTERM; returns the exit code."""
     from mindsigma.config_file import parse_with_config
 
     args = parse_with_config(build_parser())
@@ -82,16 +82,14 @@ def main():
         import gradio  # noqa: F401, so that its absence is told before a model is opened
     except ImportError:
         raise MindSigmaError("the web page needs gradio: pip install 'mindsigma[web]'") from None
+    asked = command_line.asked_to_end()  # before there are other threads, which then leave the signal to it
     from mindsigma.web.page import serve
 
     page = serve(args)
-    line = page.studio.needed()
-    if line:
-        say(line)
-    say(f"open {page.address} in a browser; Ctrl-C ends")
+    say(*page.studio.needed(), f"open {page.address} in a browser; Ctrl-C ends")
     if args.host not in LOCAL:
         say("note: others can reach this page; it has no passwords and no encryption of its own (SECURITY.md)")
-    page.wait()
+    page.wait(asked)
     return 0
 
 

@@ -9,7 +9,7 @@ import threading
 import warnings
 from pathlib import Path
 
-from mindsigma.choices import CONDITIONS
+from mindsigma.choices import CONDITIONS, FAST
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.sampling import SAMPLERS
 from mindsigma.web.limits import LARGEST_SEED, Limits
@@ -17,6 +17,7 @@ from mindsigma.web.studio import Ended, Loading, Order, Picture, Step, Studio, W
 
 RATIOS = {"1:1": 1.0, "3:2": 2 / 3, "2:3": 3 / 2, "4:3": 3 / 4, "3:4": 4 / 3, "16:9": 9 / 16, "9:16": 16 / 9}
 NO_CONTROL, AS_IT_IS = "none", "nothing"
+MINI = FAST.partition("/")[0]  # the model that the fast adapter is for
 STRENGTH = "little keeps the picture, 1 draws it anew; where you paint, only that is drawn anew"
 PAINT = "Give a picture by the buttons on the left, then paint over what is to be drawn anew; unpainted, all of it is."
 FOR_PROGRAMS = ("mindsigma", "parameters")  # texts of a picture that are not for people
@@ -51,27 +52,21 @@ footer {display: none !important}
 
 def serve(args):
     """Open the first model and start the page; returns a Served."""
+    from mindsigma.commands.generate import open_pipeline
     from mindsigma.commands.web import labels_of
     from mindsigma.weights.released import default_sampler
 
-    models = labels_of(args.model or ["sigma-mini"])
+    models, adapters = labels_of(args.model or ["sigma-mini"]), labels_of(args.lora)
+    if MINI in models.values():
+        adapters[FAST] = FAST
     limits = Limits(args.upload << 20, args.pixels, args.steps, args.pictures, args.waiting)
 
     def open_model(label):
-        from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
-
-        return PixArtSigmaPipeline.from_pretrained(
-            models[label],
-            args.dtype,
-            args.device,
-            args.components,
-            text_encoder_memory=args.text_encoder_memory,
-            controlnet=args.controlnet,
-        )
+        return open_pipeline(args, model=models[label], lora=())
 
     controls = labels_of(args.controlnet)
     samplers = {label: default_sampler(path) for label, path in models.items()}
-    studio = Studio(open_model, models, labels_of(args.lora), limits, args.preview_every, controls, samplers)
+    studio = Studio(open_model, models, adapters, limits, args.preview_every, controls, samplers)
     studio.open_first()
     return Served(studio, args.host, args.port)
 
@@ -114,10 +109,10 @@ class Served:
             self.close()
             raise MindSigmaError(f"--host {host} --port {port}: cannot be listened on ({one_line(error)})") from None
 
-    def wait(self):
-        """Until somebody closes it."""
+    def wait(self, asked=lambda: False):
+        """Until somebody closes it, or `asked`, a function, says that it is to end."""
         try:
-            while not self._ended.wait(1.0):  # in pieces, so that Ctrl-C comes through
+            while not (asked() or self._ended.wait(1.0)):  # in pieces, so that Ctrl-C comes through
                 pass
         finally:
             self.close()
@@ -142,6 +137,7 @@ class Page:
 
     def __init__(self, studio, folder):
         self.studio, self.folder = studio, folder
+        self.adapters = [label for label in studio.adapters if label != FAST]  # FAST has a place of its own
         (folder / "pictures").mkdir()
         self._files = {}  # user: paths of the pictures that are shown to them
 
@@ -166,6 +162,9 @@ class Page:
                         pictures = gr.Slider(1, limits.pictures, 1, step=1, label="Pictures")
                         seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
                     keep = gr.Checkbox(False, label="Keep the seed", info="else a new one is taken for every drawing")
+                    fast = gr.Checkbox(
+                        False, label="Fast", info=f"{MINI} in 4 steps, as it was distilled", visible=self.has_fast
+                    )
                 with gr.Column(elem_id="result", min_width=0):
                     progress = gr.HTML(self.idle(), elem_id="progress")
                     preview = gr.Image(
@@ -190,7 +189,7 @@ class Page:
                     again = gr.UploadButton(
                         "Draw again from a PNG of this project", file_types=[".png"], type="binary", elem_id="again"
                     )
-                    facts = gr.HTML(self.facts(), elem_id="facts")
+                    facts = gr.HTML("", elem_id="facts")  # filled in once the page answers
                 with gr.Column(elem_id="options", min_width=0):
                     with gr.Accordion("Sampling", open=False):
                         own = studio.sampler_of(studio.models[0])
@@ -204,11 +203,11 @@ class Page:
                     with gr.Accordion("Model and adapters", open=False):
                         model = gr.Dropdown(studio.models, value=studio.models[0], label="Model")
                         adapters = []
-                        for label in studio.adapters:
+                        for label in self.adapters:
                             chosen = gr.Checkbox(False, label=label)
                             weight = gr.Slider(-2, 2, 1, step=0.05, label="Weight")
                             adapters += [chosen, weight]
-                        if not studio.adapters:
+                        if not self.adapters:
                             gr.Markdown("This page was started without adapters (`--lora FILE`).")
                     with gr.Accordion("Draw from a picture", open=False):
                         given = gr.ImageEditor(
@@ -242,7 +241,7 @@ class Page:
                             elem_id="control_image",
                         )
             memory = gr.State([])
-            values = [prompt, negative, ratio, pictures, seed, keep, sampler, steps, guidance, pag, model]
+            values = [prompt, negative, ratio, pictures, seed, keep, sampler, steps, guidance, pag, model, fast]
             values += [given, strength, control, control_image, control_scale, condition, *adapters]
             shown = [progress, preview, gallery, memory, seed, facts]
             private = {"api_visibility": "private", "show_progress": "hidden"}
@@ -265,10 +264,10 @@ class Page:
             )  # fmt: skip
             cancel.click(cancelling, None, None, queue=False, **private)
             gallery.select(chosen_picture, memory, told, **private)
-            fields = [prompt, negative, ratio, seed, keep, sampler, steps, guidance, pag, model, strength, progress]
-            again.upload(self.fill, again, fields + adapters, **private)
+            fields = [prompt, negative, ratio, seed, keep, sampler, steps, guidance, pag, model, fast, strength]
+            again.upload(self.fill, again, [*fields, progress, *adapters], **private)
             # Of the user's own choices only: a picture that fills in the form tells its steps and guidance itself.
-            model.input(self.own_of_model, model, [sampler, steps, guidance], **private)
+            gr.on([model.input, fast.input], self.own, [model, fast], [fast, sampler, steps, guidance], **private)
             sampler.input(studio.usual, sampler, [steps, guidance], **private)
             blocks.load(self.facts, None, facts, **private)
             blocks.unload(leaving)
@@ -305,14 +304,20 @@ class Page:
         )
         return html.escape(text)
 
-    def own_of_model(self, model):
-        """Sampler, steps and guidance that a model, given by its label, was made for."""
-        sampler = self.studio.sampler_of(model)
-        return (sampler, *self.studio.usual(sampler))
+    @property
+    def has_fast(self):
+        """Whether there is something to choose with Fast."""
+        return FAST in self.studio.adapters
+
+    def own(self, model, fast=False):
+        """Whether Fast is for a model, given by its label, and the sampler, steps and guidance that go with both."""
+        fast = bool(fast) and model == MINI
+        sampler = "lcm" if fast else self.studio.sampler_of(model)
+        return (fast, sampler, *self.studio.usual(sampler))
 
     def order(
-        self, prompt, negative, ratio, pictures, seed, sampler, steps, guidance, pag, model, given, strength, control,
-        control_image, control_scale, condition, *adapters,
+        self, prompt, negative, ratio, pictures, seed, sampler, steps, guidance, pag, model, fast, given, strength,
+        control, control_image, control_scale, condition, *adapters,
     ):  # fmt: skip
         """The Order of what stands on the page. Raises MindSigmaError."""
         if ratio not in RATIOS:
@@ -323,8 +328,12 @@ class Page:
             **({} if image is None else {"strength": strength}),
             **({} if control == NO_CONTROL else {"control_scale": control_scale}),
         }  # fmt: skip
-        pairs = zip(self.studio.adapters, adapters[::2], adapters[1::2])
-        chosen = tuple((label, weight) for label, on, weight in pairs if on)
+        if fast and (model, sampler) != (MINI, "lcm"):
+            raise MindSigmaError(
+                f"Fast is for {MINI} with sampler lcm, not for {one_line(model)} with {one_line(sampler)}"
+            )
+        pairs = zip(self.adapters, adapters[::2], adapters[1::2])
+        chosen = ((FAST, 1.0),) * bool(fast) + tuple((label, weight) for label, on, weight in pairs if on)
         control, control_image = ("", None) if control == NO_CONTROL else (control, control_image)
         ratio = None if image or control_image else RATIOS[ratio]
         return Order(
@@ -412,12 +421,12 @@ class Page:
 
         from mindsigma.pipeline.metadata import read
 
-        fields = 12 + 2 * len(self.studio.adapters)
+        fields = 13 + 2 * len(self.adapters)
         try:
             options, _ = read(self.studio.limits.upload(data))
             return self.filled(options)
         except MindSigmaError as error:
-            return [gr.skip()] * 11 + [self.wrong(str(error))] + [gr.skip()] * (fields - 12)
+            return [gr.skip()] * 12 + [self.wrong(str(error))] + [gr.skip()] * (fields - 13)
 
     def filled(self, options):
         """Values of the fields for the options that a picture tells; what the page does not have is said."""
@@ -444,8 +453,8 @@ class Page:
         own_steps, own_guidance = self.studio.usual(sampler)
         weights, lora = {}, options.get("lora")
         for entry in lora if isinstance(lora, list) else ():
-            label, _, weight = str(entry).rpartition(":")
-            weights[label] = weight
+            label, colon, weight = str(entry).rpartition(":")
+            weights[label if colon else weight] = weight if colon else 1
         unknown = weights.keys() - self.studio.adapters.keys()
         notes += [f"the adapter {one_line(label, 60)} is none of this page's" for label in sorted(unknown)]
         if options.get("image"):
@@ -453,7 +462,7 @@ class Page:
         if options.get("control_image"):
             notes.append("a ControlNet took a picture, which has to be given again")
         adapters = []
-        for label in self.studio.adapters:
+        for label in self.adapters:
             try:
                 adapters += [label in weights, min(max(float(weights.get(label, 1)), -2), 2)]
             except ValueError:
@@ -462,5 +471,6 @@ class Page:
         return [
             text("prompt"), text("negative_prompt"), ratio, number("seed", 0, 0, LARGEST_SEED), True, sampler,
             number("steps", own_steps, 1, self.studio.limits.steps), number("guidance_scale", own_guidance, 1, 15),
-            number("pag_scale", 0, 0, 10), model, number("strength", 0.6, 0.05, 1), line, *adapters,
+            number("pag_scale", 0, 0, 10), model, FAST in weights and self.has_fast, number("strength", 0.6, 0.05, 1),
+            line, *adapters,
         ]  # fmt: skip

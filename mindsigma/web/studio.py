@@ -216,7 +216,7 @@ class Studio:
         return len(mine)
 
     def needed(self):
-        """Line about the memory that the open model takes, or None where it is not worth a line."""
+        """Lines about the memory that the open model takes: one, or none where nobody asks."""
         from mindsigma.pipeline.memory import told
 
         return told(self._pipeline, together=True)
@@ -380,12 +380,13 @@ class Studio:
     def _open(self, label):
         """Open a model; the one before is gone first."""
         from mindsigma.weights.digests import Digests
+        from mindsigma.weights.locate import locate
 
         self._label = self._pipeline = self._preview = None
         self._pipeline = self._open_model(label)
         self._label, self._dits = label, {(): self._pipeline.components.opened("dit")}
         files = {name: path for name, path in self._pipeline.files.items() if name not in self._pipeline.controlnets}
-        files.update((f"lora: {label}", path) for label, path in self.adapters.items())
+        files.update((f"lora: {label}", locate(path)) for label, path in self.adapters.items())
         self._digests = Digests({**files, **{f"controlnet: {label}": path for label, path in self.controls.items()}})
 
     def _callback(self, ticket, picture):
@@ -396,7 +397,7 @@ class Studio:
                 raise Cancelled
             preview = None
             if self._every and step % self._every == 0:
-                preview = self._preview(values["latents"].asnumpy()[:1])
+                preview = self._preview(values["clean"]()[:1])
             ticket.put(Step(step + 1, self._steps(order), picture, order.pictures, preview))
 
         return callback

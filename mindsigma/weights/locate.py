@@ -4,6 +4,7 @@ import contextlib
 import re
 from pathlib import Path
 
+from mindsigma.choices import FAST
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import load_json, read_bytes
 from mindsigma.weights.released import SIGMA_COMPONENTS, advice, release_named, release_of
@@ -38,7 +39,7 @@ def locate(name_or_path, subfolders=None):
             return path
     except (OSError, RuntimeError, ValueError) as error:  # too long, of an unknown user, with a NUL
         raise MindSigmaError(f"{one_line(text)}: not the name of a file or model ({one_line(error)})") from None
-    if text in {*bundled_names(), *bundled_names(subfolders or ())}:
+    if text in {FAST, *bundled_names(), *bundled_names(subfolders or ())}:
         return BUNDLED / text
     release = release_named(text)
     if release is not None:
