@@ -402,6 +402,7 @@ def test_pictures_with_an_adapter(tmp_path):
     tool = load_tool("generate")
     rng = np.random.default_rng(0)
     from mindsigma import PixArtSigmaPipeline
+    from mindsigma.commands.rows import Row
 
     mini = PixArtSigmaPipeline.from_pretrained("sigma-mini")
     hidden = mini.dit.config.hidden_size
@@ -416,7 +417,7 @@ def test_pictures_with_an_adapter(tmp_path):
             assert relative_error(change, 0.25 * b @ a) < 1e-5
         else:
             assert (change == 0).all()
-    assert tool.about_of(args, changed)["lora"] == f"{tmp_path / 'a.safetensors'}:0.25"
+    assert tool.about_of(Row(None, args, ""), changed)["lora"] == f"{tmp_path / 'a.safetensors'}:0.25"
     (tmp_path / "options.yaml").write_text("lora: [one.safetensors, 'two.safetensors:2']\n")
     from mindsigma.config_file import parse_with_config
 

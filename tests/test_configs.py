@@ -91,12 +91,12 @@ EVALUATION = sorted((ROOT / "configs" / "evaluate").glob("*.yaml"))
 
 @pytest.mark.parametrize("file", EVALUATION, ids=lambda file: file.stem)
 def test_evaluation_file_opens_with_its_own_command(file):
-    from mindsigma.commands.evaluate_drawing import sampling_of
     from mindsigma.commands.evaluate_options import build_parser, check
+    from mindsigma.commands.generate_options import judged
 
     args = parse_with_config(build_parser("textatlas"), ["--config", str(file), "--data", "d", "--output", "o"])
     check(args)
-    sampling_of(args)
+    judged(args)
     assert f"--config configs/evaluate/{file.name}" in file.read_text()
     assert args.model is None or "Not run on an NPU here." in file.read_text()
 

@@ -47,7 +47,7 @@ def size_of(parameters):
 def test_a_run_holds_what_was_told(network, features, tmp_path, kind, monkeypatch):
     """All Parameters of its networks and steps, once it is built."""
     seen = []
-    monkeypatch.setattr(needed, "told", lambda *found: seen.append(found))
+    monkeypatch.setattr(needed, "told", lambda *found: seen.append(found) or [])
     arguments = options(network, features, tmp_path, **KINDS[kind])
     distilling = KINDS[kind].get("method") in ("lcm", "dmd")
     build = distill_options.build_parser if distilling else run_options.build_parser
@@ -68,11 +68,11 @@ def test_a_run_holds_what_was_told(network, features, tmp_path, kind, monkeypatc
 def test_what_is_said_of_a_run():
     xl = Needed(2.44e9, 2.44e9, 4.89e9)
     sizes = "memory: weights 2.4 GB, gradients 2.4 GB and states 4.9 GB, beside what a step computes"
-    assert needed.told(xl, free=64e9) == f"{sizes}; free are 64.0 GB"
-    assert needed.told(xl, free=8e9).endswith("too little: the machine will swap or end this process")
-    line = needed.told(xl, [("T5", 19.05e9), ("VAE", 0.33e9)], free=16e9)
+    assert needed.told(xl, free=64e9) == [f"{sizes}; free are 64.0 GB"]
+    assert needed.told(xl, free=8e9)[0].endswith("too little: the machine will swap or end this process")
+    (line,) = needed.told(xl, [("T5", 19.05e9), ("VAE", 0.33e9)], free=16e9)
     assert ": T5 19.1 GB, VAE 0.3 GB, weights" in line and "too little for T5: extract features first" in line
-    assert needed.told(Needed(1e6, 1e6, 2e6), free=8e9) is None
+    assert needed.told(Needed(1e6, 1e6, 2e6), free=8e9) == []
 
 
 def test_processes_divide():
@@ -85,13 +85,13 @@ def test_processes_divide():
 
 def test_what_is_said_of_extraction(monkeypatch):
     encoders = Encoders("sigma-mini")
-    assert encoders.memory(free=8e9) is None
+    assert encoders.memory(free=8e9) == []
     t5 = encoders.components.opened("t5")
     monkeypatch.setattr(memory, "weight_bytes", lambda pending: 19.05e9 if pending is t5 else 0.33e9)
-    assert encoders.memory(free=8e9) == (
+    assert encoders.memory(free=8e9) == [
         "memory: weights of T5 19.1 GB and VAE 0.3 GB; free are 8.0 GB, too little for T5: "
         "--text-encoder-memory layers reads it layer by layer"
-    )
+    ]
 
 
 def test_states_are_the_same_bits_layer_by_layer():

@@ -3,11 +3,11 @@
 import sys
 from contextlib import contextmanager
 
+from mindsigma.commands.generate import notes_on, open_pipeline
+from mindsigma.commands.generate_options import judged
 from mindsigma.distributed import Collectives, join_ranks
-from mindsigma.errors import MindSigmaError, say
+from mindsigma.errors import say
 from mindsigma.runtime import DTYPES, resolve_dtype, set_device
-from mindsigma.sampling.options import SamplingOptions
-from mindsigma.weights.released import default_sampler
 
 
 def collectives_of(args):
@@ -31,17 +31,6 @@ def progress(count, name, collectives):
         yield bar.update
 
 
-def sampling_of(args):
-    """SamplingOptions of the arguments; raises for what no model could take."""
-    for name in ("steps", "max_sequence_length"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            raise MindSigmaError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(args, name)}")
-    sampler = args.sampler or (default_sampler(args.model) if args.model else None)
-    sampling = SamplingOptions.of_arguments(args, **({"sampler": sampler} if sampler else {}))
-    sampling.solver(args.convention).table(sampling.num_inference_steps)
-    return sampling
-
-
 def settings_of(args, sampling, more):
     """dict of all that pictures follow from beside prompt and seed."""
     dtype = resolve_dtype(args.dtype)
@@ -60,31 +49,17 @@ def settings_of(args, sampling, more):
 def draw_jobs(args, folder, jobs, collectives, more):
     """Draw what is missing of a list of Job into a folder, shared by the processes."""
     from mindsigma.evaluation.drawing import Folder, draw
-    from mindsigma.pipeline import memory
-    from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 
-    sampling, tell = sampling_of(args), teller(collectives)
+    sampling, tell = judged(args), teller(collectives)
     pictures = Folder(folder, settings_of(args, sampling, more))
     missing = pictures.missing(jobs)
     collectives.barrier()  # before anyone draws, so that all share what is missing in one way
     tell(f"to draw: {len(missing)} of {len(jobs)}")
     if not missing:
         return
-    pipeline = PixArtSigmaPipeline.from_pretrained(
-        args.model,
-        args.dtype,
-        args.device,
-        args.components,
-        args.convention,
-        args.lora,
-        text_encoder_memory=args.text_encoder_memory,
-    )
+    pipeline = open_pipeline(args)
     pipeline.image_size(sampling.height, sampling.width, sampling.use_resolution_binning)
-    for note in pipeline.notes:
-        tell(f"note: {note}")
-    line = memory.told(pipeline)
-    if line:
-        tell(line)
+    tell(*notes_on(pipeline))
     if collectives.ranks.first:
         pictures.write_settings()
     with progress(len(missing), "draw", collectives) as done:

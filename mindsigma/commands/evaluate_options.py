@@ -92,6 +92,7 @@ def _drawing(parser):
         help="T5 in memory, or read layer by layer for every text (exact, slower), or as int8 (approximate)",
     )
     add_sampling_arguments(parser)
+    parser.set_defaults(image=None, mask=None, controlnet=None)  # nothing is drawn from pictures
 
 
 def _pair(parser, command):
@@ -143,7 +144,7 @@ def _clip(parser, command):
 def check(args):
     """Raise for values that cannot be meant."""
     least = {"limit": 1, "batch_size": 1, "subsets": 1, "subset_size": 2, "neighbours": 1, "sheet": 0, "seed": 0}
-    least["images_per_prompt"] = 1
+    least.update(images_per_prompt=1, steps=1, max_sequence_length=1)
     for name, smallest in least.items():
         value = getattr(args, name, None)
         if value is not None and value < smallest:

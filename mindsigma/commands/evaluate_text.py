@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from mindsigma.commands.evaluate_drawing import collectives_of, draw_jobs, progress, sampling_of, teller
+from mindsigma.commands.evaluate_drawing import collectives_of, draw_jobs, progress, teller
+from mindsigma.commands.generate_options import judged
 from mindsigma.data.own_folder import Held
 from mindsigma.errors import MindSigmaError, one_line, say
 from mindsigma.evaluation.clip import Clip
@@ -38,7 +39,7 @@ def textatlas(args, command):
         raise MindSigmaError(f"give one of --model, --images and --reference, {what}")
     if args.vae and not args.reference:
         raise MindSigmaError("--vae belongs to --reference, whose pictures it encodes and decodes")
-    sampling_of(args)
+    judged(args)
     data = TextAtlas(args.data, args.subset, args.limit)
     output = Path(args.output)
     collectives = collectives_of(args)

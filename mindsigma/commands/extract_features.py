@@ -74,9 +74,7 @@ def main():
     say(f"{args.data}: {len(records)} records, {len(records.bad)} rows left out ({records.layout} layout)")
     set_device(args.device)
     encoders = Encoders(args.model, args.dtype, args.text_encoder_memory)
-    line = encoders.memory()
-    if line:
-        say(line)
+    say(*encoders.memory())
     extraction = Extraction(
         records,
         args.features,

@@ -6,6 +6,7 @@ python tools/generate.py "a penguin on a yellow background"
 import tempfile
 import time
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from mindsigma import command_line
@@ -14,13 +15,17 @@ from mindsigma.commands.generate_options import (
     build_parser,  # noqa: F401, beside `main` as in every command
     check,
     is_png,
-    judged,
     parse,
     pictures_of,
 )
 from mindsigma.commands.picture_names import Names, fill
 from mindsigma.commands.rows import batches_of, jobs_of, read_rows, shown
 from mindsigma.errors import MindSigmaError, printable, say
+
+OF_PIPELINE = (
+    "model", "dtype", "device", "components", "convention", "lora", "parallel", "text_encoder_memory", "controlnet",
+    "pe_interpolation", "input_size", "kv_compression",
+)  # fmt: skip
 
 
 def main():
@@ -83,45 +88,33 @@ def main():
     return 0
 
 
-def open_pipeline(args):
-    """The PixArtSigmaPipeline of the arguments."""
+def open_pipeline(args, **changes):
+    """The PixArtSigmaPipeline of a tool's arguments, as far as it has them; `changes` win."""
     from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
 
-    config = {
-        name: getattr(args, name)
-        for name in ("pe_interpolation", "input_size", "kv_compression")
-        if getattr(args, name) is not None
-    }
+    given = {**{name: getattr(args, name, None) for name in OF_PIPELINE}, **changes}
     pipeline = PixArtSigmaPipeline.from_pretrained(
-        args.model,
-        args.dtype,
-        args.device,
-        args.components,
-        args.convention,
-        args.lora or (),
-        args.parallel,
-        args.text_encoder_memory,
-        args.controlnet or (),
-        **config,
+        given.pop("model"), **{name: value for name, value in given.items() if value is not None}
     )
-    pipeline.vae_tiling = args.vae_tiling
+    pipeline.vae_tiling = getattr(args, "vae_tiling", None)
     return pipeline
 
 
 def introduce(pipeline, args, tell):
     """Say which model it is, what was assumed about it, and what memory it takes."""
-    from mindsigma.pipeline import memory
-
     if args.model == "sigma-mini":
         tell(
             "model: sigma-mini (bundled; draws emoji-like objects at 256 px). "
             "For the released PixArt-Sigma weights: --model FOLDER, see configs/README.md"
         )
-    for note in pipeline.notes:
-        tell(f"note: {note}")
-    line = memory.told(pipeline)
-    if line:
-        tell(line)
+    tell(*notes_on(pipeline))
+
+
+def notes_on(pipeline):
+    """Lines about what was assumed about a model, and what memory it takes."""
+    from mindsigma.pipeline import memory
+
+    return [*(f"note: {note}" for note in pipeline.notes), *memory.told(pipeline)]
 
 
 def open_adapted(pipeline, rows, args):
@@ -206,19 +199,23 @@ class Sizes:
 
 def opened(args):
     """--image, --mask and --control-image as arguments of the pipeline."""
-    if not pictures_of(args):
-        return {}
-    from mindsigma.pipeline.given_image import open_mask, open_picture
-
     sources = {}
     if args.image is not None:
-        sources["image"] = open_picture("image", args.image)
+        sources["image"] = opened_file("image", args.image)
     if args.mask is not None:
-        sources["mask"] = open_mask(args.mask)
+        sources["mask"] = opened_file("mask", args.mask)
     if args.control_image:
-        pictures = [open_picture("control_image", path) for path in args.control_image]
+        pictures = [opened_file("control_image", path) for path in args.control_image]
         sources["control_image"] = pictures if len(pictures) > 1 else pictures[0]
     return sources
+
+
+@lru_cache(maxsize=4)
+def opened_file(name, path):
+    """PIL image of one of them; neighbours are drawn from the same ones, batch after batch."""
+    from mindsigma.pipeline.given_image import open_mask, open_picture
+
+    return open_mask(path) if name == "mask" else open_picture(name, path)
 
 
 def work(pipeline, args, sampling):
@@ -368,7 +365,7 @@ class Album:
         for name in differing(self._recorded, digests):
             self.tell(f"note: {name} is not what drew {self.args.like}, its SHA-256 is another; so is the picture")
         self._recorded = {}  # that is said once
-        options, about = options_of(job, self.pipeline), about_of(row.args, self.pipeline)
+        options, about = options_of(job, self.pipeline), about_of(row, self.pipeline)
         told = texts(
             row.prompt.text, row.args.negative_prompt, job.seed, row.sampling, image.size, drawn[::-1], about,
             digests, options,
@@ -425,8 +422,9 @@ def differing(recorded, found):
     return [name for name, digest in recorded.items() if found.get(name, digest) != digest]
 
 
-def about_of(args, pipeline):
-    """dict of texts about a picture's model and circumstances."""
+def about_of(row, pipeline):
+    """dict of texts about the model and circumstances of a Row's pictures."""
+    args = row.args
     return {
         "model": args.model,
         "components": pipeline.origin,
@@ -434,8 +432,8 @@ def about_of(args, pipeline):
         "notes": "\n".join(pipeline.notes),
         "controlnet": ", ".join(args.controlnet or ()),
         **{name: printable(path) for name, path in pictures_of(args).items()},
-        **({} if args.image is None else judged(args).image_metadata(args.mask is not None)),
-        **(judged(args).control_metadata() if args.controlnet else {}),
+        **({} if args.image is None else row.sampling.image_metadata(args.mask is not None)),
+        **(row.sampling.control_metadata() if args.controlnet else {}),
         "vae_tiling": args.vae_tiling,
         "text_encoder_memory": None if args.text_encoder_memory == "whole" else args.text_encoder_memory,
         "convention": args.convention,

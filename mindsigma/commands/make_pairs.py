@@ -6,6 +6,7 @@ python tools/make_pairs.py FEATURES pairs/ --model sigma-mini
 import time
 
 from mindsigma import command_line
+from mindsigma.commands.generate import open_pipeline
 from mindsigma.commands.ranks import add_ranks, is_scheduler, rank_of
 from mindsigma.errors import MindSigmaError, say
 
@@ -46,13 +47,12 @@ def main():
     from tqdm import tqdm
 
     from mindsigma.data import open_features
-    from mindsigma.pipeline.pipeline import PixArtSigmaPipeline
     from mindsigma.sampling.options import SamplingOptions
     from mindsigma.training.pairs import Pairs
 
     rank, ranks = rank_of(args)
     source = open_features(args.features)
-    pipeline = PixArtSigmaPipeline.from_pretrained(args.model, args.dtype, args.device, args.components, lora=args.lora)
+    pipeline = open_pipeline(args)
     options = SamplingOptions(args.sampler, args.steps, args.guidance_scale)
     pairs = Pairs(source, args.pairs, pipeline, options, args.seed)
     missing = pairs.missing(rank, ranks)

@@ -40,10 +40,10 @@ def weight_bytes(pending):
 
 
 def told(pipeline, free=None, together=False):
-    """Line about the memory that a pipeline's weights take and that is free, or None where it is not worth a line.
+    """Lines about the memory that a pipeline's weights take and that is free: one, or none where nobody asks.
 
     Args:
-        free: see `line`.
+        free: see `lines`.
         together: T5 stays beside the others; else it is let go of before they are read.
     """
     drawing = ("dit", *pipeline.controlnets, "vae")
@@ -51,11 +51,11 @@ def told(pipeline, free=None, together=False):
         [(NAMES.get(name, "ControlNet"), weight_bytes(pipeline.components.opened(name))) for name in names]
         for names in ((("t5", *drawing),) if together else (("t5",), drawing))
     ]
-    return line(groups, {"T5": "--text-encoder-memory layers reads it layer by layer, int8 in a quarter"}, free)
+    return lines(groups, {"T5": "--text-encoder-memory layers reads it layer by layer, int8 in a quarter"}, free)
 
 
-def line(groups, remedies, free=None, what="weights of ", more=""):
-    """Line about the memory that something takes and that is free, or None where it is not worth a line.
+def lines(groups, remedies, free=None, what="weights of ", more=""):
+    """Lines about the memory that something takes and that is free: one, or none where nobody asks.
 
     Args:
         groups: list of lists of (name, bytes); what is in a group is held at once, one group after the other.
@@ -68,16 +68,15 @@ def line(groups, remedies, free=None, what="weights of ", more=""):
     most = max(groups, key=total)
     short = on_host and free is not None and total(most) > free
     if total(most) < WORTH_TELLING and not short:
-        return None
+        return []
     text = f"memory: {what}{', then '.join(map(listed, groups))}{more}"
     if on_host and free is not None:
         text += f"; free are {free / 1e9:.1f} GB"
-    if not short:
-        return text
-    name, _ = max(most, key=lambda part: part[1])
-    if name in remedies:
-        return f"{text}, too little for {name}: {remedies[name]}"
-    return f"{text}, too little: the machine will swap or end this process"
+    if short:
+        name, _ = max(most, key=lambda part: part[1])
+        remedy = f" for {name}: {remedies[name]}" if name in remedies else ": the machine will swap or end this process"
+        text += f", too little{remedy}"
+    return [text]
 
 
 def total(group):

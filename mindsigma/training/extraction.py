@@ -53,9 +53,9 @@ class Encoders:
         self.vae_config, self.state_width = vae.config, t5.config.d_model
 
     def memory(self, free=None):
-        """Line about the memory that the weights take, or None; `free`: of memory.line."""
+        """Lines about the memory that the weights take, one or none; `free`: of memory.lines."""
         parts = [(memory.NAMES[name], memory.weight_bytes(self.components.opened(name))) for name in ("t5", "vae")]
-        return memory.line([parts], {"T5": "--text-encoder-memory layers reads it layer by layer"}, free)
+        return memory.lines([parts], {"T5": "--text-encoder-memory layers reads it layer by layer"}, free)
 
     def load(self):
         """Read the weights, which until here were only checked."""

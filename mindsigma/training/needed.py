@@ -61,13 +61,13 @@ def weights_of(component):
 
 
 def told(needed, encoders=(), free=None):
-    """Line about the memory that a run needs and that is free, or None where it is not worth a line.
+    """Lines about the memory that a run needs and that is free: one, or none where nobody asks.
 
     Args:
         needed: Needed.
         encoders: list of (name, bytes) of T5 and the VAE, where the run encodes images or draws some.
-        free: of memory.line.
+        free: of memory.lines.
     """
     own = [("weights", needed.weights), ("gradients", needed.gradients), ("states", needed.states)]
     group = [*encoders, *((name, size) for name, size in own if size)]
-    return memory.line([group], {"T5": ENCODERS}, free, "", ", beside what a step computes")
+    return memory.lines([group], {"T5": ENCODERS}, free, "", ", beside what a step computes")

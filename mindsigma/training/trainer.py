@@ -150,9 +150,7 @@ class Trainer:
             )
         dtype = resolve_dtype(args.dtype)
         self.adapting = args.lora_rank is not None or args.init_lora
-        line = needed.told(self.method.needed(component, dtype), self._encoders())
-        if line:
-            self.say(line)
+        self.say(*needed.told(self.method.needed(component, dtype), self._encoders()))
         self.dit = build_dit(
             component.config,
             dtype,
