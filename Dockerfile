@@ -1,7 +1,13 @@
-# mindsigma in a container; written without a Docker at hand, so it was not built. For a CPU:
+# mindsigma in a container. For a CPU:
 #
-#     docker build -t mindsigma:0.2.0 . && docker run --rm -v "$PWD/outputs:/outputs" mindsigma:0.2.0 \
+#     docker build -t mindsigma:0.2.0 . && mkdir -p outputs
+#     docker run --rm --user "$(id -u)" -v "$PWD/outputs:/outputs" mindsigma:0.2.0 \
 #         mindsigma-generate "a penguin on a yellow background" --out /outputs
+#     docker run --rm -p 127.0.0.1:7860:7860 mindsigma:0.2.0 mindsigma-web --host 0.0.0.0
+#
+# Tried on 2026-11-29 with buildah 1.28.2 in place of Docker, and in place of BASE, which no registry could be asked for,
+# Debian 12 with its own Python 3.11 by debootstrap: it was built (4.0 GB), drew the first command's picture as user
+# 12345, answered as a page, and ended at SIGTERM with code 0.
 #
 # For an NPU, give an image with CANN and Python 3.9 to 3.11 as BASE, such as quay.io/ascend/cann, and start the
 # container with the devices (/dev/davinci0 ..., /dev/davinci_manager, /dev/devmm_svm, /dev/hisi_hdc) and the host's
@@ -19,7 +25,9 @@ COPY tools tools
 COPY configs configs
 RUN pip install --no-cache-dir ".[web]"
 
-RUN useradd --create-home user && mkdir /outputs && chown user /outputs
+# Whatever user --user names may write there; the sticky bit keeps each one's files.
+RUN useradd --create-home user && mkdir /outputs && chmod 1777 /outputs /home/user
+ENV HOME=/home/user
 USER user
 EXPOSE 7860
 CMD ["mindsigma-generate", "--help"]
