@@ -1,5 +1,7 @@
 """Tiled VAE calls: blending is exact where tiles agree, and every tile is one shape."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import mindspore as ms
@@ -115,6 +117,18 @@ def test_weights_ramp_linearly_across_a_seam():
     row = decode_tiled(Numbering(8), noise(1, 4, 8, 14), tile=8, overlap=0.25)[0, 0, 30]
     expected = np.concatenate([np.zeros(48), (np.arange(16) + 0.5) / 16, np.ones(48)])
     np.testing.assert_allclose(row, expected, rtol=0, atol=1e-6)
+
+
+def test_a_vae_goes_with_the_last_reference():
+    """Its memory, and what was compiled for it, do not wait for the collector of circles."""
+    vae = VAE(VAEConfig(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8))
+    kept = weakref.ref(vae)
+    gc.disable()
+    try:
+        del vae
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_real_vae_sees_one_shape(tiny_vae):

@@ -198,13 +198,13 @@ class Decoder(nn.Cell):
 class _Moments(nn.Cell):
     """The encoding half of a VAE, so that in graph mode it is one graph."""
 
-    def __init__(self, vae):
+    def __init__(self, encoder, quant_conv):
         super().__init__(auto_prefix=False)
-        self.vae = vae
+        self.encoder, self.quant_conv = encoder, quant_conv
 
     def construct(self, images):
-        moments = self.vae.encoder(images)
-        return moments if self.vae.quant_conv is None else self.vae.quant_conv(moments)
+        moments = self.encoder(images)
+        return moments if self.quant_conv is None else self.quant_conv(moments)
 
 
 class VAE(nn.Cell):
@@ -227,7 +227,8 @@ class VAE(nn.Cell):
             self.quant_conv = Conv(2 * channels, 2 * channels, side=1, dtype=dtype)
         if config.use_post_quant_conv:
             self.post_quant_conv = Conv(channels, channels, side=1, dtype=dtype)
-        object.__setattr__(self, "_moments", _Moments(self))
+        # Not of this VAE: in a circle of references both would outlive their use, and so would what was compiled.
+        object.__setattr__(self, "_moments", _Moments(self.encoder, self.quant_conv))
 
     def construct(self, latents):
         """Decode scaled latents, as the DiT handles them: (N, c, h, w) to images (N, 3, 8h, 8w), about [-1, 1]."""
