@@ -71,3 +71,34 @@ def test_programs_are_refused(tmp_path):
     refused("malformed", state[:-1])
     number = pickle.dumps(1001, protocol=2) + pickle.dumps({"little_endian": False}, protocol=2)
     refused("byte order", state, keys, values)
+
+
+def test_files_of_python_2(tmp_path):
+    """As lpips has them: strings of bytes, an OrderedDict made of a list of pairs, tensors as before PyTorch 0.4."""
+    path, keys, values = tmp_path / "a.pth", b"\x80\x02]U\x0212a.", struct.pack("<q4f", 4, 1, 2, 3, 4)
+    number = b"\x80\x02M\xe9\x03." + b"\x80\x02}U\x0dlittle_endian\x88s."
+    storage = b"(U\x07storagectorch\nFloatStorage\nU\x0212U\x06cuda:0K\x04NtQ"
+    old = b"ctorch._utils\n_rebuild_tensor\n(" + storage + b"K\x00(K\x02K\x02t(K\x02K\x01ttR"
+
+    def written(state):
+        path.write_bytes(MAGIC + number + b"\x80\x02" + state + b"." + keys + values)
+        return open_checkpoint(path)
+
+    def ordered(*pairs):
+        return b"ccollections\nOrderedDict\n](" + b"".join(b"](" + pair + b"e" for pair in pairs) + b"e\x85R"
+
+    assert written(ordered(b"U\x01a" + old)).read("a").tolist() == [[1, 2], [3, 4]]
+    long_string = b"T\x01\x00\x00\x00a"
+    assert written(b"}" + long_string + old + b"s").read("a").tolist() == [[1, 2], [3, 4]]
+    for state, match in (
+        (ordered(b"U\x01a" + old + b"K\x01"), "malformed"),
+        (ordered(old), "malformed"),
+        (b"ccollections\nOrderedDict\n" + ordered(b"U\x01a" + old) + b"\x85R", "malformed"),
+        (ordered(b"U\x01\xff" + old), "malformed"),
+        (ordered(b"U\x01acposix\nsystem\n"), "posix.system"),
+        (ordered(b"U\x01actorch._utils\n_rebuild_tensor\n"), "_rebuild_tensor"),
+        (ordered(b"U\x01a" + old.replace(b"ttR", b"t\x89tR")), "malformed"),
+        (ordered(b"U\x01a" + old.replace(storage, b"K\x01")), "malformed"),
+    ):
+        with pytest.raises(MindSigmaError, match=match):
+            written(state)

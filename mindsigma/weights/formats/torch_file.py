@@ -158,7 +158,7 @@ class _Members:
         return MindSigmaError(f"{self.path}: damaged PyTorch file: {fault}; copy or download it again")
 
 
-class _Global:
+class NamedGlobal:
     """A name the pickle refers to, standing for itself only."""
 
     def __init__(self, name):
@@ -256,7 +256,7 @@ class Interpreter:
         # a tuple for a key would be hashed, to any depth, on the C stack
         self._require(all(isinstance(key, (str, int)) for key in keys))
         for value in items[1::2]:
-            if type(value) is _Global:  # known, but of no use as a value
+            if type(value) is NamedGlobal:  # known, but of no use as a value
                 raise self._refused(value.name)
         target.update(zip(keys, items[1::2]))
 
@@ -265,7 +265,7 @@ class Interpreter:
             return name
         if name not in CALLABLES and name not in STORAGES and name != BYTES:
             raise self._refused(name)
-        return _Global(name)
+        return NamedGlobal(name)
 
     def _refused(self, name):
         return MindSigmaError(
@@ -274,7 +274,7 @@ class Interpreter:
         )
 
     def _call(self, function, args):
-        self._require(type(function) is _Global and function.name in CALLABLES and type(args) is tuple)
+        self._require(type(function) is NamedGlobal and function.name in CALLABLES and type(args) is tuple)
         if function.name == "collections.OrderedDict":
             self._require(args == ())
             return {}
@@ -295,7 +295,7 @@ class Interpreter:
         self._require(type(reference) is tuple and len(reference) == 5)
         tag, kind, key, _, count = reference  # the fourth is the device it was saved from
         self._require(type(tag) is str and tag == "storage" and type(key) is str and type(count) is int)
-        self._require(type(kind) is _Global and (kind.name in STORAGES or kind.name == BYTES))
+        self._require(type(kind) is NamedGlobal and (kind.name in STORAGES or kind.name == BYTES))
         dtype = STORAGES.get(kind.name, np.dtype(np.uint8))
         return Storage(key, self._stored(key, dtype, count), kind.name == BYTES)
 

@@ -1,7 +1,7 @@
 """Memory-mapped reader of what torch.save wrote before PyTorch 1.6: pickles one behind the other, then the storages.
 
-Weights of old projects are such files, among them those of pytorch-fid. The pickles are interpreted as `torch_file.py`
-does it: nothing is run.
+Weights of old projects are such files, among them those of pytorch-fid and, by Python 2, of lpips. The pickles are
+interpreted as `torch_file.py` does it: nothing is run.
 """
 
 import io
@@ -13,11 +13,12 @@ import numpy as np
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.foreign import map_file
 from mindsigma.weights.formats.safetensors_file import byte_length
-from mindsigma.weights.formats.torch_file import MAX_OPCODES, MAX_PICKLE, Interpreter, Storage
+from mindsigma.weights.formats.torch_file import MAX_OPCODES, MAX_PICKLE, Interpreter, NamedGlobal, Storage
 
 MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle: the number 0x1950a86a20f9469cfc6c
 PROTOCOL = 1001
 MAX_STORAGES = 2**18
+REBUILD_BEFORE_0_4 = "torch._utils._rebuild_tensor"
 
 
 def is_legacy(head):
@@ -29,10 +30,10 @@ def read_torch_legacy(path):
     """Map the tensors of a file; returns and raises what `torch_file.read_torch` does."""
     file = _File(path)
     file.next_pickle()  # the magic number
-    version, info = (Interpreter(path, file).run(file.next_pickle()) for _ in range(2))
+    version, info = (_Old(path, file).run(file.next_pickle()) for _ in range(2))
     if version != PROTOCOL or not isinstance(info, dict) or info.get("little_endian") is not True:
         raise MindSigmaError(f"{path}: of protocol {one_line(version, 40)} or byte order unknown; save it again")
-    saved, keys = file.next_pickle(), Interpreter(path, file).run(file.next_pickle())
+    saved, keys = file.next_pickle(), _Old(path, file).run(file.next_pickle())
     survey = _Survey(path, file)
     survey.run(saved)
     file.locate(keys, survey.seen)
@@ -90,7 +91,38 @@ class _File:
         return MindSigmaError(f"{self.path}: damaged PyTorch file: {fault}; copy or download it again")
 
 
-class _Reader(Interpreter):
+class _Old(Interpreter):
+    """What Python 2 wrote, too: texts as strings of bytes, the pairs of an OrderedDict as a list that it is made of."""
+
+    def _step(self, name, arg):
+        if name in ("SHORT_BINSTRING", "BINSTRING"):
+            self._require(arg.isascii())
+            self.stack.append(arg)
+        else:
+            super()._step(name, arg)
+
+    def _global(self, name):
+        return NamedGlobal(name) if name == REBUILD_BEFORE_0_4 else super()._global(name)
+
+    def _call(self, function, args):
+        known = type(function) is NamedGlobal and type(args) is tuple
+        if known and function.name == REBUILD_BEFORE_0_4:
+            self._require(len(args) == 4)
+            return self._view(*args)
+        if known and function.name == "collections.OrderedDict" and args != ():
+            self._require(len(args) == 1 and type(args[0]) is list)
+            self._require(all(type(pair) is list and len(pair) == 2 for pair in args[0]))
+            self.stack.append({})
+            self._set_items([item for pair in args[0] for item in pair])
+            return self.stack.pop()
+        return super()._call(function, args)
+
+    def _view(self, storage, offset, shape, strides):
+        self._require(type(storage) is Storage)
+        return super()._view(storage, offset, shape, strides)
+
+
+class _Reader(_Old):
     """References have a sixth part, which tells views of storages, written by none since 0.4."""
 
     def _storage(self, reference):
