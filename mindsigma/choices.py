@@ -23,6 +23,6 @@ OPTIMIZERS = {  # name: (betas, eps)
 }
 ZERO_STAGES = (0, 1, 2, 3)
 LCM_LOSSES, LCM_WEIGHTINGS = ("huber", "l2"), ("none", "signal")
-DMD_REGRESSIONS = ("none", "l2", "huber")
+DMD_REGRESSIONS = ("none", "l2", "huber", "lpips")
 LORA_TARGETS = ("attn.qkv", "attn.proj", "cross_attn", "mlp.fc1", "mlp.fc2")  # every linear layer of the blocks
 FAST = "sigma-mini/lcm.safetensors"  # LCM-LoRA of the bundled model of that name, as weights/locate.py knows it

@@ -293,7 +293,7 @@ def test_weight_of_snr_gamma():
         ({"guidance": -1.0}, "--dmd-guidance"),
         ({"regression_weight": float("nan")}, "--dmd-regression-weight"),
         ({"snr_gamma": 0.0}, "--dmd-snr-gamma"),
-        ({"regression": "lpips"}, "none, l2, huber"),
+        ({"regression": "ssim"}, "none, l2, huber, lpips"),
     ],
 )
 def test_wrong_configs_of_dmd(fields, said):

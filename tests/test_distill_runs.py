@@ -6,6 +6,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from conftest import load_tool, relative_error
+from lpips_cases import drawn_weights, two_files, write_weights
 from test_training_kills import kill_chain
 from training_runs import (
     ROOT,
@@ -26,6 +27,7 @@ from mindsigma.data import FeatureSet
 from mindsigma.errors import MindSigmaError
 from mindsigma.training.distill_options import build_parser, complete
 from mindsigma.training.loss import COLUMNS
+from mindsigma.training.pictures import needed_of_pictures
 from mindsigma.weights.names.dit_names import NULL_CAPTION
 
 STEPS = 4
@@ -64,6 +66,12 @@ def done(data, tmp_path_factory):
         return made[kind][0]
 
     return run
+
+
+@pytest.fixture
+def finished(done, kind):
+    """The folder of a finished run, made before what is asked for after it."""
+    return done(kind)
 
 
 @pytest.mark.parametrize("kind", ["lcm", "lcm-lora"])
@@ -169,11 +177,11 @@ def test_killed_runs_go_on(data, done, tmp_path, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["lcm", "lcm-lora", "dmd"])
-def test_one_graph(data, done, tmp_path, kind, graph_mode):
+def test_one_graph(data, finished, tmp_path, kind, graph_runs):
     """The step as an NPU runs it, as one graph, the networks beside the student in it."""
     distil(data, tmp_path / "run", kind)
     parts = ("dit", "ema", "adapter", "adapter_ema", "fake", "states")
-    assert largest_difference(checkpoint(tmp_path / "run", STEPS), checkpoint(done(kind), STEPS), parts) < 1e-4
+    assert largest_difference(checkpoint(tmp_path / "run", STEPS), checkpoint(finished, STEPS), parts) < 1e-4
 
 
 def test_drawn_guidance(data, tmp_path):
@@ -203,6 +211,10 @@ def test_drawn_guidance(data, tmp_path):
         ({"method": "lcm", "lcm_huber": "nan"}, "--lcm-huber"),
         ({"method": "dmd", "validation_data": "x"}, "--validation-data"),
         ({"method": "dmd", "dmd_regression": "l2"}, "tools/make_pairs.py"),
+        ({"method": "dmd", "dmd_regression": "lpips"}, "needs --lpips-weights. LPIPS takes two files: vgg16-397923af"),
+        ({"method": "dmd", "dmd_regression": "lpips", "lpips_weights": "absent.pth"}, "absent.pth: no such file"),
+        ({"method": "dmd", "lpips_weights": "vgg.pth"}, "--lpips-weights belongs to --method dmd --dmd-regression"),
+        ({"method": "lcm", "lpips_weights": "vgg.pth"}, "--lpips-weights belongs to --method dmd --dmd-regression"),
         ({"method": "dmd", "dmd_fake_warmup": -1}, "--dmd-fake-warmup"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else "",
@@ -288,3 +300,60 @@ def test_pairs_made_otherwise_are_refused(data, pairs, monkeypatch):
     monkeypatch.setattr("sys.argv", ["make_pairs.py", *map(str, arguments)])
     with pytest.raises(MindSigmaError, match="holds features made with pairs"):
         load_tool("make_pairs").main()
+
+
+# LPIPS
+
+
+@pytest.fixture(scope="module")
+def judged(data, pairs, tmp_path_factory):
+    """(options, folder of a run of two steps by tools/distill.py): DMD with LPIPS, whose files a config names."""
+    folder = tmp_path_factory.mktemp("lpips")
+    vgg, heads = two_files(folder)
+    config = folder / "lpips.yaml"
+    config.write_text(f"method: dmd\ndmd-regression: lpips\nlpips-weights: [{vgg}, {heads}]\n")
+    changes = {**COMMON, "config": config, "steps": 2, "batch_size": 2}
+    train(options(data[0], pairs, folder / "run", **changes), folder / "logs", script=DISTILL)
+    same = {"dmd_regression": "lpips", "lpips_weights": heads.parent / "both.safetensors", "features": pairs}
+    write_weights(heads.parent / "both.safetensors", drawn_weights())
+    return {**same, "steps": 2, "batch_size": 2}, folder / "run"
+
+
+@pytest.mark.slow
+def test_lpips_in_a_run(data, judged, tmp_path):
+    """It is a part of the loss. Stopped, and continued with the same weights from another file, the bits are the same;
+    with other weights the run does not go on."""
+    changes, run = judged
+    lines = log_lines(run)
+    assert all(line["regression"] > 0 and line["loss"] > line["regression"] for line in lines) and len(lines) == 2
+    distil(data, tmp_path / "run", "dmd", stop=lambda: True, **changes)
+    trainer = distil(data, tmp_path / "run", "dmd", **changes)
+    assert_same(checkpoint(tmp_path / "run", 2), checkpoint(run, 2))
+    pictures = trainer.training.objective.pictures
+    assert not any(weight.requires_grad for weight in pictures.get_parameters())
+    held = sum(weight.size * 4 for weight in pictures.get_parameters())
+    assert needed_of_pictures(trainer.components.opened("vae")).weights == held
+    other = {**drawn_weights(), "lin4.model.1.weight": np.ones((1, 512, 1, 1), np.float32)}
+    changes = {**changes, "lpips_weights": write_weights(tmp_path / "other.pth", other), "steps": 3}
+    with pytest.raises(MindSigmaError, match=r"trained with LPIPS and a VAE \(--lpips-weights"):
+        distil(data, tmp_path / "run", "dmd", **changes)
+
+
+@pytest.mark.slow
+def test_lpips_on_two_processes(data, judged, tmp_path):
+    changes, run = judged
+    changes = {**COMMON, "method": "dmd", **changes, "batch_size": 1}
+    pairs = changes.pop("features")
+    train(options(data[0], pairs, tmp_path / "run", **changes), tmp_path / "logs", ranks=2, script=DISTILL)
+    parts = ("dit", "fake", "states")
+    assert largest_difference(checkpoint(tmp_path / "run", 2), checkpoint(run, 2), parts) < 1e-5
+
+
+@pytest.mark.slow
+def test_lpips_in_one_graph(data, judged, tmp_path, graph_runs):
+    changes, run = judged
+    distil(data, tmp_path / "run", "dmd", **{**changes, "steps": 1})
+    found, wanted = (log_lines(folder)[0] for folder in (tmp_path / "run", run))
+    assert found["regression"] == pytest.approx(wanted["regression"], rel=1e-5)
+    parts = ("dit", "fake", "states")
+    assert largest_difference(checkpoint(tmp_path / "run", 1), checkpoint(run, 1), parts) < 1e-4

@@ -18,6 +18,7 @@ from mindsigma.web.studio import Studio
 from mindsigma.weights.digests import digest_of
 from mindsigma.weights.locate import locate
 
+ONCE = {"sampler": "one-step", "num_inference_steps": 1, "guidance_scale": 1.0, "timesteps": (650,)}
 SAME = object()  # in the place of gradio's value for what stays as it is
 FIELDS = ["the prompt", "", "3:2", 1, 7, "dpm", 3, 4.5, 0, "sigma-mini", False, None, 0.6]
 FIELDS += [NO_CONTROL, None, 1, AS_IT_IS]
@@ -30,7 +31,7 @@ def studio():
     made = Studio(
         PixArtSigmaPipeline.from_pretrained, ["sigma-mini", "distilled", "at once"],
         {"style.safetensors": FAST, FAST: FAST}, Limits(steps=50, bytes=1 << 20),
-        samplers={"distilled": "lcm", "at once": "one-step"},
+        samplers={"distilled": {"sampler": "lcm"}, "at once": ONCE},
     )  # fmt: skip
     made.open_first()
     yield made
@@ -67,6 +68,10 @@ def test_a_model_brings_its_sampler(page):
     options = {name: value for name, value in order.options.items() if name == "height"}
     checked = page.studio._checked(order.__class__(order.prompt, options=options, model="distilled"))
     assert checked.options["sampler"] == "lcm"
+    asked = {"sampler": "one-step", "num_inference_steps": 1, "guidance_scale": 1.0}
+    for model, times in (("at once", (650,)), ("distilled", None)):
+        checked = page.studio._checked(order.__class__(order.prompt, options=asked, model=model))
+        assert checked.options.get("timesteps") == times
 
 
 def test_the_models_of_the_hub_that_were_distilled():

@@ -57,7 +57,12 @@ def build_parser():
     add("--student", required=True, help="adapter of the teacher, or a network of its own")
     add("--sampler", choices=("lcm", "one-step"), default="lcm", help="of the student")
     add("--student-steps", type=int, nargs="+", help="default 4 2 1, of one-step 1")
-    add("--timestep", type=int, metavar="T", help="that a one-step student was distilled at, --dmd-time; default 400")
+    add(
+        "--timestep",
+        type=int,
+        metavar="T",
+        help="of a one-step student, --dmd-time; default what its file tells, or 400",
+    )
     add("--steps", type=int, default=20, help="of the teacher")
     add("--guidance-scale", type=float, default=4.5, help="of the teacher")
     add("--prompts-file", metavar="FILE", help="one prompt a line; default 24 that sigma-mini draws")

@@ -172,10 +172,9 @@ def options_of_picture(path, parser, without_prompt=False):
 
 def judged(args):
     """SamplingOptions of the arguments of one picture; raises for values that no model could take."""
-    from mindsigma.weights.released import default_sampler
+    from mindsigma.weights.own_sampling import own_sampling
 
-    sampler = args.sampler or (default_sampler(args.model) if args.model else "dpm")
-    sampling = SamplingOptions.of_arguments(args, sampler=sampler)
+    sampling = SamplingOptions.of_arguments(args, own_sampling(args.model, args.lora or ()))
     solver = sampling.solver(args.convention)
     solver.table(sampling.num_inference_steps)
     sampling.first_step(solver, args.image is not None, args.mask is not None)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional
 
 from mindsigma.conversion.leftovers import left_out
 from mindsigma.errors import MindSigmaError
@@ -33,6 +33,7 @@ class Component:
         made: our names that no source holds.
         record: what was changed on the way, in words.
         inputs: paths that the tensors come from; of a merged network several.
+        sampling: fields of SamplingOptions that a distilled DiT tells of itself.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Component:
     made: List[str] = field(default_factory=list)
     record: List[str] = field(default_factory=list)
     inputs: List[Path] = field(default_factory=list)
+    sampling: Dict[str, Any] = field(default_factory=dict)
 
     def changed(self, text, **fields):
         """A copy with fields replaced and a line added to the record."""
@@ -86,7 +88,8 @@ def open_component(path, kind, ema=False, **config):
     if source.scaled:
         record.append(f"scaled float8: {len(source.scaled)} weights times their scales, float32")
     dropped = [*dropped, *source.left_out]
-    return Component(kind, view, pending.config, Path(path), dropped, record=record, inputs=[Path(path)])
+    inputs = [Path(path)]
+    return Component(kind, view, pending.config, Path(path), dropped, [], record, inputs, dict(pending.sampling))
 
 
 def kinds_of(path, ema=False):

@@ -114,6 +114,7 @@ def add_adapters(component, adapters, dtype=None):
             f"adapter added: {one.adapter.path.name}, weight {weight:g}, "
             f"{len(one.adapter.entries)} modules, {ranks_text(one.adapter)}",
             inputs=[*component.inputs, one.adapter.path],
+            sampling=one.adapter.sampling or component.sampling,
         )
         for note in notes_of(one):
             component = component.changed(note)

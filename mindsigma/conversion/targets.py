@@ -13,6 +13,7 @@ from mindsigma.models.embeddings import position_embedding
 from mindsigma.weights.names import controlnet_names
 from mindsigma.weights.names.dit_names import DIFFUSERS, NULL_CAPTION
 from mindsigma.weights.names.views import Cast, Extended, Foreign, Joined, Without
+from mindsigma.weights.sampling_header import header_texts
 from mindsigma.weights.saving import NUMPY, own_header, stored_config
 
 CLASSES = {"dit": "DiT", "vae": "VAE", "t5": "T5Encoder", "controlnet": "ControlNet"}
@@ -93,6 +94,7 @@ def own_metadata(component):
         kind=component.kind,
         source=component.path.name,
         record=json.dumps(component.record),
+        **header_texts(component.sampling),
     )
 
 

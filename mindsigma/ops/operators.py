@@ -35,6 +35,7 @@ _narrow_view = auto_generate.NarrowView()
 _split_tensor = auto_generate.SplitTensor()
 _unstack_view = auto_generate.UnstackExtView()
 
+_pool = ops.MaxPool(kernel_size=2, strides=2, pad_mode="valid")  # ops.max_pool2d has a slow gradient on a CPU
 _product = ops.BatchMatMul()
 _product_transposed = ops.BatchMatMul(transpose_b=True)
 _matmul_transposed = ops.MatMul(transpose_b=True)
@@ -150,6 +151,11 @@ def convolution(x, weight, bias, stride, padding):
 def upsample_2x(x):
     """Repeat every pixel of x (N, C, H, W) twice along both axes."""
     return mint.nn.functional.interpolate(x, scale_factor=2.0, mode="nearest")
+
+
+def max_pool_2x(x):
+    """Maximum of every 2 x 2 pixels of x (N, C, H, W); a last odd row or column is left out."""
+    return mint.nn.functional.max_pool2d(x, 2) if fused() else _pool(x)
 
 
 def embedding(table, ids):

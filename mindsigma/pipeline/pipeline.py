@@ -32,7 +32,7 @@ from mindsigma.sampling.controls import REUSE, Control
 from mindsigma.sampling.denoising import NO_SHORTCUTS, DenoisingGraphs, denoising_steps
 from mindsigma.sampling.finite_latents import FiniteLatents, require_finite
 from mindsigma.sampling.inpainting import Inpainting
-from mindsigma.sampling.options import SamplingOptions
+from mindsigma.sampling.options import SamplingOptions, with_own
 from mindsigma.sampling.parallel import NOT_GUESSED, NOT_HALVED, ParallelGraphs, ParallelSampling, bytes_sent
 from mindsigma.weights.loading import kinds_in_file, open_controlnet, open_dit, open_t5, open_vae
 from mindsigma.weights.locate import components_beside, locate
@@ -80,7 +80,7 @@ class PixArtSigmaPipeline:
         convention: "diffusers" or "official": time grid and end of the solver, and which mask the unconditional half
             uses (models/README.md, "Sampling").
         parallel: ParallelSampling, if several processes draw together, all calling the same with the same arguments.
-        sampler: that of calls that name none; a distilled model's own.
+        sampler: that of calls that name none, where the DiT's file tells none; a released distilled model's own.
         controlnets: list of Pending ControlNets.
     """
 
@@ -188,6 +188,11 @@ class PixArtSigmaPipeline:
     def dtype_name(self):
         """ "fp32", "fp16" or "bf16": what the DiT computes in."""
         return next(name for name, dtype in DTYPES.items() if dtype == self.components.opened("dit").dtype)
+
+    def sampling_options(self, **given):
+        """SamplingOptions of keyword arguments, beside which count those that the DiT or its adapter was made for."""
+        own = getattr(self.components.opened("dit"), "sampling", None) or {"sampler": self.sampler}
+        return SamplingOptions.of_call(with_own(own, given))
 
     def with_lora(self, lora):
         """The DiT with these adapters merged (as for `from_pretrained`) for `use`, its weights checked but not read."""
@@ -328,7 +333,7 @@ class PixArtSigmaPipeline:
             mask: (1 or N, 1, h, w), 1 where the latents are drawn anew, 0 where they become the image's.
             controls: list of Control, of `controls`.
         """
-        options = options or SamplingOptions(self.sampler)
+        options = options or self.sampling_options()
         if options.guided and negative is None:
             raise MindSigmaError("guidance needs a negative caption, as from encode_prompts(['']), or guidance_scale=1")
         batch, _, h, w = latents.shape
@@ -550,7 +555,7 @@ class PixArtSigmaPipeline:
         one_of("output_type", output_type, OUTPUT_TYPES)
         num_images_per_prompt = whole("num_images_per_prompt", num_images_per_prompt)
         progress = flag("progress", progress)
-        options = SamplingOptions.of_call({"sampler": self.sampler, **sampling})
+        options = self.sampling_options(**sampling)
         if callback_on_step_end is not None and not callable(callback_on_step_end):
             raise MindSigmaError(
                 f"callback_on_step_end must be a function, not a {type(callback_on_step_end).__name__}"

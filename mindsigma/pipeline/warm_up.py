@@ -12,7 +12,6 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.pipeline.phases import compiled_graphs
 from mindsigma.pipeline.text import bucket_length
 from mindsigma.sampling.captions import Caption
-from mindsigma.sampling.options import SamplingOptions
 from mindsigma.sampling.shortcuts import Shortcuts
 
 
@@ -48,7 +47,7 @@ def warm_up(pipeline, shape, options=None, image=False, mask=False):
     Returns:
         number of graphs that were compiled.
     """
-    options = options or SamplingOptions(pipeline.sampler)
+    options = options or pipeline.sampling_options()
     before = compiled_graphs()
     size = pipeline.image_size(shape.height, shape.width, options.use_resolution_binning)
     tokens = bucket_length(shape.tokens, options.max_sequence_length)

@@ -246,13 +246,18 @@ class SamplingOptions:
         return cls(**values)
 
     @classmethod
-    def of_arguments(cls, args, **changes):
-        """From the namespace of a parser with `add_arguments`; `changes` win."""
+    def of_arguments(cls, args, own=None, **changes):
+        """From the namespace of a parser with `add_arguments`.
+
+        Args:
+            own: fields that the model tells of itself, beside which those of the namespace win; see with_own.
+            changes: win over both.
+        """
         names = {field.name: OPTION_NAMES.get(field.name, field.name) for field in fields(cls)}
         values = {name: getattr(args, option) for name, option in names.items() if hasattr(args, option)}
         values["guidance_interval"] = tuple(values["guidance_interval"])
         values = {name: value for name, value in values.items() if value is not None}
-        return cls(**{**values, **changes})
+        return cls(**{**(with_own(own, values) if own else values), **changes})
 
     def as_arguments(self):
         """dict of keyword arguments that make the same."""
@@ -284,6 +289,19 @@ class SamplingOptions:
             if value != getattr(SamplingOptions, name):
                 told[name] = value
         return {name: " ".join(map(str, value)) if isinstance(value, tuple) else value for name, value in told.items()}
+
+
+def with_own(own, given):
+    """Fields of SamplingOptions: those given, over a model's own where its sampler is asked for, or none is.
+
+    Args:
+        own: dict, of weights/own_sampling.py, with a "sampler". given: dict.
+    """
+    if given.get("sampler", own["sampler"]) != own["sampler"]:
+        return given
+    if given.get("timesteps") is not None:  # they tell the number of steps
+        own = {name: value for name, value in own.items() if name != "num_inference_steps"}
+    return {**own, **given}
 
 
 def add_control_arguments(parser):

@@ -46,9 +46,12 @@ def _add_dmd(add):
     add("--dmd-last", type=int, default=999, metavar="T", help="scores are compared at 1 ... T - 1")
     gamma = "weight the gradient by min(snr, G) / snr instead of by the teacher's error"
     add("--dmd-snr-gamma", type=float, metavar="G", help=gamma)
-    regression = "to the teacher's latents of the same noise; --data is then what tools/make_pairs.py wrote"
+    regression = "to what the teacher drew of the same noise, as latents or, lpips, as pictures; --data is then what "
+    regression += "tools/make_pairs.py wrote"
     add("--dmd-regression", choices=DMD_REGRESSIONS, default="none", help=regression)
     add("--dmd-regression-weight", type=float, default=0.25)
+    files = "of --dmd-regression lpips: torchvision's VGG16 and the heads of the package lpips, in two files or in one"
+    add("--lpips-weights", nargs="+", metavar="FILE", help=files)
     add("--dmd-fake-learning-rate", type=float, help="of the fake score; default the generator's")
     add("--dmd-fake-warmup", type=int, help="its steps of warm-up; default the generator's")
 
@@ -61,6 +64,8 @@ def complete(args):
         for name, value in vars(args).items():
             if name.startswith(prefix) and other != args.method and value != parser.get_default(name):
                 raise MindSigmaError(f"--{name.replace('_', '-')} belongs to --method {other}, not to {args.method}")
+    if args.lpips_weights and args.dmd_regression != "lpips":
+        raise MindSigmaError("--lpips-weights belongs to --method dmd --dmd-regression lpips")
     for name, value in DEFAULTS[args.method].items():
         if getattr(args, name) is None:
             setattr(args, name, value)

@@ -20,10 +20,12 @@ from mindsigma.sampling.schedule import NUM_TRAIN_STEPS, alphas_cumprod
 from mindsigma.training.inputs import StepInputs, tensor
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
 from mindsigma.training.loss import COLUMNS, Denoising, LossConfig, coefficients, noisy_latents
-from mindsigma.training.method import Distillation, Outcome
+from mindsigma.training.method import Distillation, Outcome, digest_of
 from mindsigma.training.needed import frozen, learning, weights_of
 from mindsigma.training.objective import Objective, noise_of_both, noise_part
+from mindsigma.training.pictures import needed_of_pictures, open_pictures
 from mindsigma.training.twins import copy_of, evaluated, teacher_of
+from mindsigma.weights.lpips_weights import WHERE, open_lpips
 
 SMALLEST_ERROR = 1e-5  # added to the mean difference that the gradient is divided by
 REGRESSION_WIDTH = 0.001  # of the Huber loss
@@ -38,7 +40,8 @@ class DMDConfig:
         guidance: scale of the teacher's.
         last: the times at which latents are compared are drawn from 1 ... last - 1.
         snr_gamma: None; or weight the gradient by min(snr, gamma) / snr instead of by the error.
-        regression: of the generator's latents to those that the teacher made of the same noise.
+        regression: of the generator's latents to those that the teacher made of the same noise, or "lpips": of the
+            pictures that these are.
         regression_weight: of that, beside the rest.
     """
 
@@ -128,11 +131,12 @@ class Matching(Objective):
         dit: the generator, in training mode.
         teacher, fake: DiTs, to be evaluated only.
         config: DMDConfig.
+        pictures: PictureDistance of regression "lpips", else None.
     """
 
-    def __init__(self, dit, teacher, fake, config):
+    def __init__(self, dit, teacher, fake, config, pictures=None):
         super().__init__(dit)
-        self.teacher, self.fake, self.config = teacher, fake, config
+        self.teacher, self.fake, self.config, self.pictures = teacher, fake, config, pictures
         self.terms = ("matching",) if config.regression == "none" else ("matching", "regression")
 
     def construct(self, noise, fresh, numbers, timestep, caption, mask, null, null_mask, wanted, *conditions):
@@ -159,7 +163,13 @@ class Matching(Objective):
             matching = weighted_loss(latents, difference, numbers)
         if config.regression == "none":
             return matching, fixed
-        return matching, config.regression_weight * regression_loss(latents, wanted, config.regression), fixed
+        return matching, config.regression_weight * self.regression(latents, wanted), fixed
+
+    def regression(self, latents, wanted):
+        """A scalar for latents and those wanted, (N, c, h, w)."""
+        if self.config.regression == "lpips":
+            return self.pictures(latents, wanted)
+        return regression_loss(latents, wanted, self.config.regression)
 
     def direction(self, latents, fresh, numbers, timestep, text, null, conditions):
         """`compared` for latents noised at the timesteps."""
@@ -206,6 +216,10 @@ class DMD(Distillation):
         """See Method."""
         super().check(args)
         cls.config_of(args)
+        if args.dmd_regression == "lpips":
+            if not args.lpips_weights:
+                raise MindSigmaError(f"--dmd-regression lpips needs --lpips-weights. {WHERE}")
+            open_lpips(args.lpips_weights)
         if args.validation_data:
             raise MindSigmaError("--validation-data: the loss of DMD says nothing about held-out images; see --prompts")
         for name in ("dmd_fake_learning_rate", "dmd_fake_warmup"):
@@ -228,6 +242,8 @@ class DMD(Distillation):
     def needed(self, component, dtype):
         """See Method: the generator, the teacher, and the fake score, whose gradients come after the generator's."""
         own, run, numbers = super().needed(component, dtype), self.run, weights_of(component)
+        if self.args.dmd_regression == "lpips":
+            own += needed_of_pictures(run.components.opened("vae"))
         if run.adapting:
             return own
         fake = learning(self.args, numbers, processes=run.ranks.count, averaged=False)
@@ -241,15 +257,26 @@ class DMD(Distillation):
             raise MindSigmaError(f"{args.data}: holds no pairs, which --dmd-regression needs: tools/make_pairs.py")
         teacher = teacher_of(run.dit, run.learner)
         fake, self.fake_learner = copy_of(run.dit, run.learner, "fake", learns=True)
+        self.fake_learner.sampling = {}  # it draws nothing
         if args.recompute:
             for block in fake.blocks:
                 block.recompute()
-        objective = Matching(run.dit, teacher, evaluated(fake), config)
+        pictures = None
+        if config.regression == "lpips":
+            pictures = open_pictures(run.components.opened("vae"), args.lpips_weights)
+            if args.recompute:
+                pictures.one.recompute()
+        objective = Matching(run.dit, teacher, evaluated(fake), config, pictures)
         self.training = self.step_of(objective, run.learner.parameters, args.ema_decay)
         self.fake_training = self.step_of(Denoising(fake, bound=False), self.fake_learner.parameters)
         self.inputs = self.inputs_of(DMDInputs, config, run.source, args.seed)
         rate = args.learning_rate if args.dmd_fake_learning_rate is None else args.dmd_fake_learning_rate
         self.fake_rate = scaled_rate(rate, run.batch, args.auto_lr)
+
+    def identity(self):
+        """See Method; what judges the pictures decides the loss, too."""
+        pictures = self.training.objective.pictures
+        return {**super().identity(), **({} if pictures is None else {"lpips": digest_of(pictures)})}
 
     def train(self, batches, rate):
         """See Method: a step of the generator, and one of the fake score on the latents from before it."""
@@ -270,8 +297,13 @@ class DMD(Distillation):
 
     def sampling(self):
         """See Method."""
-        alone = self.args.sample_sampler == "one-step"
-        return {"timesteps": (self.args.dmd_time,)} if alone else {}
+        own = self.own_sampling()
+        return {"timesteps": own["timesteps"]} if self.args.sample_sampler == own["sampler"] else {}
+
+    def own_sampling(self):
+        """See Method."""
+        own = {"sampler": "one-step", "num_inference_steps": 1, "guidance_scale": 1.0}
+        return {**own, "timesteps": (self.args.dmd_time,)}
 
     def steps(self):
         """See Method."""

@@ -15,6 +15,7 @@ from mindsigma.choices import LCM_LOSSES, LCM_WEIGHTINGS
 from mindsigma.data import generator
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.operators import mean, split, unstack
+from mindsigma.sampling.lcm import LCM as LCMSampler
 from mindsigma.sampling.lcm import boundary_scales
 from mindsigma.sampling.schedule import NUM_TRAIN_STEPS, alphas_cumprod
 from mindsigma.training.inputs import StepInputs, tensor
@@ -232,6 +233,11 @@ class LCM(Distillation):
         """See Method: the target is the average that is counted there; beside an adapter the teacher is the network."""
         own = super().needed(component, dtype)
         return own if self.run.adapting else own + frozen(weights_of(component), dtype)
+
+    def own_sampling(self):
+        """See Method: the steps are those of its previews, or the sampler's own."""
+        previews = self.args.sample_steps if self.args.sample_sampler == "lcm" else None
+        return {"sampler": "lcm", "num_inference_steps": previews or LCMSampler.steps, "guidance_scale": 1.0}
 
     def build(self):
         """See Method."""

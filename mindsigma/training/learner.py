@@ -16,6 +16,7 @@ from mindsigma.weights.formats.finite import finite
 from mindsigma.weights.formats.reader import TensorSource
 from mindsigma.weights.formats.tensor_stream import TensorSpec
 from mindsigma.weights.names.dit_names import NULL_CAPTION
+from mindsigma.weights.sampling_header import header_texts
 from mindsigma.weights.saving import stored_config, write_own_folder
 
 FP32 = np.dtype(np.float32)
@@ -32,6 +33,7 @@ class WholeLearner:
 
     product = "dit"
     average = "ema"
+    sampling = {}  # how what is written wants to be sampled: fields of SamplingOptions
 
     def __init__(self, dit, null_caption, record=()):
         self.dit = dit
@@ -64,7 +66,8 @@ class WholeLearner:
         def read(name):
             return self.null_caption if name == NULL_CAPTION else values[name].asnumpy()
 
-        write_own_folder(folder, config, specs, read, dtype="fp32", kind="dit", record=json.dumps(self.record))
+        texts = {"record": json.dumps(self.record), **header_texts(self.sampling)}
+        write_own_folder(folder, config, specs, read, dtype="fp32", kind="dit", **texts)
 
     def read(self, folder, values=None):
         """Set the network's Parameters, or others of the same names, from what `write` wrote."""
@@ -120,6 +123,7 @@ class AdapterLearner:
 
     product = "adapter.safetensors"
     average = "adapter_ema.safetensors"
+    sampling = {}  # see WholeLearner
 
     def __init__(self, dit, adapter):
         self.adapter = adapter
@@ -143,7 +147,7 @@ class AdapterLearner:
             arrays = {role: values[f"{name}.{role}"].asnumpy() for role in ("lora_A", "lora_B")}
             magnitude = None if entry.magnitude is None else values[f"{name}.magnitude"].asnumpy()
             entries[name] = replace(entry, a=arrays["lora_A"], b=arrays["lora_B"], magnitude=magnitude)
-        write_adapter(path, replace(self.adapter, entries=entries))
+        write_adapter(path, replace(self.adapter, entries=entries, sampling=self.sampling))
 
     def read(self, path, values=None):
         """Set the adapter's Parameters, or others of the same names, from what `write` wrote."""

@@ -135,6 +135,10 @@ class Method:
         """dict of fields of SamplingOptions for the images of --prompts, besides those of the run's options."""
         return {}
 
+    def own_sampling(self):
+        """Fields of SamplingOptions with which what is learnt is to be sampled; {}: as any other model."""
+        return {}
+
     def steps(self):
         """dict name -> TrainingStep of all that learn; that of the run's network has the name ""."""
         return {"": self.training}

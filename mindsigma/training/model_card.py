@@ -20,7 +20,7 @@ KINDS = {
 }
 
 
-def model_card(args, step, product, identity, records, changes=(), held_out=None, summary=""):
+def model_card(args, step, product, identity, records, changes=(), held_out=None, summary="", sampling=None):
     """Text of a card.
 
     Args:
@@ -29,6 +29,7 @@ def model_card(args, step, product, identity, records, changes=(), held_out=None
         identity: dict of the run's options, with `batch`. records: number of records that it is trained on.
         changes: dicts of what was changed when the run went on. held_out: validation loss, or None.
         summary: a line about an adapter or a ControlNet.
+        sampling: fields of SamplingOptions that the checkpoint tells of itself, or None.
     """
     tag, kind = KINDS[product]
     base, name = _shown(args.model), Path(args.output).name
@@ -52,6 +53,8 @@ def model_card(args, step, product, identity, records, changes=(), held_out=None
     for change in changes:
         name, then, now = (one_line(change.get(key), 60) for key in ("option", "from", "to"))
         lines.append(f"| changed after step {one_line(change.get('step'), 12)} | {name}: {then} to {now} |")
+    if sampling:
+        lines.append(f"| made for sampler | {_sampler(sampling)} |")
     lines += ["", "## Use", "", "```bash", *_commands(product, base, args), "```", ""]
     lines += [
         "## To be filled in", "",
@@ -75,6 +78,14 @@ def _commands(product, base, args):
         f'python tools/generate.py "a prompt" --model THIS_FOLDER/{part} --components {components}',
         f"python tools/convert.py THIS_FOLDER/{part} OUT --to diffusers",
     ]
+
+
+def _sampler(sampling):
+    """A distilled checkpoint's settings in words; tools/generate.py takes them from the file."""
+    steps = sampling["num_inference_steps"]
+    times = "".join(f", at timestep {time}" for time in sampling.get("timesteps", ()))
+    guidance = "no guidance" if sampling["guidance_scale"] <= 1 else f"guidance {sampling['guidance_scale']:g}"
+    return f"`{sampling['sampler']}`, {steps} step{'s' * (steps > 1)}{times}, {guidance}; taken by default"
 
 
 def _shown(name):

@@ -34,6 +34,7 @@ FREE = (
     "evaluate", "evaluate_every",
     # What a method tells of these, see Method.identity.
     "controlnet_layers", "init_controlnet", "condition", "condition_folder", "condition_dropout", "control_images",
+    "lpips_weights",
 )  # fmt: skip
 
 # Options that may change when a run goes on: the change is recorded in its checkpoints.
@@ -67,7 +68,7 @@ REASONS = {
     **dict.fromkeys(("pe_interpolation", "lora_rank", "lora_alpha", "lora_targets", "rslora", "dora"), _NETWORK),
     **dict.fromkeys(("init_lora", "method", "base", "controlnet_layers", "init_controlnet"), _NETWORK),
     **dict.fromkeys(("condition", "condition_dropout"), _BATCHES),
-    **dict.fromkeys(("snr_loss", "loss_weighting", "snr_gamma", "prior_weight"), _LOSS),
+    **dict.fromkeys(("snr_loss", "loss_weighting", "snr_gamma", "prior_weight", "lpips"), _LOSS),
     **dict.fromkeys(("dtype", "fp32_attention", "recompute"), "other roundings than an unbroken run's would follow"),
 }
 

@@ -55,6 +55,7 @@ NAMES = {
     "data": "data (captions, sizes, order) of the fingerprint",
     "teacher": "a teacher (--model) of the fingerprint",
     "base": "a network (--model) of the fingerprint",
+    "lpips": "LPIPS and a VAE (--lpips-weights, --components) of the fingerprint",
 }
 
 
@@ -162,6 +163,7 @@ class Trainer:
         self.null_caption = self._null_caption(component)
         self.method.begin()
         self.learner = self.method.learner(component)
+        self.learner.sampling = self.method.own_sampling()
         if type(self.learner) is not WholeLearner:
             self.say(self.learner.summary())
         if args.recompute:  # after the adapter is in: MindSpore knows the parameters of this moment only
@@ -476,7 +478,7 @@ class Trainer:
             state["validation_loss"] = held_out
         card = model_card(
             self.args, self.step, self.learner.product, self.identity, len(self.records.source), self.changes, held_out,
-            self.learner.summary(),
+            self.learner.summary(), self.learner.sampling,
         )  # fmt: skip
         beat(RUNNING, self.step, "saving")
         self.checkpoints.save(self.step, self.method.contents(), state, card, self.args.save_in_background)

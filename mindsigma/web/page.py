@@ -54,7 +54,7 @@ def serve(args):
     """Open the first model and start the page; returns a Served."""
     from mindsigma.commands.generate import open_pipeline
     from mindsigma.commands.web import labels_of
-    from mindsigma.weights.released import default_sampler
+    from mindsigma.weights.own_sampling import own_sampling
 
     models, adapters = labels_of(args.model or ["sigma-mini"]), labels_of(args.lora)
     if MINI in models.values():
@@ -65,7 +65,7 @@ def serve(args):
         return open_pipeline(args, model=models[label], lora=())
 
     controls = labels_of(args.controlnet)
-    samplers = {label: default_sampler(path) for label, path in models.items()}
+    samplers = {label: own_sampling(path) for label, path in models.items()}
     studio = Studio(open_model, models, adapters, limits, args.preview_every, controls, samplers)
     studio.open_first()
     return Served(studio, args.host, args.port)
@@ -193,7 +193,7 @@ class Page:
                 with gr.Column(elem_id="options", min_width=0):
                     with gr.Accordion("Sampling", open=False):
                         own = studio.sampler_of(studio.models[0])
-                        own_steps, own_guidance = studio.usual(own)
+                        own_steps, own_guidance = studio.usual(own, studio.models[0])
                         sampler = gr.Dropdown(list(SAMPLERS), value=own, label="Sampler")
                         steps = gr.Slider(1, limits.steps, own_steps, step=1, label="Steps")
                         guidance = gr.Slider(1, 15, own_guidance, step=0.1, label="Guidance", info="1 is none")
@@ -313,7 +313,7 @@ class Page:
         """Whether Fast is for a model, given by its label, and the sampler, steps and guidance that go with both."""
         fast = bool(fast) and model == MINI
         sampler = "lcm" if fast else self.studio.sampler_of(model)
-        return (fast, sampler, *self.studio.usual(sampler))
+        return (fast, sampler, *self.studio.usual(sampler, model))
 
     def order(
         self, prompt, negative, ratio, pictures, seed, sampler, steps, guidance, pag, model, fast, given, strength,
@@ -450,7 +450,7 @@ class Page:
             model = self.studio.models[0]
         if not isinstance(sampler, str) or sampler not in SAMPLERS:
             sampler = self.studio.sampler_of(model)
-        own_steps, own_guidance = self.studio.usual(sampler)
+        own_steps, own_guidance = self.studio.usual(sampler, model)
         weights, lora = {}, options.get("lora")
         for entry in lora if isinstance(lora, list) else ():
             label, colon, weight = str(entry).rpartition(":")

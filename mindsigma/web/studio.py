@@ -140,7 +140,7 @@ class Studio:
             latter are those that `open_model` opens a pipeline with, in their order.
         limits: Limits.
         preview_every: steps between two previews; 0: none.
-        samplers: dict label of a model -> name of the sampler that it was distilled for; the others have dpm.
+        samplers: dict label of a model -> fields of SamplingOptions that it was distilled for; the others have dpm.
     """
 
     def __init__(
@@ -174,14 +174,23 @@ class Studio:
 
     def sampler_of(self, model):
         """Name of the sampler of a model, given by its label."""
-        return self._samplers.get(model, "dpm")
+        return self._own(model)["sampler"]
 
-    def usual(self, sampler):
-        """(steps, guidance scale) that a sampler takes unless told otherwise, within the limits."""
+    def usual(self, sampler, model=None):
+        """(steps, guidance scale) that a sampler takes unless told otherwise, or a model of that sampler, in limits."""
         from mindsigma.sampling import sampler_class
 
-        found = sampler_class(sampler)
-        return min(found.steps, self.limits.steps), found.guidance
+        found, own = sampler_class(sampler), self._own(model)
+        own = own if own["sampler"] == sampler else {}
+        steps = own.get("num_inference_steps", found.steps)
+        return min(steps, self.limits.steps), own.get("guidance_scale", found.guidance)
+
+    def _own(self, model, adapters=()):
+        """Fields of SamplingOptions that a model, given by its label, and adapters (label, weight) were made for."""
+        from mindsigma.weights.own_sampling import told_by_adapters
+
+        told = told_by_adapters([self.adapters[label] for label, _ in adapters])
+        return told or self._samplers.get(model, {"sampler": "dpm"})
 
     @property
     def waiting(self):
@@ -241,7 +250,7 @@ class Studio:
         from mindsigma.arguments import number, whole
         from mindsigma.choices import CONDITIONS
         from mindsigma.data.conditions import Condition
-        from mindsigma.sampling.options import SamplingOptions
+        from mindsigma.sampling.options import SamplingOptions, with_own
 
         limits = self.limits
         prompt, negative = limits.text("prompt", order.prompt), limits.text("negative prompt", order.negative)
@@ -255,7 +264,7 @@ class Studio:
             if label not in self.adapters:
                 raise MindSigmaError(f"adapter: '{one_line(label)}' is none of this page's")
             adapters.append((label, number("weight", weight)))
-        values = {"sampler": self.sampler_of(model), **order.options}
+        values = with_own(self._own(model, adapters), order.options)
         options = SamplingOptions(**values)
         whole("steps", options.num_inference_steps, 1, limits.steps)
         for side in (options.height, options.width):

@@ -36,6 +36,7 @@ from mindsigma.weights.names.prefixes import kinds_in
 from mindsigma.weights.names.t5_names import map_t5
 from mindsigma.weights.names.vae_names import map_vae
 from mindsigma.weights.released import release_of, size_note
+from mindsigma.weights.sampling_header import told_by
 from mindsigma.weights.stored_config import config_of
 from mindsigma.weights.tensors import weight_tensor
 from mindsigma.weights.text_memory import MEMORY, FromDisk, Int8
@@ -88,6 +89,8 @@ def open_dit(path, dtype=None, ema=False, lora=(), sampling=False, **config_over
     adapters = open_adapters(lora)
     pending.tensors = with_adapters(tensors, adapters, np.float32)
     pending.notes += [note for one, _ in adapters for note in notes_of(one)]
+    told = [told_by(source), *(one.adapter.sampling for one, _ in adapters)]
+    pending.sampling = next((one for one in reversed(told) if one), {})
     return pending
 
 
@@ -204,7 +207,10 @@ class Pending:
     Attributes:
         config, dtype: of the cell.
         notes: list[str], what was assumed or left out on the way.
+        sampling: fields of SamplingOptions that the files tell of themselves, or {}.
     """
+
+    sampling = {}
 
     def __init__(self, tensors, build, prepare=accelerate):
         self.tensors = tensors

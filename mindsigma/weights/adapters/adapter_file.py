@@ -13,6 +13,8 @@ magnitudes is held as it is, without padding. The header's metadata: `format`, `
 `kind` = "adapter", `sha256` of the tensors, `source`, `record`, and `config`, a JSON object
 
     {"_class_name": "Adapter", "rslora": false, "modules": {name: {"rank": 8, "alpha": 8.0, "scale": 1.0}}}
+
+and, of a distilled one, `sampling` (weights/sampling_header.py).
 """
 
 import hashlib
@@ -33,6 +35,7 @@ from mindsigma.weights.formats.safetensors_writer import write_safetensors
 from mindsigma.weights.formats.tensor_stream import TensorSpec
 from mindsigma.weights.names.dit_names import DIFFUSERS
 from mindsigma.weights.names.name_map import slots
+from mindsigma.weights.sampling_header import header_texts, told_by
 
 FORMAT = {"format": "mindsigma", "format_version": "1", "kind": "adapter"}
 PARTS = {"attn.qkv": "qkv", "cross_attn.kv_linear": "kv"}  # fused layers, their parts in the order of the rows
@@ -65,12 +68,13 @@ class Entry:
 
 @dataclass
 class Adapter:
-    """Entries by name (see above), rank-stabilised or not, and where they came from."""
+    """Entries by name (see above), rank-stabilised or not, where they came from, and how the model is then sampled."""
 
     entries: Dict[str, Entry]
     rslora: bool = False
     path: Path = Path("adapter")
     record: list = field(default_factory=list)
+    sampling: Dict[str, Any] = field(default_factory=dict)
 
     @property
     def dora(self):
@@ -160,6 +164,7 @@ def write_adapter(path, adapter, progress=None):
         "source": adapter.path.name,
         "config": json.dumps(config, separators=(",", ":")),
         "record": json.dumps(adapter.record),
+        **header_texts(adapter.sampling),
     }
     specs = [TensorSpec(name, array.dtype, array.shape) for name, array in tensors.items()]
     write_safetensors(Path(path), specs, lambda name: np.ascontiguousarray(tensors[name]), metadata, progress)
@@ -184,7 +189,7 @@ def read_adapter(path):
     damaged = MindSigmaError(f"{path}: damaged adapter file: metadata and tensors do not agree; copy it again")
     config = load_json(path, source.metadata.get("config", ""), "the adapter's config")
     record = load_json_value(path, source.metadata.get("record", "[]"), "the adapter's record")
-    left, entries = set(source.names()), {}
+    left, entries, sampling = set(source.names()), {}, told_by(source)
     try:
         for name, values in config["modules"].items():
             names = [f"{name}.lora_A", f"{name}.lora_B", f"{name}.magnitude"]
@@ -193,7 +198,8 @@ def read_adapter(path):
             left -= set(names)
             if a.shape[0] != values["rank"]:
                 raise damaged
-        adapter = Adapter(entries, config["rslora"], Path(path), [one_line(line) for line in record])
+        lines = [one_line(line) for line in record]
+        adapter = Adapter(entries, config["rslora"], Path(path), lines, sampling)
     except (KeyError, TypeError, AttributeError, ValueError, IndexError, RecursionError):
         raise damaged from None
     if left or type(adapter.rslora) is not bool or any(entry.b is None for entry in entries.values()):

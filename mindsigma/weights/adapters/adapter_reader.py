@@ -192,6 +192,11 @@ def _same_bits(one, two):
     return one.shape == two.shape and one.tobytes() == two.tobytes()
 
 
+def file_of_adapter(path):
+    """The weight file of an adapter that the user named: a file or a folder. Raises MindSigmaError."""
+    return _files(Path(path))[0]
+
+
 def _files(path):
     """(weights, config of peft or None) of what the user named."""
     if not path.is_dir():
