@@ -156,7 +156,7 @@ class FeatureSet:
         if length > len(states):
             raise MindSigmaError(
                 f"{self.path}: the null caption was extracted for {len(states)} tokens, not for {length}; "
-                f"extract again with --max-length {length}"
+                f"train with --max-length {len(states)}, or extract again with --max-length {length}"
             )
         mask = np.zeros(length, np.int32)
         mask[:tokens] = 1
