@@ -79,6 +79,15 @@ def test_other_things(tmp_path):
         inspect(tmp_path / "text")
 
 
+def test_the_folder_of_a_run(tmp_path):
+    """Beside its checkpoints lies a file of tensors, which is not what anybody asks about."""
+    save_file({"keys": np.zeros(3)}, tmp_path / "data.safetensors")
+    product = tmp_path / "checkpoints" / "step_00000030" / "dit"
+    product.mkdir(parents=True)
+    with pytest.raises(MindSigmaError, match=f"holds no weights itself; it is the folder of a run: give {product}"):
+        inspect(tmp_path)
+
+
 def test_the_option_needs_nothing_else(convert_tool, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["convert.py", "--inspect", "sigma-mini"])
     with pytest.raises(SystemExit) as caught:

@@ -10,7 +10,7 @@ from mindsigma.conversion.component import open_source
 from mindsigma.errors import MindSigmaError, one_line
 from mindsigma.weights import open_checkpoint
 from mindsigma.weights.adapters.adapter_reader import is_adapter, open_adapter, ranks_text
-from mindsigma.weights.locate import locate, read_json
+from mindsigma.weights.locate import locate, meant_of_run, read_json
 from mindsigma.weights.names.prefixes import kinds_in
 
 WHAT = {"dit": "DiT", "vae": "VAE", "t5": "T5 encoder", "controlnet": "ControlNet"}
@@ -21,6 +21,8 @@ SHOWN = 12  # texts of a header, names of tensors
 def inspect(name_or_path):
     """list[str] about a path, bundled or released name or hub id; no weight is read. Raises MindSigmaError."""
     path = locate(name_or_path)
+    if (path / "checkpoints").is_dir():
+        raise MindSigmaError(f"{path}: holds no weights itself{meant_of_run(path)}")
     if is_adapter(path):
         return [f"file     {path}", *_adapter(path), *_training(path)]
     try:
