@@ -161,6 +161,17 @@ def test_a_training_step_on_cards(tmp_path):
 
 
 @pytest.mark.slow
+def test_blocks_are_computed_again_one_by_one():
+    """With `recompute` only what enters a block is kept: not what all blocks make of it, computed again at once."""
+    request = Request("sigma-mini", "train", 256, 256, 64, "bf16", 40, depth=4, weights=False, optimizer="lion")
+    kept, again = (plan(replace(request, recompute=recompute)) for recompute in (False, True))
+    attentions = [found.launches[FAST]["FlashAttentionScore"] for found in (kept, again)]
+    assert attentions == [2 * 4, 2 * 2 * 4]
+    own = [found.peak_mb - found.weight_mb - found.state_mb for found in (kept, again)]
+    assert own[1] < 0.6 * own[0]
+
+
+@pytest.mark.slow
 def test_every_method_is_planned():
     """What a step keeps besides the weights, in numbers a weight: masters, states, averages, other networks."""
     request = Request(

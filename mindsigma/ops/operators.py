@@ -27,6 +27,8 @@ _composing_for = []  # devices, the last one counts
 
 # What an NPU launches fast, by its primitives, where MindSpore's functions of the same meaning choose slow ones.
 _add_product = auto_generate.AddcmulExt()
+_add_product_kept = auto_generate.AddcmulExt()
+_add_product_kept.add_prim_attr("recompute", False)
 _add_layer_norm = auto_generate.AddLayerNormV2()
 _convolve = auto_generate.Conv2DExt()
 _embed = auto_generate.Embedding()
@@ -224,10 +226,14 @@ def assign(variable, value):
     return _copy_into(variable, value) if fused() else ops.assign(variable, value)
 
 
-def multiply_add(x, a, b):
-    """x + a * b in one pass; x and b may be rows that are repeated to a's shape, or the other way round."""
+def multiply_add(x, a, b, kept=False):
+    """x + a * b in one pass; x and b may be rows that are repeated to a's shape, or the other way round.
+
+    `kept`: where the cell around it is computed again in the backward pass, this result is not. Without one such a
+    cell, MindSpore takes neighbours for one, and all would be computed again at once.
+    """
     if fused():
-        return _add_product(x, a, b, 1)
+        return _add_product_kept(x, a, b, 1) if kept else _add_product(x, a, b, 1)
     return (x.astype(ms.float32) + a.astype(ms.float32) * b.astype(ms.float32)).astype(a.dtype)
 
 
