@@ -155,6 +155,16 @@ def graph_mode():
     ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
+@pytest.fixture
+def graph_runs(graph_mode, monkeypatch):
+    """Let training runs in this process keep to graph mode, which choosing a CPU would leave."""
+    from mindsigma.training import trainer
+
+    monkeypatch.setattr(trainer, "set_device", lambda name: None)
+    yield
+    assert ms.get_context("mode") == ms.GRAPH_MODE
+
+
 @pytest.fixture(scope="session")
 def mini():
     """The bundled pipeline."""

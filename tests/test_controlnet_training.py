@@ -275,7 +275,7 @@ def test_killed_runs_go_on(data, done, tmp_path):
 
 
 @pytest.mark.slow
-def test_one_graph(data, done, tmp_path, graph_mode):
+def test_one_graph(data, done, tmp_path, graph_runs):
     """The step as an NPU runs it, as one graph."""
     learn(data, tmp_path / "run")
     parts = ("controlnet", "controlnet_ema", "states")
