@@ -59,7 +59,8 @@ def open_pictures(vae, files):
     A VAE that draws is computed by kernels without gradients on a CPU; this one has the operators that have them.
     """
     decoder = Pending(vae.tensors, lambda: VAE(vae.config, vae.dtype), lambda cell: cell).load()
-    decoder.encoder = decoder.quant_conv = None  # only pictures are made
+    decoder.encoder = decoder.quant_conv = None  # only pictures are made: the weights of the other half go
+    object.__setattr__(decoder, "_moments", None)
     for name, weight in decoder.parameters_and_names():
         weight.name, weight.requires_grad = f"vae.{name}", False
     return PictureDistance(decoder.set_train(False), load_lpips(files))
