@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.inspect.launches import largest_that_fits, number_in
+from mindsigma.inspect.launches import _reason, largest_that_fits, number_in
 from mindsigma.inspect.parts import Request, build_part
 from mindsigma.inspect.recipe import of_recipe
 
@@ -120,3 +120,10 @@ def test_the_step_of_every_method_takes_the_inputs_that_it_is_planned_with(name)
     kept = {parameter.name for parameter in cell.get_parameters()}
     assert any("lora_A" in one for one in kept) == ("lora_rank" in METHODS[name])
     assert any(one.startswith("teacher.") for one in kept) == (name in ("lcm", "dmd"))
+
+
+def test_why_a_dry_run_failed():
+    """The line of an error; a process that was killed left none."""
+    assert _reason("[INFO] all is well\nValueError: bad\n", 1) == "ValueError: bad"
+    assert _reason("[INFO] all is well\n", -9).startswith("its process was ended by signal 9")
+    assert _reason("", 1) == "it said nothing"

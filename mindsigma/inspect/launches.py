@@ -106,7 +106,7 @@ def plan(request, cards=1, zero=0, lines=False):
         if done.returncode or not Path(f"{folder}/plan.json").is_file():
             if TOO_LARGE.search(text):
                 raise TooLarge(f"more than {LARGEST_CARD} GiB would be needed: {_reason(text)}")
-            raise MindSigmaError(f"the dry run failed: {_reason(text)}")
+            raise MindSigmaError(f"the dry run failed: {_reason(text, done.returncode)}")
         counted = json.loads(Path(f"{folder}/plan.json").read_text(encoding="utf-8"))
         found = _plan(text, counted)
         if lines:
@@ -124,10 +124,12 @@ def stored_launches(request):
     }
 
 
-def _reason(text):
-    """The line of a log that says why, bounded."""
+def _reason(text, code=0):
+    """The line of a log that says why, bounded; or by which signal a process ended that had no time to say it."""
     lines = [line for line in text.splitlines() if re.match(r"([\w.]+Error|error)\b", line)]
     lines += [line for line in text.splitlines() if "out of memory" in line.lower() or "not enough" in line.lower()]
+    if not lines and code < 0:
+        return f"its process was ended by signal {-code}; 9 may be the system's, for want of memory"
     return one_line((lines or text.splitlines() or ["it said nothing"])[0], 300)
 
 
