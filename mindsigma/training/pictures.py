@@ -29,7 +29,7 @@ class PictureDistance(nn.Cell):
     def construct(self, latents, wanted):
         """fp32 scalar for latents and those wanted (N, c, h, w), scaled; the latter get no gradient.
 
-        One picture after the other: if `one` is recomputed, the activations of a single one are in memory at once.
+        One picture after the other, so that `one` may be recomputed for each.
         """
         count, distances = latents.shape[0], ()
         ones, others = split(latents, count, 0), split(ops.stop_gradient(wanted), count, 0)
