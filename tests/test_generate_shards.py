@@ -1,5 +1,6 @@
 """Pictures of many prompts in shards: those that are drawn one by one, read again as a data set, gone on with."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,12 +8,14 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import load_tool
+from conftest import ROOT, load_tool
 from PIL import Image
+from training_runs import free_port
 
 from mindsigma.commands import generate_shards
 from mindsigma.commands.generate_options import build_parser
@@ -127,6 +130,44 @@ def test_a_process_that_is_killed_leaves_no_half_shard(drawn, tmp_path):
     assert len(open_data(tmp_path / "out", progress=False)) == 2
     tool(tmp_path, "--out", tmp_path / "out", "--shard-prompts", 2)
     assert len(open_data(tmp_path / "out", progress=False)) == 5
+
+
+def process_of(rank, out):
+    """Number of the launcher's process of a rank that draws to a folder, or None."""
+    wanted = {str(out).encode(), f"RANK_ID={rank}".encode(), b"MS_ROLE=MS_WORKER"}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if wanted <= {part for name in ("cmdline", "environ") for part in (entry / name).read_bytes().split(b"\0")}:
+                return int(entry.name)
+    return None
+
+
+@pytest.mark.slow
+def test_a_killed_process_of_two_is_started_again(tmp_path):
+    """By the launcher, as in training; what both had drawn is kept, and the shards are those of one process."""
+    prompts, out, one = tmp_path / "prompts.txt", tmp_path / "out", tmp_path / "one"
+    prompts.write_text("\n".join(f"apple number {i}" for i in range(24)))
+    flags = ["--prompts-file", prompts, *SMALL, "--shard-prompts", 4, "--out"]
+    command = [ROOT / "tools" / "launch" / "generate_cpu.sh", *flags, out]
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "RESTARTS": "1", "MASTER_PORT": str(free_port())}
+    environment["LOG_DIR"] = str(tmp_path / "logs")
+    launcher = subprocess.Popen(
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    while not (out / "00003.tar.growing").exists():  # of the second process's part
+        assert launcher.poll() is None, launcher.communicate()
+        time.sleep(0.02)
+    os.kill(process_of(1, out), signal.SIGKILL)
+    said, error = launcher.communicate(timeout=600)
+    assert launcher.returncode == 0, said + error
+    assert "process 1 was killed by signal 9 after step" in error and "restart 1 of 1" in said
+    assert sorted(path.name for path in out.glob("*.tar*")) == [f"{i:05d}.tar" for i in range(6)]
+    tool(tmp_path, "--out", one, "--shard-prompts", 4)
+    found = [open_data(folder, progress=False) for folder in (out, one)]
+    assert [record[:5] for record in found[0]] == [record[:5] for record in found[1]] and len(found[0]) == 24
+    for i in range(24):
+        assert np.abs(np.subtract(*(np.asarray(records.image(i)).astype(int) for records in found))).max() <= 1
 
 
 def test_prompts_are_read_line_by_line(tmp_path):

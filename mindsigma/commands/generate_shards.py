@@ -21,6 +21,7 @@ from mindsigma.data.growing_tar import GrowingTar
 from mindsigma.data.shares import claim, from_share
 from mindsigma.errors import MindSigmaError, say
 from mindsigma.foreign import load_json
+from mindsigma.heartbeat import RUNNING, beat
 from mindsigma.progress import bar
 
 CLAIMS = ".building"  # folder of the locks of shards that are drawn
@@ -34,16 +35,24 @@ def draw_shards(args, parser):
         return 0
     from mindsigma.pipeline.phases import PhaseClock
 
+    beat(RUNNING, 0, "starting")
     rank, ranks = rank_of(args)
     prompts = PromptLines(args.prompts_file, columns_of(parser))
     out, count = Path(args.out), -(-len(prompts) // args.shard_prompts)
     say(f"rank {rank} of {ranks}: {len(prompts)} prompts in {count} shards over all ranks")
-    clock = PhaseClock()
+    clock, batches = PhaseClock(), 0
     with clock.phase("load"):
         pipeline = open_pipeline(args)
     introduce(pipeline, args, say)
     note_settings(out, args, pipeline, prompts)
     with bar(len(prompts), "draw", "prompt") as done:
+
+        def drawn(count):
+            nonlocal batches
+            batches += 1
+            beat(RUNNING, batches, f"drawing {number:05d}.tar")
+            done.update(count)
+
         for number in from_share(count, rank, ranks):
             if shard_path(out, number).is_file():
                 continue
@@ -51,7 +60,7 @@ def draw_shards(args, parser):
                 if mine and not shard_path(out, number).is_file():
                     first = number * args.shard_prompts
                     lines = prompts.rows(first, first + args.shard_prompts)
-                    pictures = draw_shard(pipeline, args, shard_path(out, number), lines, first, clock, done.update)
+                    pictures = draw_shard(pipeline, args, shard_path(out, number), lines, first, clock, drawn)
                     say(f"{shard_path(out, number)}: {pictures} pictures")
     absent = sum(not shard_path(out, number).is_file() for number in range(count))
     if absent:

@@ -6,7 +6,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
     cat << 'USAGE'
-usage: [NPUS=8] [MASTER_PORT=8118] [LOG_DIR=outputs/logs] tools/launch/generate_ascend.sh OPTIONS OF tools/generate.py
+usage: [NPUS=8] [MASTER_PORT=8118] [LOG_DIR=outputs/logs] [RESTARTS=0] \
+    tools/launch/generate_ascend.sh OPTIONS OF tools/generate.py
 
 Give --parallel sequence, cfg (2 NPUs) or both (4, 6, ...), and the NPUs share each image; or --shard-prompts N, and each
 draws shards of its own. NPUS defaults to all of the node (/dev/davinci*). What

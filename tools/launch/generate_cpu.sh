@@ -6,7 +6,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 if [[ $# -eq 0 || $1 == -h || $1 == --help ]]; then
     cat << 'USAGE'
-usage: [PROCESSES=2] [MASTER_PORT=8118] [LOG_DIR=outputs/logs] tools/launch/generate_cpu.sh OPTIONS OF tools/generate.py
+usage: [PROCESSES=2] [MASTER_PORT=8118] [LOG_DIR=outputs/logs] [RESTARTS=0] \
+    tools/launch/generate_cpu.sh OPTIONS OF tools/generate.py
 
 Give --parallel sequence, cfg (2 processes) or both (4, 6, ...), and the processes share each image; or --shard-prompts N,
 and each draws shards of its own. What process 0 writes is shown; each process writes worker_N.log below LOG_DIR.

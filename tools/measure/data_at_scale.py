@@ -1,18 +1,23 @@
 """Measure data sets by their size: opening, memory, the order of an epoch, resumption, and reading of features.
 
     python tools/measure/data_at_scale.py index scratch/ --rows 30000000 --processes 1 8
+    python tools/measure/data_at_scale.py order scratch/ --rows 30000000
     python tools/measure/data_at_scale.py start scratch/ --rows 1000 10000 100000
     python tools/measure/data_at_scale.py features scratch/ --rows 600 --processes 1 2
+    python tools/measure/data_at_scale.py prompts scratch/ --rows 2 1000000
 
-`index` makes an index of drawn captions and sizes over sparse shards. `start` makes shards of tiny images and opens
-them with and without an index. `features` makes shards of 512 px features of T5-XXL's width. What was made is kept.
-Every measurement is a process of its own; seconds are of its processor where it says so.
+`index` makes an index of drawn captions and sizes over sparse shards. `order` walks through an epoch of such an index,
+of which it makes sizes and order by ratio alone: all that the order follows from. `start` makes shards of tiny images
+and opens them with and without an index. `features` makes shards of 512 px features of T5-XXL's width. `prompts` lists
+prompts of which all shards but the last, of two prompts, count as drawn, and starts tools/generate.py --shard-prompts
+on them. What was made is kept. Every measurement is a process of its own; seconds are of its processor where it says.
 """
 
 import io
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -23,6 +28,9 @@ import numpy as np
 from PIL import Image
 
 from mindsigma import command_line
+from mindsigma.commands import generate_options
+from mindsigma.commands.prompt_lines import PromptLines
+from mindsigma.commands.rows import columns_of
 from mindsigma.data import BucketSampler, Loader, Resolution, open_data
 from mindsigma.data.columns import ENDS, merge, text_arrays
 from mindsigma.data.feature_shards import FeatureShards
@@ -31,7 +39,7 @@ from mindsigma.data.index import BAD, FILES, ROWS, is_index
 from mindsigma.data.index_building import Building, describe_part, write_version
 from mindsigma.data.record import Record
 from mindsigma.data.shards import Section
-from mindsigma.errors import say
+from mindsigma.errors import MindSigmaError, say
 from mindsigma.foreign import open_regular
 
 CHUNK = 1 << 18  # rows made at once
@@ -39,6 +47,8 @@ SHARD_ROWS, IMAGE_BYTES = 10_000, 100_000  # of the sparse shards
 WORDS = ("a", "red", "small", "old", "apple", "cat", "rocket", "house", "on", "under", "the", "table", "photo")
 RESOLUTION, BATCH = Resolution(1024, True), 2048
 STEPS = 21  # that a rank reads
+DRAWN_PROMPTS, LEFT = 1000, 2  # prompts of a shard of pictures; of the last one
+DRAWN_SMALL = ("--steps", "1", "--height", "64", "--width", "64", "--no-resolution-binning", "--guidance-scale", "1")
 WIDTH, TOKENS = 4096, (20, 300)  # of T5-XXL's states; of a caption, least and most
 # mindone's README for PixArt-Sigma, MindSpore 2.5.0 on four 910* cards: images a second of all, T5 and VAE included.
 PUBLISHED = {256: 96.5 / 4, 512: 39.7 / 4, 1024: 9.3 / 4}
@@ -48,7 +58,7 @@ def build_parser():
     """The options of this tool."""
     parser = command_line.parser(__doc__.splitlines()[0], "python tools/measure/data_at_scale.py index scratch")
     add = parser.add_argument
-    add("what", choices=("index", "start", "features"), help="what is measured")
+    add("what", choices=("index", "order", "start", "features", "prompts"), help="what is measured")
     add("scratch", help="folder for what is made")
     add("--rows", type=int, nargs="+", default=[100_000], help="records")
     add("--processes", type=int, nargs="+", default=[1], help="processes at the same time")
@@ -143,6 +153,36 @@ def synthetic_index(folder, rows):
     return path
 
 
+class Sizes:
+    """What the order of an epoch reads of an index: sizes and the rows by height / width, mapped from files.
+
+    Args:
+        path: folder of `drawn_sizes`.
+    """
+
+    def __init__(self, path):
+        self.sizes, self._by_ratio = (np.load(path / f"{name}.npy", mmap_mode="r") for name in ("size", "by_ratio"))
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def by_ratio(self):
+        """See data/index.py."""
+        return [(0, self._by_ratio)]
+
+
+def drawn_sizes(folder, rows):
+    """Path of a folder with the sizes of `synthetic_index` and their order by ratio."""
+    path = folder / f"sizes-{rows}"
+    if (path / "by_ratio.npy").is_file():
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    sizes = np.concatenate([chunk["size"] for chunk in Chunks(rows)])
+    np.save(path / "size.npy", sizes)
+    np.save(path / "by_ratio.npy", np.argsort(sizes[:, 0] / sizes[:, 1], kind="stable").astype(np.int32))
+    return path
+
+
 def tiny_shards(folder, rows):
     """Path of a folder of shards of images of some hundred bytes, real in every other way."""
     path = folder / f"tiny-{rows}"
@@ -188,6 +228,18 @@ def feature_shards(folder, rows):
     return path
 
 
+def prompt_lines(folder, rows):
+    """Path of a text of drawn prompts, each another."""
+    path = folder / f"prompts-{rows}.txt"
+    if not path.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        random = np.random.default_rng(0)
+        texts = [" ".join(random.choice(WORDS, 8)) for _ in range(500)]
+        with open(path, "w", encoding="utf-8") as file:
+            file.writelines(f"{texts[i % 500]}, number {i}\n" for i in range(rows))
+    return path
+
+
 # What is measured, in processes of their own.
 
 
@@ -223,10 +275,20 @@ def together():
     sys.stdin.readline()
 
 
+def opened(path):
+    """The data set, index or Sizes of a path."""
+    if (Path(path) / "by_ratio.npy").is_file():
+        return Sizes(Path(path))
+    return open_data(path, **({} if is_index(path) else {"progress": False}))
+
+
 def worker(name, path, rank, ranks):
     """One measurement; returns a dict."""
     before, clock = memory(), Clock()
-    source = open_data(path, **({} if is_index(path) else {"progress": False}))
+    if name == "lines":
+        prompts = PromptLines(path, columns_of(generate_options.build_parser()))
+        return {"list": clock.read(), "prompts": len(prompts), "memory before": before, "memory listed": memory()}
+    source = opened(path)
     found = {"open": clock.read(), "records": len(source), "memory before": before}
     if name == "features":
         sampler = BucketSampler(source, 16 * ranks, Resolution(512))
@@ -243,11 +305,15 @@ def worker(name, path, rank, ranks):
     together()
     found["memory opened"] = memory()
     if name == "epoch":
-        clock, seen = Clock(), np.zeros(len(source), np.uint32)
+        clock, seen = Clock(), np.zeros(len(source), np.uint8)
         for step in range(len(sampler)):
+            if step == len(sampler) // 2:  # here the run ends, and another goes on
+                source = opened(path)
+                sampler = BucketSampler(source, BATCH, RESOLUTION)
             np.add.at(seen, sampler.batch(step)[1], 1)
         found["epoch"] = {**clock.read(), "steps": len(sampler), "least": int(seen.min()), "most": int(seen.max())}
-        found["repeated"] = sampler.summary().repeated
+        found["again"], found["repeated"] = int((seen > 1).sum()), sampler.summary().repeated
+        found["memory read"] = memory()
         return found
     clock, share = Clock(), slice(rank * sampler.batch_size // ranks, (rank + 1) * sampler.batch_size // ranks)
     found["resumed batch"] = sampler.batch(3 * len(sampler) // 2)[1][:4].tolist()
@@ -269,7 +335,7 @@ def worker(name, path, rank, ranks):
 
 def measured(name, path, processes):
     """list of the dicts of `worker` of so many processes at the same time."""
-    if is_index(path):
+    if Path(path).is_dir() and is_index(path):
         for file in Path(path).glob("part-*"):  # out of memory: what is opened comes from the disk
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
@@ -315,12 +381,17 @@ def tell_index(path, processes):
         each = sum(r["cpu"] for r in rows) / sum(r["count"] for r in rows)
         say(f"  a record with its caption: {1e6 * each:.0f} us of a processor, {sum(r['count'] for r in rows)} records")
         assert len({tuple(f["resumed batch"]) for f in found}) == 1
+    tell_order(path)
+
+
+def tell_order(path):
+    """Walk through an epoch of an index or of `drawn_sizes` and print what was taken."""
     (found,) = measured("epoch", path, 1)
-    epoch = found["epoch"]
+    epoch, pss = found["epoch"], found["memory read"]["pss"]
     say(
-        f"order of an epoch: {epoch['steps']} steps of {BATCH} in {epoch['cpu']:.0f} s of a processor, "
-        f"{1e3 * epoch['cpu'] / epoch['steps']:.2f} ms a step; every record {epoch['least']} to {epoch['most']} times, "
-        f"{found['repeated']} repeated"
+        f"order of an epoch, resumed half way: {epoch['steps']} steps of {BATCH} in {epoch['cpu']:.0f} s of a "
+        f"processor, {1e3 * epoch['cpu'] / epoch['steps']:.2f} ms a step; every record {epoch['least']} to "
+        f"{epoch['most']} times, {found['again']} more than once, {found['repeated']} to fill batches; PSS {pss:.0f} MB"
     )
 
 
@@ -357,6 +428,36 @@ def tell_features(path, processes):
     say(f"a 910* card takes {cards} images a second (mindone's README, training of PixArt-Sigma)")
 
 
+def started(path, out):
+    """(seconds, of a processor, peak MB, output) of tools/generate.py on a list of prompts, process start to end."""
+    tool, count = Path(__file__).parents[1] / "generate.py", str(DRAWN_PROMPTS)
+    command = [sys.executable, tool, "--prompts-file", path, "--shard-prompts", count, "--out", out, *DRAWN_SMALL]
+    clock, process = time.perf_counter(), subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    said = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise MindSigmaError(f"tools/generate.py failed: {said[-300:]}")
+    return time.perf_counter() - clock, used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3, said
+
+
+def tell_prompts(folder, rows):
+    """Measure starts with lists of prompts whose shards are drawn but for the last."""
+    path, out = prompt_lines(folder, rows // DRAWN_PROMPTS * DRAWN_PROMPTS + LEFT), folder / f"drawn-{rows}"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir()
+    for number in range(rows // DRAWN_PROMPTS):
+        (out / f"{number:05d}.tar").touch()
+    seconds, cpu, peak, said = started(path, out)
+    assert f"{rows // DRAWN_PROMPTS:05d}.tar: {LEFT} pictures" in said and "complete" in said, said
+    listed = measured("lines", path, 1)[0]
+    growth = listed["memory listed"]["pss"] - listed["memory before"]["pss"]
+    say(
+        f"{listed['prompts']} prompts, {rows // DRAWN_PROMPTS} shards drawn before: {seconds:.1f} s and {cpu:.1f} s of "
+        f"a processor from start to end, with {LEFT} pictures; peak {peak:.0f} MB",
+        f"  of it the list: {listed['list']['cpu']:.1f} s of a processor, PSS {growth:.0f} MB more",
+    )
+
+
 def main():
     """Parse, make, measure; returns the exit code."""
     args = build_parser().parse_args()
@@ -364,7 +465,11 @@ def main():
     if args.what == "start":
         tell_start(folder, args.rows)
     for rows in args.rows if args.what != "start" else ():
-        if args.what == "index":
+        if args.what == "prompts":
+            tell_prompts(folder, rows)
+        elif args.what == "order":
+            tell_order(drawn_sizes(folder, rows))
+        elif args.what == "index":
             tell_index(synthetic_index(folder, rows), args.processes)
         else:
             tell_features(feature_shards(folder, rows), args.processes)
