@@ -1,7 +1,8 @@
 """Several processes under msrun: which one this is, and the collectives that training and sampling need.
 
 MindSpore's CPU backend has AllReduce (sum of floats), AllGather and Broadcast over all processes, and nothing else. On
-Ascend they are HCCL's, and so is ReduceScatter, for which a CPU sums everything and keeps its part.
+Ascend they are HCCL's, and so are ReduceScatter, for which a CPU sums everything and keeps its part, and groups of
+some of the processes, for which a CPU has nothing.
 """
 
 import os
@@ -51,15 +52,44 @@ def join_ranks():
 
 
 class Collectives:
-    """Sums, gathers and broadcasts over all processes; with one process each gives its input back."""
+    """Sums, gathers and broadcasts over all processes; with one process each gives its input back.
 
-    def __init__(self, ranks):
-        self.ranks = ranks
+    Args:
+        ranks: Ranks.
+        group: of keyword arguments of MindSpore's operators, the name of a group of processes, of which `ranks` tells;
+            empty for all of them.
+    """
+
+    def __init__(self, ranks, **group):
+        self.ranks, self._group = ranks, group
         self.alone = ranks.count == 1
         if not self.alone:
-            self._sum = ops.AllReduce()
-            self._gather, self._scatter = self._sized(ops.AllGather()), self._sized(ops.ReduceScatter())
-            self._broadcasts = tuple(ops.Broadcast(rank) for rank in range(ranks.count))
+            self._sum = ops.AllReduce(**group)
+            self._gather, self._scatter = self._sized(ops.AllGather(**group)), self._sized(ops.ReduceScatter(**group))
+            self._broadcasts = tuple(ops.Broadcast(rank) for rank in range(ranks.count)) if not group else ()
+
+    def groups(self, size):
+        """Collectives of this process's group of `size` neighbours, and of the processes of its place in all groups.
+
+        Every process must call it.
+
+        Raises:
+            MindSigmaError: the processes do not fall into such groups, or this is not Ascend.
+        """
+        rank, count = self.ranks.rank, self.ranks.count
+        if size == count:
+            return self, Collectives(Ranks())
+        if size < 2 or count % size:
+            raise MindSigmaError(f"{count} processes do not fall into groups of {size}; take a divisor, at least 2")
+        if not fused():
+            raise MindSigmaError("groups of processes are for Ascend: MindSpore's CPU backend has none")
+        first, place = rank - rank % size, rank % size
+        _make_group(f"inside-{size}-{first}", tuple(range(first, first + size)))
+        _make_group(f"across-{size}-{place}", tuple(range(place, count, size)))
+        return (
+            Collectives(Ranks(place, size), group=f"inside-{size}-{first}"),
+            Collectives(Ranks(rank // size, count // size), group=f"across-{size}-{place}"),
+        )
 
     def _sized(self, collective):
         """The operator with the number of processes told, so that one can build, and export, the graph of many."""
@@ -73,7 +103,7 @@ class Collectives:
         It does so again in the backward pass, so that its result is not kept. Its gradient is the sum of the process's
         own rows.
         """
-        return self._sized(ops.AllGather()).recompute()
+        return self._sized(ops.AllGather(**self._group)).recompute()
 
     def mean(self, tensors):
         """Tuple of the tensors' means over the processes; float tensors of any shape."""
@@ -91,12 +121,12 @@ class Collectives:
         return tensor if self.alone else self._sum(tensor)
 
     def sum_of_own(self, tensor):
-        """This process's place of the first axis of the sum of float tensors (processes, ...), without that axis."""
+        """This process's place (1, ...) of the first axis of the sum of float tensors (processes, ...)."""
         if self.alone:
-            return tensor[0]
+            return tensor
         if fused():
-            return self._scatter(tensor).reshape(tensor.shape[1:])
-        return self._sum(tensor)[self.ranks.rank]
+            return self._scatter(tensor)
+        return self._sum(tensor)[self.ranks.rank : self.ranks.rank + 1]
 
     def total(self, values):
         """Sums over the processes of a few Python numbers, as a list of floats. Outside graphs; also a barrier."""
@@ -154,6 +184,14 @@ class Collectives:
                 result = np.zeros(shape, np.float32)
             gathered = self.gather(Tensor(result)).asnumpy()
             yield from gathered[: len(items) - start]
+
+
+@cache
+def _make_group(name, ranks):
+    """Let MindSpore know of a group of processes; once, as several steps of a run have the same groups."""
+    from mindspore.communication import create_group
+
+    create_group(name, list(ranks))
 
 
 def set_from_rank(rank, parameters, collectives):

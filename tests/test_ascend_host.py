@@ -15,9 +15,10 @@ from PIL import Image
 
 from mindsigma.ascend_host import environment
 from mindsigma.errors import MindSigmaError
+from mindsigma.inspect import launches
 from mindsigma.inspect.cases import CASES
 from mindsigma.inspect.compare import differences, read_report
-from mindsigma.inspect.launches import FAST, LEGACY, plan, stored_launches
+from mindsigma.inspect.launches import FAST, LEGACY, OTHER, plan, stored_launches
 from mindsigma.inspect.parts import Request
 
 
@@ -157,7 +158,22 @@ def test_a_training_step_on_cards(tmp_path):
     # Beside weights of two bytes: a master and two states of four bytes each, divided among two cards.
     assert found["peak_mb"] > weights and 2.7 < found["state_mb"] / weights < 3.3
     assert 2.2 < found["sent_mb"] / weights < 2.8  # gradients in fp32, and half of the weights
-    assert found["collectives"] > 10 and found["early"] >= 1
+    assert found["collectives"] > 10 and found["early"] >= 1 and found["waits"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 2])
+def test_gradients_are_sent_beside_the_backward_pass(monkeypatch, zero):
+    """Of two tensors each, so that four blocks are enough: most are launched in it, and it never waits for them."""
+    dry_run = "from mindsigma.training import step; step.LARGEST_SENT = 700_000"
+    dry_run += "; from mindsigma.inspect.dry_run import main; main()"
+    monkeypatch.setattr(launches, "DRY_RUN", ("-c", dry_run))
+    request = Request("sigma-mini", "train", 64, 64, dtype="bf16", tokens=16, depth=4, weights=False)
+    found = plan(replace(request, optimizer="adamw", recompute=True), cards=2, zero=zero)
+    sent = found.launches[OTHER] | found.launches[FAST]
+    gradients = sent["AllReduce"] - (zero == 2) + sent.get("ReduceScatter", 0)  # beside the sum of the norm
+    assert found.early >= 0.8 * gradients > 15 and found.waits == 0
+    assert sum(found.tenths[:7]) >= 5
 
 
 @pytest.mark.slow

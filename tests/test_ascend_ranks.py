@@ -45,11 +45,12 @@ def trained(data, tmp_path_factory):
     """A function that trains on some processes, once, and gives the folder of the run."""
     folder, known = tmp_path_factory.mktemp("runs"), {}
 
-    def run(ranks, zero=0, again=""):
-        name = f"{ranks}-{zero}{again}"
+    def run(ranks, zero=0, group=None, again=""):
+        name = f"{ranks}-{zero}-{group}{again}"
         if name not in known:
             known[name] = folder / name
-            arguments = options(*data, folder / name, batch_size=4 // ranks, zero=zero, **ADAMW)
+            changes = {**ADAMW, "zero": zero, "zero_group": group}
+            arguments = options(*data, folder / name, batch_size=4 // ranks, **changes)
             train(arguments, folder / name / "logs", ranks, environment=host_environment())
         return known[name]
 
@@ -77,6 +78,13 @@ def test_ranks_train_as_one(trained, ranks, zero):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("zero", [1, 2, 3])
+def test_groups_that_divide_train_as_one(trained, zero):
+    """Two groups of two ranks: each divides among themselves, both hold the same."""
+    same_training(trained(4, zero, group=2), trained(1), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 2, 3])
 def test_divided_training(trained, zero):
     same_training(trained(2, zero=zero), trained(2), 1e-6)
 
@@ -86,8 +94,8 @@ def test_divided_training(trained, zero):
 def test_killed_and_continued_on_other_cards(data, tmp_path, zero, dtype):
     """Two ranks are killed after a save; they go on to their own bits, four others and one to the same weights."""
 
-    def run(output, ranks, stage, **changes):
-        changes = {**ADAMW, "dtype": dtype, "steps": 4, "save_every": 2, **changes}
+    def run(output, ranks, stage, group=None):
+        changes = {**ADAMW, "dtype": dtype, "steps": 4, "save_every": 2, "zero_group": group}
         arguments = options(*data, output, batch_size=4 // ranks, zero=stage, **changes)
         return Run(arguments, output / "logs", ranks, environment=host_environment())
 
@@ -96,13 +104,13 @@ def test_killed_and_continued_on_other_cards(data, tmp_path, zero, dtype):
     assert killed.until(checkpoint(tmp_path / "killed", 2).exists, 600)
     killed.kill()
     shutil.rmtree(checkpoint(tmp_path / "killed", 4), ignore_errors=True)
-    for ranks, stage in ((2, zero), (4, zero), (4, 0), (1, 0)):
-        output = tmp_path / f"{ranks}-{stage}"
+    for ranks, stage, group in ((2, zero, None), (4, zero, None), (4, zero, 2), (4, 0, None), (1, 0, None)):
+        output = tmp_path / f"{ranks}-{stage}-{group}"
         shutil.copytree(tmp_path / "killed", output)
-        continued = run(output, ranks, stage)
+        continued = run(output, ranks, stage, group)
         assert continued.wait() == 0, continued.text()
         assert "resumed from" in continued.text()
-        if (ranks, stage) == (2, zero):
+        if ranks == 2:
             assert_same(checkpoint(output, 4), checkpoint(tmp_path / "unbroken", 4))
         else:
             most = 1e-5 if dtype == "fp32" else 1e-2
@@ -114,11 +122,12 @@ def test_killed_and_continued_on_other_cards(data, tmp_path, zero, dtype):
 def test_divided_came(data, tmp_path, zero):
     """Factored states, whose means cross the shares; two micro-batches, and images of prompts, which stage 3 draws."""
     changes = {**ADAMW, "optimizer": "came", "eps": None, "accumulation": 2}
-    for ranks, stage in ((1, 0), (2, zero)):
+    for ranks, stage, group in ((1, 0, None), (2, zero, None), (4, zero, 2)):
         more = {**changes, "prompts": "a", "sample_every": 2, "sample_steps": 1} if ranks == 2 else changes
-        arguments = options(*data, tmp_path / str(ranks), batch_size=2 // ranks, zero=stage, **more)
+        arguments = options(*data, tmp_path / str(ranks), batch_size=4 // ranks, zero=stage, zero_group=group, **more)
         train(arguments, tmp_path / str(ranks) / "logs", ranks, environment=host_environment())
-    same_training(tmp_path / "2", tmp_path / "1", 1e-4)
+    for ranks in ("2", "4"):
+        same_training(tmp_path / ranks, tmp_path / "1", 1e-4)
     assert len(list((tmp_path / "2" / "samples").iterdir())) == 2
 
 

@@ -15,20 +15,25 @@ NPU = Npu("some", fp16_tflops=100, hccs_gbs=10, roce_gbs=1)
 
 
 @pytest.mark.parametrize(
-    ("cards", "zero", "gradients", "weights"),
+    ("cards", "zero", "group", "gradients", "weights"),
     [
-        (1, 0, (0, 0), (0, 0)),
-        (4, 0, (8 * 640 * 3 // 4, 0), (0, 0)),
-        (4, 1, (8 * 640 * 3 // 4, 0), (2 * 640 * 3 // 4, 0)),
-        (4, 2, (4 * 640 * 3 // 4, 0), (2 * 640 * 3 // 4, 0)),
-        (4, 3, (2 * 640 * 3 // 4, 0), (4 * 640 * 3 // 4, 0)),
-        (16, 2, (4 * 640 * 7 // 8, 4 * 640 // 8 // 2), (2 * 640 * 7 // 8, 2 * 640 // 8 // 2)),
-        (128, 2, (8 * 640 * 7 // 8, 8 * 640 // 8 * 15 // 16), (0, 0)),
+        (1, 0, 0, (0, 0), (0, 0)),
+        (4, 0, 0, (8 * 640 * 3 // 4, 0), (0, 0)),
+        (4, 1, 0, (8 * 640 * 3 // 4, 0), (2 * 640 * 3 // 4, 0)),
+        (4, 2, 0, (4 * 640 * 3 // 4, 0), (2 * 640 * 3 // 4, 0)),
+        (4, 3, 0, (2 * 640 * 3 // 4, 0), (4 * 640 * 3 // 4, 0)),
+        (16, 2, 0, (4 * 640 * 7 // 8, 4 * 640 // 8 // 2), (2 * 640 * 7 // 8, 2 * 640 // 8 // 2)),
+        (128, 2, 0, (8 * 640 * 7 // 8, 8 * 640 // 8 * 15 // 16), (0, 0)),
+        # In a server scattered and gathered; an eighth is then summed over 16 servers.
+        (128, 2, 8, (4 * 640 * 7 // 8, 8 * 640 // 8 * 15 // 16), (2 * 640 * 7 // 8, 0)),
+        (128, 3, 8, (2 * 640 * 7 // 8, 8 * 640 // 8 * 15 // 16), (4 * 640 * 7 // 8, 0)),
+        # Half a server; a quarter is then summed over two groups of a server, and an eighth over 16 servers.
+        (128, 2, 4, (4 * 640 * 3 // 4 + 8 * 640 // 4 // 2, 8 * 640 // 8 * 15 // 16), (2 * 640 * 3 // 4, 0)),
     ],
 )
-def test_traffic_of_rings(cards, zero, gradients, weights):
+def test_traffic_of_rings(cards, zero, group, gradients, weights):
     """Of a matrix of 64 rows, which 128 cards cannot divide."""
-    found = traffic([(64, 10)], cards, zero)
+    found = traffic([(64, 10)], cards, zero, group)
     assert (found.gradients, found.weights) == (gradients, weights)
 
 
@@ -51,6 +56,7 @@ def test_recipes_are_those_of_the_configs():
 
 def test_the_page_has_the_table():
     command = [sys.executable, ROOT / "tools" / "roofline.py", "--npu", "910B", "--recipes", "8", "64", "512"]
+    command += ["--zero", "2", "--zero-group", "8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith("|")]

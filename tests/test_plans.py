@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.inspect.launches import _reason, largest_that_fits, number_in
+from mindsigma.inspect.launches import _reason, beside_backward, largest_that_fits, number_in
 from mindsigma.inspect.parts import Request, build_part
 from mindsigma.inspect.recipe import of_recipe
 
@@ -73,6 +73,28 @@ def test_what_cannot_be_planned_is_halved():
     assert largest_that_fits(size, [64, 32], 250.0) == (25, 26)
     assert len(numbers) <= 7
     assert largest_that_fits(lambda number: math.inf, [8, 4], 250.0) == (0, 1)
+
+
+def test_what_runs_beside_the_backward_pass():
+    """Two graphs, of which the longer counts: the stream that computes waits for the first of three collectives."""
+
+    def row(index, name, stream=0, event=None):
+        tail = "" if event is None else f", event id[{event}]"
+        told = f"Index[{index}], node name[{name}-op{index}], logic id[4294967295], stream id[{stream}], node info[x]"
+        return f"[INFO] SESSION(1,2,python) PrintGraphExecuteOrder] {told}{tail}\n"
+
+    begins = "[INFO] SESSION(1,2,python) PrintGraphExecuteOrder] Graph 0 execution order:\n"
+    names = [
+        ("Default/Mul",), ("Gradients/Default/a/MatMul",), ("Gradients/Default/a/Cast",), ("Default/StreamSend", 0, 5),
+        ("Default/StreamRecv", 2, 5), ("Default/AllReduce", 2), ("Default/StreamSend", 2, 6),
+        ("Gradients/Default/b/MatMul",), ("Default/AllReduce", 2), ("Default/StreamRecv", 0, 6),
+        ("Gradients/Default/c/MatMul",), ("Default/ReduceScatter", 2), ("Default/StreamSend", 2, 7),
+        ("Default/StreamRecv", 0, 7), ("Default/Muls",),
+    ]  # fmt: skip
+    text = begins + row(0, "Default/AllReduce", 2) + begins + "".join(row(i, *name) for i, name in enumerate(names))
+    found = beside_backward(text)
+    assert found == {"collectives": 3, "early": 2, "tenths": [0, 0, 0, 0, 0, 1, 0, 1, 0, 0], "waits": 1}
+    assert beside_backward(begins + row(0, "Default/Mul")) == {"collectives": 0}
 
 
 def recipe(name):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import mindspore as ms
 import numpy as np
 import pytest
 from mindspore import Tensor
@@ -27,6 +28,7 @@ from training_runs import (
     write_network,
 )
 
+from mindsigma import distributed
 from mindsigma.data.aspect_ratio import training_bins
 from mindsigma.data.resolution import Resolution
 from mindsigma.distributed import Collectives, Ranks
@@ -34,6 +36,7 @@ from mindsigma.errors import MindSigmaError
 from mindsigma.training.distributed import owners
 from mindsigma.training.run_options import build_parser, check
 from mindsigma.training.shares import Shares
+from mindsigma.training.step import StepConfig
 
 STEPS = 20
 # AdamW with an eps above rounding errors: the gradient of the keys' biases is zero but for these, and an optimiser that
@@ -163,6 +166,31 @@ def test_what_is_divided():
     assert shares[0].divides((6, 4)) and shares[0].shape((6, 4)) == (2, 4)
     assert not any(shares[0].divides(shape) for shape in ((4, 6), (6,), (6, 1, 2, 2)))
     assert Shares(3, Collectives(Ranks())).stage == 0
+
+
+@pytest.mark.parametrize("count, size", [(8, 4), (8, 2), (8, 8)])
+def test_groups_of_neighbours(monkeypatch, count, size):
+    """Each group has all rows; a process's place in its group is that of the processes which it sums its rows with."""
+    made = {}
+    monkeypatch.setattr(distributed, "_make_group", lambda name, ranks: made.setdefault(name, ranks))
+    monkeypatch.setattr(distributed, "fused", lambda: True)
+    array = np.arange(32.0, dtype=np.float32).reshape(16, 2)
+    shares = [Shares(2, Collectives(Ranks(rank, count)), size) for rank in range(count)]
+    for first in range(0, count, size):
+        rows = [each.own_of(array) for each in shares[first : first + size]]
+        assert np.array_equal(np.concatenate(rows), array)
+    ranks = [list(range(count))[first : first + size] for first in range(0, count, size)]
+    assert sorted(made.values()) == sorted(map(tuple, [*ranks, *zip(*ranks)])) if size < count else not made
+    # Numbers of 4 bytes: gradients scattered in a group, their rows summed over the groups, weights gathered in it.
+    expected = 8e6 * (size - 1) / size + 8e6 / size * (count // size - 1) / (count // size)
+    for each in shares:
+        assert each.sent_bytes(10**6, True, ms.float32, StepConfig(zero=2)) == pytest.approx(expected, abs=2)
+
+
+@pytest.mark.parametrize("size, said", [(3, "do not fall into groups of 3"), (1, "at least 2"), (2, "are for Ascend")])
+def test_groups_that_cannot_be(size, said):
+    with pytest.raises(MindSigmaError, match=said):
+        Shares(2, Collectives(Ranks(0, 4)), size)
 
 
 @pytest.mark.parametrize(

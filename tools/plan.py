@@ -55,6 +55,7 @@ def build_parser():
     add("--fp32-attention", action=switch, help="its self-attention is in fp32")
     add("--cards", type=int, default=1, help="that train together")
     add("--zero", type=int, default=0, choices=ZERO_STAGES, help="stage of ZeRO over the cards")
+    add("--zero-group", type=int, default=0, metavar="N", help="cards that divide among themselves; default all")
     add("--gib", type=float, nargs="+", default=[64.0], help="memory of a card; of several with --largest")
     add("--largest", action="store_true", help="find the largest batch that fits --gib; its plans begin at --batch")
     add("--lines", action="store_true", help="also tell which line of the source makes each launch")
@@ -81,7 +82,9 @@ def text_of(plan):
     lines.append(f"this host  {first:.1f} s for the first call (compilation), {second:.2f} s for the second (dispatch)")
     if plan.collectives:
         lines.append(
-            f"beside     {plan.early} of {plan.collectives} collectives are launched in the backward pass or before"
+            f"beside     {plan.early} of {plan.collectives} collectives are launched before the backward pass ends"
+            + (f"; by tenths of it {' '.join(map(str, plan.tenths))}" if plan.early else "")
+            + f"; it waits {plan.waits} times for one"
         )
     if plan.sent_mb:
         lines.append(f"sent       {plan.sent_mb:.0f} MiB a step leave a card for collectives, in rings")
@@ -117,10 +120,11 @@ def main():
     if args.recipe:
         print(f"recipe     {request.model}, {request.height} px, {request.dtype}", flush=True)
     if args.largest:
-        found = largest_batches(request, args.gib, args.cards, args.zero)
+        found = largest_batches(request, args.gib, args.cards, args.zero, args.zero_group)
     else:
         try:
-            found = [(request.batch, plan(request, args.cards, args.zero, args.lines), None)]
+            planned = plan(request, args.cards, args.zero, args.lines, args.zero_group)
+            found = [(request.batch, planned, None)]
         except TooLarge as error:
             print(f"memory     {error}")
             found = [(request.batch, None, None)]

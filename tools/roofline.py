@@ -1,7 +1,7 @@
 """Estimate the least time of a denoising step on an NPU from its graph's report and the NPU's published peaks.
 
     python tools/roofline.py --npu 910B
-    python tools/roofline.py --npu 910B --recipes 8 64 512 --zero 2
+    python tools/roofline.py --npu 910B --recipes 8 64 512 --zero 2 --zero-group 8
 
 Reads the stored reports of the presets, or those of tools/export.py --json. Nothing is measured.
 """
@@ -25,22 +25,28 @@ def build_parser():
     add("--efficiency", type=float, default=1.0, help="part of the peaks that is reached; 1 is the bound")
     add("--recipes", type=int, nargs="+", metavar="N", help="instead: configs/train on N cards, as a table")
     add("--zero", type=int, choices=ZERO_STAGES, default=2, help="stage of ZeRO of --recipes")
+    add("--zero-group", type=int, default=0, metavar="N", help="cards that divide among themselves; default all")
     add("--kinds", type=int, default=0, metavar="N", help="list the N most expensive kinds of nodes")
     return parser
 
 
 def recipes(args, npus):
     """Print the table of --recipes; returns the exit code."""
-    from mindsigma.inspect.cluster import ASSUMPTIONS, table
+    from mindsigma.inspect.cluster import ASSUMPTIONS, SERVER, table
     from mindsigma.inspect.compare import read_report
 
     if min(args.recipes) < 1:
         raise MindSigmaError(f"--recipes {min(args.recipes)}: at least 1 card")
+    group = args.zero_group
+    if group and (group < 2 or SERVER % group and group % SERVER or any(n > group and n % group for n in args.recipes)):
+        raise MindSigmaError(f"--zero-group {group}: take a divisor or a multiple of {SERVER} that divides the cards")
     if len(args.npu or ()) != 1:
         raise MindSigmaError("--recipes needs one --npu, whose links are known, such as 910B")
-    print(f"Planned on paper for the {args.npu[0]}, ZeRO {args.zero}; not measured.\n\n{ASSUMPTIONS}\n")
+    among = f" in groups of {group}" if group else ""
+    print(f"Planned on paper for the {args.npu[0]}, ZeRO {args.zero}{among}; not measured.\n\n{ASSUMPTIONS}\n")
     reports = ROOT / "tests" / "golden" / "graphs"
-    lines = table(lambda name: read_report(reports / f"{name}.json"), args.recipes, npus[args.npu[0]], args.zero)
+    npu, read = npus[args.npu[0]], lambda name: read_report(reports / f"{name}.json")
+    lines = table(read, args.recipes, npu, args.zero, group)
     print("\n".join(lines))
     return 0
 

@@ -71,25 +71,39 @@ class Traffic:
         return sum(sent / (rate * 1e9) for name in which for sent, rate in zip(getattr(self, name), rates) if sent)
 
 
-def traffic(shapes, cards, zero):
+def traffic(shapes, cards, zero, group=0):
     """Traffic of a network's weights, fp32 gradients and weights of two bytes, at a stage of ZeRO.
 
     A ring of n sends S (n - 1) / n to scatter or to gather S bytes; servers then share what each of their cards has.
-    Weights that the cards cannot divide (training/shares.py) are treated as at stage 0.
+    Weights that the cards of a group cannot divide (training/shares.py) are treated as at stage 0.
 
-    shapes: list of the weights' shapes.
+    Args:
+        shapes: list of the weights' shapes.
+        group: cards that divide among themselves, a divisor or a multiple of a server's; 0: all.
     """
+    group = min(group or cards, cards)
     sizes = [int(np.prod(shape)) for shape in shapes]
-    divided = sum(size for size, shape in zip(sizes, shapes) if zero and len(shape) == 2 and shape[0] % cards == 0)
-    whole = 8 * (sum(sizes) - divided)
-    if zero == 3:  # weights are gathered in both passes; gradients are scattered as they are made, in two bytes
-        return Traffic(_rings(2 * divided + whole, cards), _rings(4 * divided, cards))
-    return Traffic(_rings((8 if zero == 1 else 4) * divided + whole, cards), _rings(2 * divided, cards))
+    divided = sum(size for size, shape in zip(sizes, shapes) if zero and len(shape) == 2 and shape[0] % group == 0)
+    everyone = (min(cards, SERVER), -(-cards // SERVER))  # cards of a server, servers
+    inside = (min(group, SERVER), -(-group // SERVER))
+    across = (everyone[0] // inside[0], everyone[1] // inside[1])  # of one place in each group
+    whole = _ring(8 * (sum(sizes) - divided), *everyone)
+    if zero < 2:
+        gradients = _ring(8 * divided, *everyone)
+    else:  # scattered in a group; at stage 3 in two bytes, as they are made
+        gradients = _ring((2 if zero == 3 else 4) * divided, *inside)
+        gradients = _both(gradients, _ring(8 * divided // group, *across))
+    # At stage 3 weights are gathered in both passes.
+    return Traffic(_both(gradients, whole), _ring((4 if zero == 3 else 2) * divided, *inside))
 
 
-def _rings(sent, cards):
-    inside, servers = min(cards, SERVER), -(-cards // SERVER)
-    return sent * (inside - 1) // inside, sent // inside * (servers - 1) // servers
+def _ring(sent, cards, servers):
+    """(HCCS, RoCE): what a card sends, first among the cards of a server, then among servers."""
+    return sent * (cards - 1) // cards, sent // cards * (servers - 1) // servers
+
+
+def _both(one, other):
+    return one[0] + other[0], one[1] + other[1]
 
 
 @dataclass(frozen=True)
@@ -118,19 +132,19 @@ class Estimate:
         return tuple(steps * seconds / 86400 for seconds in self.seconds)
 
 
-def estimate(recipe, report, shapes, npu, cards, zero):
+def estimate(recipe, report, shapes, npu, cards, zero, group=0):
     """Estimate of a Recipe.
 
     Args:
         report: of its guided step (compare.read_report).
         shapes: of the network's weights.
         npu: Npu, of which fp16_tflops, hccs_gbs and roce_gbs are known.
-        cards, zero: number of cards, and stage of ZeRO.
+        cards, zero, group: of `traffic`.
     """
     if None in (npu.fp16_tflops, npu.hccs_gbs, npu.roce_gbs):
         raise MindSigmaError(f"{npu.name}: fp16_tflops, hccs_gbs and roce_gbs must be known")
     arithmetic = recipe.batch * PASSES * report["flops"]["total"] / 2 / (npu.fp16_tflops * 1e12)
-    sent = traffic(shapes, cards, zero)
+    sent = traffic(shapes, cards, zero, group)
     links, late = sent.seconds(npu), sent.seconds(npu, ("weights",))
     return Estimate(recipe.batch * cards, sent, links, (arithmetic / HIGH + late, arithmetic / LOW + links))
 
@@ -138,13 +152,13 @@ def estimate(recipe, report, shapes, npu, cards, zero):
 HEADER = "| recipe | cards | images a step | GB by HCCS, by RoCE | link time | step | images/s | days |"
 
 
-def table(reports, cards, npu, zero):
+def table(reports, cards, npu, zero, group=0):
     """Lines of a Markdown table of all RECIPES.
 
     Args:
         reports: function from a name to a stored report.
         cards: numbers of them.
-        npu, zero: of `estimate`.
+        npu, zero, group: of `estimate`.
     """
     with no_init_parameters():
         dit = DiT(PRESETS["PixArt-Sigma-XL-2-512-MS"])
@@ -152,7 +166,7 @@ def table(reports, cards, npu, zero):
     lines = [HEADER, "|---" * HEADER.count(" | ") + "|---|"]
     for recipe in RECIPES:
         report = reports(recipe.report)
-        lines += [_row(recipe, count, estimate(recipe, report, shapes, npu, count, zero)) for count in cards]
+        lines += [_row(recipe, count, estimate(recipe, report, shapes, npu, count, zero, group)) for count in cards]
     return lines
 
 

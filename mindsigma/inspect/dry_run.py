@@ -1,6 +1,6 @@
 """One process of a dry run: builds the graph of a Request, calls it twice, writes what only it knows. See launches.py.
 
-python -m mindsigma.inspect.dry_run '{"request": {...}, "cards": 1, "zero": 0, "out": "plan.json"}'
+python -m mindsigma.inspect.dry_run '{"request": {...}, "cards": 1, "zero": 0, "zero_group": 0, "out": "plan.json"}'
 """
 
 import json
@@ -32,7 +32,7 @@ def main():
 
         init()
         ranks = Ranks(get_rank(), get_group_size())
-    cell, request = build_part(Request(**given["request"]), ranks, given["zero"])
+    cell, request = build_part(Request(**given["request"]), ranks, given["zero"], given["zero_group"])
     cells = (cell, *cell.beside)
     bytes_of = {}
     for one in cells:

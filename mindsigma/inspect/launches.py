@@ -24,6 +24,12 @@ from mindsigma.inspect.parts import config_of, fewer_blocks
 FAST, LEGACY, VIEW, OTHER = "fast", "legacy", "view", "other"
 TYPES = {"opapi_kernel": FAST, "acl_kernel": LEGACY, "rt_kernel": VIEW}
 SELECTED = re.compile(r"kernel opname:(\w+), kernel type:(\w+)")
+ORDERED = re.compile(
+    r"PrintGraphExecuteOrder\] (?:(Graph \d+ execution order)"
+    r"|Index\[\d+\], node name\[(.*?)\], logic id\[\d+\], stream id\[(\d+)\].*?(?:, event id\[(\d+)\])?$)",
+    re.MULTILINE,
+)
+BACKWARD = "Gradients/"  # where the names of the backward pass begin
 PEAK = re.compile(r"Used peak memory usage \(without fragments\): (\d+)M")
 WITH_FRAGMENTS = re.compile(r"Actual peak memory usage \(with fragments\): (\d+)M")
 # Of a card's memory: the driver leaves some 15/16, of which MindSpore takes 15/16, unless set_memory(max_size=...) says
@@ -32,6 +38,7 @@ SHARE = (15 / 16) ** 2
 LARGEST_CARD = 64  # GiB, MindSpore's in a dry run: what fits it is planned, and then compared with a card's memory
 TOO_LARGE = re.compile(r"memory isn't enough|[Oo]ut of memory|[Mm]emory not enough")
 COLLECTIVES = ("AllReduce", "AllGather", "ReduceScatter", "Broadcast")
+DRY_RUN = ("-m", "mindsigma.inspect.dry_run")
 SECONDS = 7200  # of one dry run at most
 
 
@@ -52,6 +59,8 @@ class Plan:
         sent_mb: what leaves a card for collectives in one call, in rings, in MiB.
         collectives: launches of them, on a stream of their own.
         early: how many of these come before the last kernel of the backward pass, beside which they can run.
+        tenths: how many of these in each tenth of the backward pass, by its kernels, list of 10.
+        waits: how often the stream that computes waits for that of the collectives before the backward pass is over.
         lines: dict "file:line" -> dict kind -> number, where each launch comes from; empty unless asked for.
     """
 
@@ -66,6 +75,8 @@ class Plan:
     lines: dict = field(default_factory=dict)
     collectives: int = 0
     early: int = 0
+    tenths: list = field(default_factory=list)
+    waits: int = 0
 
     @property
     def total(self):
@@ -73,7 +84,7 @@ class Plan:
         return {name: sum(kinds.values()) for name, kinds in self.launches.items()}
 
 
-def plan(request, cards=1, zero=0, lines=False):
+def plan(request, cards=1, zero=0, lines=False, zero_group=0):
     """Plan of a Request (inspect/parts.py) on a card.
 
     Args:
@@ -81,6 +92,7 @@ def plan(request, cards=1, zero=0, lines=False):
         cards: processes that train together, of which this is the first.
         zero: stage of ZeRO of a training step.
         lines: whether to tell the source line of each launch.
+        zero_group: cards that divide among themselves; 0: all.
 
     Raises:
         TooLarge: if even the largest card has too little memory.
@@ -89,12 +101,13 @@ def plan(request, cards=1, zero=0, lines=False):
     with tempfile.TemporaryDirectory() as folder:
         changes = host_environment(dry=True, cards=cards)
         changes["GLOG_v"] = "3"
-        changes["MS_SUBMODULE_LOG_v"] = "{DEVICE:1}"
+        changes["MS_SUBMODULE_LOG_v"] = "{DEVICE:1,SESSION:1}"
         changes.update(saving_graphs(f"{folder}/graphs") if lines else {})
-        given = json.dumps({"request": asdict(request), "cards": cards, "zero": zero, "out": f"{folder}/plan.json"})
+        asked = {"request": asdict(request), "cards": cards, "zero": zero, "zero_group": zero_group}
+        given = json.dumps({**asked, "out": f"{folder}/plan.json"})
         root = Path(__file__).resolve().parents[2]
         changes["PYTHONPATH"] = os.pathsep.join([changes["PYTHONPATH"], str(root)])
-        command = [sys.executable, "-m", "mindsigma.inspect.dry_run", given]
+        command = [sys.executable, *DRY_RUN, given]
         with open(f"{folder}/log", "w", encoding="utf-8", errors="replace") as log:
             try:
                 done = subprocess.run(
@@ -136,9 +149,7 @@ def _reason(text, code=0):
 def _plan(text, counted):
     launches = {name: Counter() for name in (FAST, LEGACY, VIEW, OTHER)}
     text = text[text.find(counted.pop("marker")) :]
-    order = SELECTED.findall(text)  # that of the launches, too
-    last = max((i for i, (kind, _) in enumerate(order) if "Grad" in kind), default=0)
-    sent = [i for i, (kind, _) in enumerate(order) if kind in COLLECTIVES]
+    order = SELECTED.findall(text)
     for kind, kernel_type in order:
         name = VIEW if kind.endswith("View") else TYPES.get(kernel_type, OTHER)
         launches[name][kind] += 1
@@ -146,7 +157,36 @@ def _plan(text, counted):
     if len(peaks) != 2:
         raise MindSigmaError("the dry run told no peak of memory; is this MindSpore 2.7?")
     ordered = {name: dict(kinds.most_common()) for name, kinds in launches.items()}
-    return Plan(ordered, *peaks, **counted, collectives=len(sent), early=sum(i < last for i in sent))
+    return Plan(ordered, *peaks, **counted, **beside_backward(text))
+
+
+def beside_backward(text):
+    """dict of the fields of a Plan that tell where collectives stand beside the backward pass.
+
+    text: of a log of MindSpore's order of execution, with streams and events; of several graphs the longest counts.
+    """
+    graphs = [[]]
+    for begins, name, stream, event in ORDERED.findall(text):
+        if begins:
+            graphs.append([])
+        else:
+            graphs[-1].append((re.sub(r"-op\d+$", "", name.rsplit("/", 1)[-1]), name, stream, event))
+    rows = max(graphs, key=len)
+    sent = [i for i, (kind, *_) in enumerate(rows) if kind in COLLECTIVES]
+    backward = [i for i, (kind, name, *_) in enumerate(rows) if name.startswith(BACKWARD) and kind not in COLLECTIVES]
+    if not sent or not backward:
+        return {"collectives": len(sent)}
+    computing = rows[backward[0]][2]
+    passed = [sum(i < each for i in backward) for each in sent]
+    early = [count for count in passed if count < len(backward)]
+    waits = [event for kind, _, stream, event in rows[: backward[-1]] if kind == "StreamRecv" and stream == computing]
+    links = {event for kind, _, stream, event in rows if kind == "StreamSend" and stream != computing}
+    return {
+        "collectives": len(sent),
+        "early": len(early),
+        "tenths": [sum(10 * count // len(backward) == tenth for count in early) for tenth in range(10)],
+        "waits": sum(event in links for event in waits),
+    }
 
 
 def fits(planned, gib):
@@ -154,7 +194,7 @@ def fits(planned, gib):
     return planned is not None and planned.peak_mb <= gib * 1024 * SHARE
 
 
-def largest_batches(request, gibs, cards=1, zero=0):
+def largest_batches(request, gibs, cards=1, zero=0, zero_group=0):
     """The largest batch of a Request that fits cards of these sizes in GiB.
 
     Plans of a few blocks tell where to look (`sizes_by_few_blocks`), plans of all of them what fits.
@@ -166,7 +206,7 @@ def largest_batches(request, gibs, cards=1, zero=0):
 
     def planned(one):
         try:
-            return plan(one, cards, zero)
+            return plan(one, cards, zero, zero_group=zero_group)
         except TooLarge:
             return None
 

@@ -127,15 +127,16 @@ def export_part(request, out=None):
         return export_graph(cell, out, request.has_weights()), request
 
 
-def build_part(request, ranks=None, zero=0):
+def build_part(request, ranks=None, zero=0, zero_group=0):
     """FlatInputs cell of a Request, whose `inputs` it is called with, and the Request with everything decided.
 
-    `ranks`, `zero`: Ranks that train together and the stage of ZeRO, of a training step.
+    `ranks`, `zero`, `zero_group`: Ranks that train together, the stage of ZeRO and the number of those that divide
+    among themselves (0: all), of a training step.
     """
     if request.part == "train":
         from mindsigma.inspect.training_parts import training_step
 
-        return training_step(request, ranks, zero)
+        return training_step(request, ranks, zero, zero_group)
     return _BUILDERS[request.part](request)
 
 

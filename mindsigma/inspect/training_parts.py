@@ -22,7 +22,7 @@ from mindsigma.training.twins import copy_of, evaluated, teacher_of
 EMA_DECAY = 0.9999  # of averages that are kept; which it is changes nothing of a plan
 
 
-def training_step(request, ranks=None, zero=0):
+def training_step(request, ranks=None, zero=0, zero_group=0):
     """FlatInputs cell of a Request for part "train", and the Request with everything decided.
 
     Another step of the same method, as DMD has one, is in the cell's `beside`.
@@ -37,7 +37,7 @@ def training_step(request, ranks=None, zero=0):
     dit.set_train()
     if request.recompute:
         ms.set_context(mode=ms.GRAPH_MODE)  # where a block is a part of the graph that is computed again
-    step = _Steps(request, dit, _learner(request, dit), ranks, zero)
+    step = _Steps(request, dit, _learner(request, dit), ranks, {"zero": zero, "zero_group": zero_group})
     if request.recompute:  # after the adapter is in, as in a run
         _recompute(dit)
     build = _controlnet if request.control_layers else _METHODS[request.method]
@@ -65,8 +65,8 @@ def _recompute(network):
 class _Steps:
     """What the methods below make their steps and inputs of."""
 
-    def __init__(self, request, dit, learner, ranks, zero):
-        self.request, self.dit, self.learner, self.ranks, self.zero = request, dit, learner, ranks, zero
+    def __init__(self, request, dit, learner, ranks, divided):
+        self.request, self.dit, self.learner, self.ranks, self.divided = request, dit, learner, ranks, divided
 
     def zeros(self, *shape):
         """An fp32 tensor."""
@@ -98,7 +98,7 @@ class _Steps:
         request = self.request
         decay = EMA_DECAY if (request.ema if ema is None else ema) else 0.0
         scale = FIRST_LOSS_SCALE if request.dtype == "fp16" else 0.0
-        config = StepConfig(request.accumulation, ema_decay=decay, loss_scale=scale, zero=self.zero, masters=masters)
+        config = StepConfig(request.accumulation, ema_decay=decay, loss_scale=scale, masters=masters, **self.divided)
         parameters = self.learner.parameters if parameters is None else parameters
         step = TrainingStep(objective, parameters, OptimizerConfig(request.optimizer), config, self.ranks)
         return FlatInputs(step, step, [self.zeros(1), True, *inputs])

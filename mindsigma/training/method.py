@@ -86,8 +86,9 @@ class Method:
         scale = args.loss_scale if args.loss_scale is not None else (FIRST_LOSS_SCALE if half else 0.0)
         optimizer = OptimizerConfig(args.optimizer, args.betas, args.eps, args.weight_decay)
         config = StepConfig(
-            args.accumulation * batches, args.max_norm, ema_decay, scale, zero=args.zero, masters=masters
-        )
+            args.accumulation * batches, args.max_norm, ema_decay, scale, zero=args.zero,
+            zero_group=args.zero_group or 0, masters=masters,
+        )  # fmt: skip
         return accelerate_step(TrainingStep(objective, parameters, optimizer, config, self.run.ranks))
 
     def inputs_of(self, kind, loss, source, seed):

@@ -49,7 +49,8 @@ def learning(args, numbers, dtype=ms.float32, processes=1, averaged=True):
     """
     states = STATES[args.optimizer] + (dtype != ms.float32) + (args.accumulation > 1)
     states += averaged and args.ema_decay > 0
-    shares = [processes if args.zero >= stage else 1 for stage in (3, 2, 1)]
+    together = min(args.zero_group or processes, processes)
+    shares = [together if args.zero >= stage else 1 for stage in (3, 2, 1)]
     sizes = (numbers * width(dtype), numbers * FP32, numbers * FP32 * states)
     return Needed(*(size / share for size, share in zip(sizes, shares)))
 

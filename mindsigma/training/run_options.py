@@ -29,7 +29,7 @@ FREE = (
     "log_every", "validate_every", "validation_data", "overwrite",
     "validation_points", "validation_batches", "prompts", "sample_every", "sample_sampler", "sample_steps",
     "sample_guidance", "sample_pag_scale", "sample_pag_layers", "threads",
-    "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero", "max_bad_images",
+    "sample_height", "sample_width", "tensorboard", "device", "max_skipped", "zero", "zero_group", "max_bad_images",
     "accept_new_data", "tracker",
     "evaluate", "evaluate_every",
     # What a method tells of these, see Method.identity.
@@ -75,7 +75,7 @@ REASONS = {
 AT_LEAST_1 = (
     "steps", "batch_size", "accumulation", "max_length", "threads", "save_every", "keep", "log_every", "max_skipped",
     "validate_every", "validation_points", "validation_batches", "sample_every", "sample_steps",
-    "evaluate_every", "controlnet_layers",
+    "evaluate_every", "controlnet_layers", "zero_group",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "learning_rate",
@@ -199,6 +199,8 @@ def add_options(parser):
     add("--recompute", action="store_true", help="compute each block again in the backward pass: less memory")
     divided = "what the processes divide (ZeRO): 1 the optimiser's states, 2 also gradients, 3 also weights (Ascend)"
     add("--zero", type=int, choices=ZERO_STAGES, default=0, help=divided)
+    groups = "processes that divide among themselves, such as the cards of a server; default all (Ascend)"
+    add("--zero-group", type=int, metavar="N", help=groups)
     add("--max-skipped", type=int, default=20, help="stop after so many steps in a row without finite gradients")
     add("--seed", type=int, default=43)
 
@@ -244,6 +246,8 @@ def check(args):
             raise MindSigmaError(f"--{name.replace('_', '-')} must be a number of at least 0, not {value}")
     if args.fresh and (args.kv_compression or args.grow_to):
         raise MindSigmaError("--fresh has no weights that --kv-compression or --grow-to could change")
+    if args.zero_group is not None and not args.zero:
+        raise MindSigmaError("--zero-group is of what --zero divides: give --zero 1, 2 or 3, too")
     if args.zero == 3 and not args.recompute:
         raise MindSigmaError("--zero 3 gathers the weights of a block again in its backward pass: give --recompute")
     if args.zero == 3 and args.evaluate:

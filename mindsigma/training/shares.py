@@ -10,6 +10,10 @@ biases, tables and convolutions, every process has whole. K matrices of one shap
 | 3 | weights, too | AllGather of the weight in both passes, ReduceScatter of the gradient |
 
 At stage 3 a linear map gathers its weight where it uses it, and its gradient is scattered where it is made.
+
+N may be fewer than all processes (arXiv 2304.11277, hybrid sharding): groups of N neighbours, such as the cards of a
+server, divide among themselves, and all groups hold the same. Weights are then gathered within a group, and a process's
+rows of a gradient are summed with those of the processes of its place in the other groups.
 """
 
 import mindspore as ms
@@ -25,15 +29,20 @@ class Shares:
     Args:
         stage: one of choices.ZERO_STAGES.
         collectives: Collectives of the run.
+        group: processes that divide among themselves; 0: all. Raises MindSigmaError as Collectives.groups does.
 
     Attributes:
         stage: 0 where there is one process.
+        rank, count: of this process in its group, and processes of a group.
+        inside: Collectives of this group. across: those of the processes of this place in all groups.
     """
 
-    def __init__(self, stage, collectives):
+    def __init__(self, stage, collectives, group=0):
         self.collectives = collectives
-        self.rank, self.count = collectives.ranks.rank, collectives.ranks.count
         self.stage = 0 if collectives.alone else stage
+        everyone = collectives.ranks.count
+        self.inside, self.across = collectives.groups((self.stage and group) or everyone)
+        self.rank, self.count = self.inside.ranks.rank, self.inside.ranks.count
 
     def divides(self, shape):
         """Whether a tensor of this shape is divided."""
@@ -56,18 +65,25 @@ class Shares:
     def whole(self, rows):
         """K tensors (K, R, C) of the processes' rows (K, R / N, C)."""
         count, length, columns = rows.shape
-        gathered = self.collectives.gather(rows)  # (N, K, R / N, C)
+        gathered = self.inside.gather(rows)  # (N, K, R / N, C)
         return gathered.transpose(1, 0, 2, 3).reshape(count, self.count * length, columns)
 
-    def sum_of_own(self, tensors):
-        """This process's rows (K, R / N, C) of the sum over the processes of K tensors (K, R, C)."""
+    def rows_of_each(self, tensors):
+        """The rows (N, K, R / N, C) of the processes of a group, of K tensors (K, R, C)."""
         count, rows, columns = tensors.shape
-        rows_of_each = tensors.reshape(count, self.count, rows // self.count, columns).transpose(1, 0, 2, 3)
-        return self.collectives.sum_of_own(rows_of_each)
+        return tensors.reshape(count, self.count, rows // self.count, columns).transpose(1, 0, 2, 3)
+
+    def sum_of_own(self, rows_of_each):
+        """This process's rows of the sum over the processes of K tensors, given as `rows_of_each`: (1, K, R / N, C)."""
+        return self.sum_of_groups(self.inside.sum_of_own(rows_of_each))
+
+    def sum_of_groups(self, rows):
+        """The sum over all groups of this process's rows (K, R / N, C) of their sums."""
+        return self.across.sum(rows)
 
     def means(self, tensors):
-        """Means over the processes of a tuple of tensors that each has made of its rows."""
-        return self.collectives.mean(tensors)
+        """Means over the group of a tuple of tensors that each process has made of its rows."""
+        return self.inside.mean(tensors)
 
     def sent_bytes(self, numbers, divided, dtype, config):
         """Bytes that leave a process in one update for the gradients and weights of so many numbers.
@@ -83,13 +99,13 @@ class Shares:
         """
         once, half = 4 * numbers, numbers * (4 if dtype == ms.float32 else 2)
         times = config.accumulation if self.stage > 1 else 1
-        if not divided or self.stage == 0:
-            passes = 2 * once * times
-        elif self.stage == 3:
-            passes = 3 * half * times
-        else:
-            passes = (2 if self.stage == 1 else times) * once + half
-        return passes * (self.count - 1) // self.count
+        everyone, groups = self.collectives.ranks.count, self.across.ranks.count
+        if not divided or self.stage < 2:
+            sent = 2 * once * times * (everyone - 1) // everyone
+            return sent + (half * (self.count - 1) // self.count if divided else 0)
+        passes = 3 * half * times if self.stage == 3 else times * once + half
+        among_groups = 2 * once * times // self.count * (groups - 1) // groups
+        return passes * (self.count - 1) // self.count + among_groups
 
 
 class DividedLinear(Linear):
@@ -107,7 +123,7 @@ def divide_weights(network, shares):
         if isinstance(cell, Linear) and shares.divides(cell.weight.shape):
             cell.weight.set_data(Tensor(shares.own_of(cell.weight.asnumpy())), slice_shape=True)
             object.__setattr__(cell, "__class__", DividedLinear)
-            cell.gather = shares.collectives.recomputed_gather()
+            cell.gather = shares.inside.recomputed_gather()
 
 
 def linear_weights(network):

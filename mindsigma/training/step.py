@@ -31,7 +31,7 @@ from mindsigma.training.updates import (
     CONTROLS,
     SCALE,
     assign_all,
-    empty,
+    emptied,
     if_finite,
     square_sum,
     unscale_and_clip,
@@ -54,6 +54,7 @@ class StepConfig:
             overflow and doubles after `scale_window` steps without one. 0: off.
         zero: what the processes divide (ZeRO, training/shares.py): 0 nothing, 1 the optimiser's states, 2 gradients,
             too, 3 weights, too, which takes `masters`.
+        zero_group: processes that divide among themselves, while all such groups hold the same; 0: all of them.
         masters: the network's weights become those of its dtype, the step keeps them in fp32 (training/masters.py);
             else they are fp32 themselves, and cast where they are used.
     """
@@ -64,6 +65,7 @@ class StepConfig:
     loss_scale: float = 0.0
     scale_window: int = 2000
     zero: int = 0
+    zero_group: int = 0
     masters: bool = False
 
     def __post_init__(self):
@@ -99,7 +101,8 @@ class TrainingStep(nn.Cell):
         self.optimizer = optimizer = optimizer or OptimizerConfig()
         self.ranks = ranks or Ranks()
         self.collectives = Collectives(self.ranks)
-        self.shares = shares = Shares(config.zero, self.collectives)
+        self.overlapped = fused() and not self.collectives.alone  # collectives run beside the backward pass
+        self.shares = shares = Shares(config.zero, self.collectives, config.zero_group)
         if shares.stage == 3 and not (config.masters and fused()):
             raise MindSigmaError(
                 "zero 3 divides weights that a whole network learns, on Ascend; use zero 2, or 1 with an adapter"
@@ -124,8 +127,8 @@ class TrainingStep(nn.Cell):
         late = [shares.stage == 3 and not own for own in self.divided]
         self.sent = tuple(sorted(range(len(members)), key=lambda k: (late[k], -firsts[k])))
         self.places = tuple(self.sent.index(k) for k in range(len(members)))
-        # Of squared norms: each process has its rows of what is divided, and all of the rest.
-        self.counted = tuple(1.0 if own else 1.0 / self.ranks.count for own in self.divided)
+        # Of squared norms: each process of a group has its rows of what is divided, and all of the rest.
+        self.counted = tuple(1.0 if own else 1.0 / shares.count for own in self.divided)
         averages = self.objective.averages
         self.own_averages = len(averages) == 0
         averages = [averages[i] for i in order] if averages else None
@@ -230,7 +233,7 @@ class TrainingStep(nn.Cell):
             if not last:
                 written = self.map(assign, self.sums, gradients)
                 return found + (ops.zeros((1,), ms.float32), ops.depend(ops.ones((1,), ms.float32), written))
-            gradients = ops.depend(gradients, self.map(empty, self.sums, gradients))
+            gradients = self.map(emptied, self.sums, gradients)
         if self.shares.stage < 2:
             gradients = self.means(gradients)
         values, norm, finite = self.scale_and_norm(self.square_norms(gradients), controls, rate)
@@ -239,29 +242,49 @@ class TrainingStep(nn.Cell):
         return found + (norm, ops.depend(finite, written))
 
     def grouped(self, gradients):
-        """Gradients of the tensors as gradients of the groups, (K, *shape) each."""
-        result = ()
-        for k in range(len(self.begins)):
-            result += (from_network(gradients[self.begins[k] : self.ends[k]], self.spans[k]),)
+        """Gradients of the tensors as gradients of the groups, (K, *shape) each, as they are sent.
+
+        On Ascend one is formed after the other, in the order in which they are sent. A collective follows what it sends
+        at once, so all processes send in that order, and none waits for another collective, behind which MindSpore
+        would put everything that is still to be computed (KernelGraph::SetExecOrderByDefault).
+        """
+        formed, result = (), ()
+        for k in self.sent:
+            tensors = gradients[self.begins[k] : self.ends[k]]
+            if self.overlapped and len(formed) > 0:
+                tensors = (ops.depend(tensors[0], formed[-1]),) + tensors[1:]
+            gradient = from_network(tensors, self.spans[k])
+            if self.overlapped and self.shares.stage == 2 and self.divided[k]:
+                gradient = self.shares.rows_of_each(gradient)
+            formed += (gradient,)
+        for place in self.places:
+            result += (formed[place],)
         return result
 
     def means(self, gradients):
         """Means over the processes of the groups' gradients; from stage 2 on of this process's rows alone.
 
-        Each collective waits for the one before: all processes must send in one order.
+        On Ascend nothing is computed of a mean before the last is sent, so that the backward pass never waits for the
+        links. Elsewhere each collective waits for the one before: all processes must send in one order.
         """
         if self.collectives.alone:
             return gradients
         share, sent, result = 1.0 / self.ranks.count, (), ()
         for k in self.sent:
-            gradient = ops.depend(gradients[k], sent[-1]) if len(sent) > 0 else gradients[k]
-            if self.divided[k] and self.shares.stage == 2:
+            gradient, scattered = gradients[k], self.divided[k] and self.shares.stage == 2
+            if not self.overlapped:
+                gradient = self.shares.rows_of_each(gradient) if scattered else gradient
+                gradient = ops.depend(gradient, sent[-1]) if len(sent) > 0 else gradient
+            if scattered:
                 gradient = self.shares.sum_of_own(gradient)
             elif not self.divided[k] or self.shares.stage < 2:
                 gradient = self.collectives.sum(gradient)
-            sent += (gradient * share,)  # at stage 3 the gradient of a gathered weight is a sum already
-        for place in self.places:
-            result += (sent[place],)
+            else:  # at stage 3 the gradient of a gathered weight is a sum of the group already
+                gradient = self.shares.sum_of_groups(gradient)
+            sent += (gradient,)
+        for k in range(len(self.places)):
+            mean = ops.depend(sent[self.places[k]], sent[-1]) * share
+            result += (mean.reshape(mean.shape[1:]) if self.divided[k] and self.shares.stage == 2 else mean,)
         return result
 
     def square_norms(self, gradients):
@@ -269,7 +292,7 @@ class TrainingStep(nn.Cell):
         squares = self.square_sums(gradients)
         if self.shares.stage < 2:
             return squares
-        return self.collectives.sum(squares * constant_row(self.counted))
+        return self.shares.inside.sum(squares * constant_row(self.counted))
 
     def square_sums(self, gradients):
         """Squared norms of what this process has of the groups' gradients, fp32, one number a group."""
@@ -445,7 +468,7 @@ class Row:
         own = self._stacked.asnumpy()[self._index]
         if not self.shares:
             return own
-        gathered = self.shares.collectives.gather(Tensor(own.reshape(len(own), -1)))
+        gathered = self.shares.inside.gather(Tensor(own.reshape(len(own), -1)))
         return gathered.asnumpy().reshape(self.shape)
 
     def set_data(self, values):

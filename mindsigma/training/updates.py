@@ -99,6 +99,6 @@ def assign_all(variables, values):
     return written
 
 
-def empty(variable, read):
-    """Give a Parameter zeros, after `read`, what was computed from it, is there."""
-    return assign(variable, ops.depend(ops.zeros_like(variable), read))
+def emptied(variable, read):
+    """`read`, what was computed from a Parameter, which has zeros then."""
+    return ops.depend(read, assign(variable, ops.depend(ops.zeros_like(variable), read)))
