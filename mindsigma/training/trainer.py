@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 
 from mindsigma.data import BucketSampler, FeatureSet, Loader, Resolution, open_data
+from mindsigma.data.aspect_ratio import INPUT_SIZES
 from mindsigma.distributed import Collectives, join_ranks, set_from_rank
 from mindsigma.errors import MindSigmaError, one_line, say
 from mindsigma.heartbeat import RUNNING, beat
@@ -314,6 +315,7 @@ class Trainer:
             pag_scale=args.sample_pag_scale,
             pag_layers=args.sample_pag_layers,
             max_sequence_length=args.max_length,
+            use_resolution_binning=self.dit.config.input_size in INPUT_SIZES,  # others have no table of sizes
             **self.method.sampling(),
             **size,
         )
@@ -466,7 +468,8 @@ class Trainer:
         seed = options.pop("seed")
         about = {"model": f"{self.folder}, step {step}", "components": str(self.components.path), "training_step": step}
         size = image.size
-        drawn = self.samples.pipeline.image_size(options["height"], options["width"])
+        asked = (options[name] for name in ("height", "width", "use_resolution_binning"))
+        drawn = self.samples.pipeline.image_size(*asked)
         told = texts(self.args.prompts[i], "", seed, SamplingOptions(**options), size, drawn[::-1], about, {}, {})
         del told[KEY]  # no tool draws it again: the weights of this step may not have been kept
         return told
