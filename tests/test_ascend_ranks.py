@@ -57,12 +57,16 @@ def trained(data, tmp_path_factory):
     return run
 
 
-def same_training(found, expected, most):
+# The gradient of the keys' part of these is zero but for rounding; CAME divides it by its size.
+OF_KEYS = (".attn.qkv.bias", ".kv_linear.bias")
+
+
+def same_training(found, expected, most, but=()):
     """First losses and gradients, and the last weights and states, of two runs."""
     first, other = log_lines(found)[0], log_lines(expected)[0]
     for key in ("loss", "mse", "bound", "grad_norm"):
         assert first[key] == pytest.approx(other[key], rel=2e-6), key
-    assert largest_difference(checkpoint(found, STEPS), checkpoint(expected, STEPS)) < most
+    assert largest_difference(checkpoint(found, STEPS), checkpoint(expected, STEPS), but=but) < most
 
 
 @pytest.mark.parametrize("zero", [2, pytest.param(3, marks=pytest.mark.slow)])
@@ -126,7 +130,7 @@ def test_divided_came(data, tmp_path, zero):
         more = {**changes, "prompts": "a", "sample_every": 2, "sample_steps": 1} if ranks == 2 else changes
         arguments = options(*data, tmp_path / str(ranks), batch_size=4 // ranks, zero=stage, **more)
         train(arguments, tmp_path / str(ranks) / "logs", ranks, environment=host_environment())
-    same_training(tmp_path / "2", tmp_path / "1", 1e-4)
+    same_training(tmp_path / "2", tmp_path / "1", 1e-4, OF_KEYS)
     assert len(list((tmp_path / "2" / "samples").iterdir())) == 2
 
 

@@ -291,13 +291,17 @@ def assert_same(first, second):
     assert not differing, f"{len(differing)} tensors differ, such as {differing[:5]}"
 
 
-def largest_difference(first, second, parts=("dit", "ema", "states")):
-    """Largest relative difference (norm of the difference over norm) of the tensors of two checkpoints."""
+def largest_difference(first, second, parts=("dit", "ema", "states"), but=()):
+    """Largest relative difference (norm of the difference over norm) of the tensors of two checkpoints.
+
+    `but`: parts of the names of tensors that are left out.
+    """
     first, second = stored(first), stored(second)
     assert sorted(first) == sorted(second)
     largest = 0.0
     for name in first:
-        if name.split("/")[0] in parts and name != "states/controls":
+        left_out = name == "states/controls" or any(part in name for part in but)
+        if name.split("/")[0] in parts and not left_out:
             a, b = first[name].astype(np.float64), second[name].astype(np.float64)
             norm = np.linalg.norm(b)
             largest = max(largest, np.linalg.norm(a - b) / norm if norm else float(np.any(a)))
