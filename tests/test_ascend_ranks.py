@@ -131,7 +131,8 @@ def test_divided_came(data, tmp_path, zero):
         arguments = options(*data, tmp_path / str(ranks), batch_size=4 // ranks, zero=stage, **more)
         train(arguments, tmp_path / str(ranks) / "logs", ranks, environment=host_environment())
     same_training(tmp_path / "2", tmp_path / "1", 1e-4, OF_KEYS)
-    assert len(list((tmp_path / "2" / "samples").iterdir())) == 2
+    drawn = sorted(path.name for path in (tmp_path / "2" / "samples").iterdir())
+    assert drawn == [f"step_{step:08d}_0.png" for step in (0, 2, STEPS)]
 
 
 @pytest.mark.slow
