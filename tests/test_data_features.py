@@ -63,7 +63,7 @@ class Stub:
         self.identity, self.scale, self.images = {"vae": name, "text_encoder": name}, scale, 0
 
     def memory(self):
-        return None
+        return []
 
     def load(self):
         pass

@@ -20,6 +20,7 @@ from mindsigma.ops.operators import (
     divide,
     filled,
     gelu,
+    kept_multiply_add,
     layer_norm,
     multiply_add,
     narrow,
@@ -206,7 +207,7 @@ class DiTBlock(nn.Cell):
         if text_change is None:
             text_change = self.cross_attn(x, text_k, text_v)
         x, h = add_modulated_norm(x, text_change, mlp_shift, mlp_scale)
-        return multiply_add(x, self.mlp(h), mlp_gate, kept=True), text_change
+        return kept_multiply_add(x, self.mlp(h), mlp_gate), text_change
 
 
 class FinalLayer(nn.Cell):

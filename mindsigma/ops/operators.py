@@ -226,15 +226,19 @@ def assign(variable, value):
     return _copy_into(variable, value) if fused() else ops.assign(variable, value)
 
 
-def multiply_add(x, a, b, kept=False):
-    """x + a * b in one pass; x and b may be rows that are repeated to a's shape, or the other way round.
-
-    `kept`: where the cell around it is computed again in the backward pass, this result is not. Without one such a
-    cell, MindSpore takes neighbours for one, and all would be computed again at once.
-    """
+def multiply_add(x, a, b):
+    """x + a * b in one pass; x and b may be rows that are repeated to a's shape, or the other way round."""
     if fused():
-        return _add_product_kept(x, a, b, 1) if kept else _add_product(x, a, b, 1)
+        return _add_product(x, a, b, 1)
     return (x.astype(ms.float32) + a.astype(ms.float32) * b.astype(ms.float32)).astype(a.dtype)
+
+
+def kept_multiply_add(x, a, b):
+    """`multiply_add` at the end of a cell that may be computed again in the backward pass: this result is not.
+
+    Without one such result a cell, MindSpore takes neighbours for one cell, and all are computed again at once.
+    """
+    return _add_product_kept(x, a, b, 1) if fused() else multiply_add(x, a, b)
 
 
 @ops.constexpr
