@@ -132,7 +132,10 @@ def scaling(monkeypatch):
     def measure(kind, what, pixels):
         measured.append((kind, what, pixels))
         seconds = {"plain": 2.0, "kv": 1.0}.get(what, 3.0) * pixels
-        return {"median_seconds": seconds, "first_seconds": seconds, "peak_bytes": pixels * 10**6}
+        return {
+            "median_seconds": seconds, "first_seconds": seconds, "cpu_seconds": [2 * seconds],
+            "peak_bytes": pixels * 10**6,
+        }  # fmt: skip
 
     monkeypatch.setattr(tool, "measure", measure)
     return tool, measured
@@ -152,6 +155,8 @@ def test_scaling_goes_on_where_it_was_stopped(scaling, tmp_path, monkeypatch, ca
     assert rows["2048"] == ["16384", "114688 (by block)", "86016 (by block)", "25%", "34%", ""]
     assert rows["256"][1:] == ["512.0", "256.0", "50%", "", "0.3 GB"]
     assert "114688 (by block)" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["scaling.py", "--out", str(out), "--points", "step:plain:256", "--processor"])
+    assert tool.main() == 0 and "229376 (by block)" in capsys.readouterr().out
     assert (tmp_path / "scaling.png").read_bytes()[:4] == b"\x89PNG"
 
 

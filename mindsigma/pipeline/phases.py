@@ -12,11 +12,12 @@ from mindsigma.runtime import device
 
 @dataclass
 class Phase:
-    """seconds: wall time, with compilation; graphs: newly compiled ones; peak_bytes: peak memory of the process on the
-    CPU, of the device's allocator on Ascend."""
+    """seconds: wall time, with compilation; processor: seconds of this process on all cores; graphs: newly compiled
+    ones; peak_bytes: peak memory of the process on the CPU, of the device's allocator on Ascend."""
 
     name: str
     seconds: float = 0.0
+    processor: float = 0.0
     graphs: int = 0
     peak_bytes: int = 0
 
@@ -32,11 +33,12 @@ class PhaseClock:
         """Measure the body as (a part of) phase `name`."""
         phase = self.phases.setdefault(name, Phase(name))
         _reset_peak()
-        graphs, start = compiled_graphs(), time.perf_counter()
+        graphs, start, processor = compiled_graphs(), time.perf_counter(), time.process_time()
         try:
             yield phase
         finally:
             phase.seconds += time.perf_counter() - start
+            phase.processor += time.process_time() - processor
             phase.graphs += compiled_graphs() - graphs
             phase.peak_bytes = max(phase.peak_bytes, peak_bytes())
 
