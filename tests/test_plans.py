@@ -1,11 +1,13 @@
 """tools/plan.py without a plan: the search for the largest batch, and what a recipe asks of a card."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.inspect import launches
 from mindsigma.inspect.launches import _reason, beside_backward, largest_that_fits, number_in
 from mindsigma.inspect.parts import Request, build_part
 from mindsigma.inspect.recipe import of_recipe
@@ -73,6 +75,21 @@ def test_what_cannot_be_planned_is_halved():
     assert largest_that_fits(size, [64, 32], 250.0) == (25, 26)
     assert len(numbers) <= 7
     assert largest_that_fits(lambda number: math.inf, [8, 4], 250.0) == (0, 1)
+
+
+def test_few_blocks_alone_tell_the_largest_batches(monkeypatch):
+    """Peaks that grow evenly with blocks and images: the line of all 28 blocks, and what it leaves of each card."""
+
+    def plan(request, *_, **__):
+        return SimpleNamespace(peak_mb=500 + 100 * request.depth + request.batch * (10 + 2 * request.depth))
+
+    monkeypatch.setattr(launches, "plan", plan)
+    request = Request("PixArt-Sigma-XL-2-256x256", "train", batch=8)
+    line, batches = launches.batches_by_few_blocks(request, [32.0, 64.0, 3.0])
+    assert line == (500 + 28 * 100, 10 + 28 * 2)
+    assert batches == [(32 * 900 - 3300) // 66, (64 * 900 - 3300) // 66, 0]  # (15 / 16)^2 of 1024 is 900
+    with pytest.raises(MindSigmaError, match="--few-blocks: a network of few blocks"):
+        launches.batches_by_few_blocks(Request("sigma-mini", "train"), [32.0])
 
 
 def test_what_runs_beside_the_backward_pass():

@@ -58,6 +58,7 @@ def build_parser():
     add("--zero-group", type=int, default=0, metavar="N", help="cards that divide among themselves; default all")
     add("--gib", type=float, nargs="+", default=[64.0], help="memory of a card; of several with --largest")
     add("--largest", action="store_true", help="find the largest batch that fits --gib; its plans begin at --batch")
+    add("--few-blocks", action="store_true", help="tell --largest by plans of 2 and 4 blocks alone, which is faster")
     add("--lines", action="store_true", help="also tell which line of the source makes each launch")
     add("--json", metavar="FILE", help="write the plan as JSON")
     return parser
@@ -111,7 +112,9 @@ def main():
         raise MindSigmaError("--cards and --zero are of --part train")
     if (args.method or args.lora_rank or args.dora) and values.get("part") != "train":
         raise MindSigmaError("--method, --lora-rank and --dora are of --part train")
-    from mindsigma.inspect.launches import TooLarge, fits, largest_batches, plan
+    if args.few_blocks and not args.largest:
+        raise MindSigmaError("--few-blocks is of --largest")
+    from mindsigma.inspect.launches import FEW, TooLarge, batches_by_few_blocks, fits, largest_batches, plan
     from mindsigma.inspect.parts import Request
 
     values = {"model": "sigma-mini", "dtype": "bf16" if values.get("part") == "train" else "fp16", **values}
@@ -119,6 +122,15 @@ def main():
     print("Planned by MindSpore's Ascend backend in a dry run, not measured on an NPU.", flush=True)
     if args.recipe:
         print(f"recipe     {request.model}, {request.height} px, {request.dtype}", flush=True)
+    if args.few_blocks:
+        (base, each), batches = batches_by_few_blocks(request, args.gib, args.cards, args.zero, args.zero_group)
+        print(f"memory     {base:.0f} MiB and {each:.1f} MiB an image, by plans of {FEW[0]} and {FEW[1]} blocks")
+        for gib, batch in zip(args.gib, batches):
+            print(f"largest    batch {batch} in {gib:g} GiB by this line, which no plan of all blocks has checked")
+        if args.json:
+            found = {"base_mb": base, "image_mb": each, "batches": dict(zip(args.gib, batches))}
+            Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        return 0 if all(batches) else 1
     if args.largest:
         found = largest_batches(request, args.gib, args.cards, args.zero, args.zero_group)
     else:

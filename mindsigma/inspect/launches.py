@@ -194,6 +194,18 @@ def fits(planned, gib):
     return planned is not None and planned.peak_mb <= gib * 1024 * SHARE
 
 
+def _planner(cards, zero, zero_group):
+    """Function from a Request to its Plan, or None if no card is large enough."""
+
+    def planned(request):
+        try:
+            return plan(request, cards, zero, zero_group=zero_group)
+        except TooLarge:
+            return None
+
+    return planned
+
+
 def largest_batches(request, gibs, cards=1, zero=0, zero_group=0):
     """The largest batch of a Request that fits cards of these sizes in GiB.
 
@@ -202,13 +214,7 @@ def largest_batches(request, gibs, cards=1, zero=0, zero_group=0):
     Returns a list of (batch, Plan of it, the smallest batch that does not fit, or None); the batch is 0 and its Plan
     None where not even a batch of 1 fits.
     """
-    plans = {}
-
-    def planned(one):
-        try:
-            return plan(one, cards, zero, zero_group=zero_group)
-        except TooLarge:
-            return None
+    plans, planned = {}, _planner(cards, zero, zero_group)
 
     def peak(batch):
         if batch not in plans:
@@ -257,6 +263,20 @@ def sizes_by_few_blocks(request, planned):
     reach = (depth - FEW[0]) / (FEW[1] - FEW[0])
     base, each = (low + (high - low) * reach for low, high in zip(*corners))
     return (base, each) if each > 0 else None
+
+
+def batches_by_few_blocks(request, gibs, cards=1, zero=0, zero_group=0):
+    """The line of `sizes_by_few_blocks` of a Request, and the largest batch that it tells for cards of these sizes.
+
+    A tenth of the time of `largest_batches`, which checks it. 0 where not even a batch of 1 fits.
+
+    Raises:
+        MindSigmaError: where there is no such line.
+    """
+    line = sizes_by_few_blocks(request, _planner(cards, zero, zero_group))
+    if line is None:
+        raise MindSigmaError("--few-blocks: a network of few blocks, or a batch that is too small or too large for it")
+    return line, [max(int((gib * 1024 * SHARE - line[0]) // line[1]), 0) for gib in gibs]
 
 
 def number_in(line, room):
