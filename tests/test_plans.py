@@ -142,23 +142,25 @@ def test_a_recipe_of_neither_tool_is_refused(tmp_path):
 METHODS = {
     "kept sums": {"accumulation": 2}, "dora": {"lora_rank": 2, "dora": True},
     "controlnet": {"control_layers": 1}, "lcm": {"method": "lcm", "lcm_substeps": 2}, "dmd": {"method": "dmd"},
+    "dmd of pictures": {"method": "dmd", "dmd_regression": "lpips", "batch": 1},
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_step_of_every_method_takes_the_inputs_that_it_is_planned_with(name):
     """Computed on a CPU, operation by operation, with two blocks of sigma-mini's shape and zeros for weights."""
-    request = Request(
-        "sigma-mini", "train", 64, 64, 2, "fp32", 4, depth=2, weights=False, optimizer="adamw", **METHODS[name]
-    )
+    given = {"batch": 2, "dtype": "fp32", "tokens": 4, "depth": 2, "weights": False, "optimizer": "adamw"}
+    request = Request("sigma-mini", "train", 64, 64, **{**given, **METHODS[name]})
     cell, found = build_part(request)
-    assert found.depth == 2 and len(cell.beside) == (name == "dmd")
+    assert found.depth == 2 and len(cell.beside) == name.startswith("dmd")
     for one in (cell, *cell.beside):
         loss, *_, finite = one(*one.inputs)
         assert loss.shape == () and finite.shape == (1,)  # of zeros they are no numbers
-    kept = {parameter.name for parameter in cell.get_parameters()}
+    kept = {parameter.name: parameter.requires_grad for parameter in cell.get_parameters()}
     assert any("lora_A" in one for one in kept) == ("lora_rank" in METHODS[name])
-    assert any(one.startswith("teacher.") for one in kept) == (name in ("lcm", "dmd"))
+    assert any(one.startswith("teacher.") for one in kept) == (name[:3] in ("lcm", "dmd"))
+    pictures = {one: learns for one, learns in kept.items() if one.startswith(("lpips.", "vae."))}
+    assert bool(pictures) == (name == "dmd of pictures") and not any(pictures.values())
 
 
 def test_why_a_dry_run_failed():

@@ -15,7 +15,7 @@ import json
 from dataclasses import asdict, fields
 from pathlib import Path
 
-from mindsigma.choices import ZERO_STAGES
+from mindsigma.choices import DMD_REGRESSIONS, ZERO_STAGES
 from mindsigma.errors import MindSigmaError
 from mindsigma.inspect.recipe import of_recipe
 from mindsigma.sampling import SAMPLERS
@@ -47,6 +47,7 @@ def build_parser():
     add("--inpaint", action="store_true", help="the step sets to a given image what a mask keeps")
     add("--control-layers", type=int, metavar="N", help="the step has a ControlNet of N blocks beside it")
     add("--method", choices=DISTILLATIONS, help="the training step distils")
+    add("--dmd-regression", choices=DMD_REGRESSIONS, help="of --method dmd; default huber")
     add("--lora-rank", type=int, metavar="N", help="it trains a LoRA of this rank")
     add("--dora", action="store_true", default=None, help="it trains magnitudes, too")
     add("--optimizer", choices=("came", "adamw", "lion"), help="of the training step; default came")

@@ -8,6 +8,7 @@ import numpy as np
 from mindspore.nn.utils import no_init_parameters
 
 from mindsigma.backends.ascend import align_heads
+from mindsigma.choices import DMD_REGRESSIONS
 from mindsigma.errors import MindSigmaError
 from mindsigma.inspect.export import export_graph
 from mindsigma.inspect.flat import FlatInputs, like, zeros
@@ -61,6 +62,7 @@ class Request:
         lora_targets: its layers; None for the usual ones.
         dora: it has magnitudes.
         lcm_substeps: steps of the teacher in latent consistency distillation.
+        dmd_regression: of distribution matching distillation, one of DMD_REGRESSIONS.
     """
 
     model: str
@@ -89,6 +91,7 @@ class Request:
     lora_targets: Optional[List[str]] = None
     dora: bool = False
     lcm_substeps: int = 1
+    dmd_regression: str = "huber"
 
     def __post_init__(self):
         if self.part not in PARTS:
@@ -97,6 +100,10 @@ class Request:
             raise MindSigmaError(f"--dtype must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
         if self.method not in ("denoising", *DISTILLATIONS):
             raise MindSigmaError(f"--method must be one of {', '.join(DISTILLATIONS)}, not {self.method!r}")
+        if self.dmd_regression not in DMD_REGRESSIONS:
+            raise MindSigmaError(
+                f"--dmd-regression must be one of {', '.join(DMD_REGRESSIONS)}, not {self.dmd_regression!r}"
+            )
         for name in ("height", "width", "batch", "tokens", "depth", "lora_rank"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -303,7 +310,8 @@ def _more_images(tensors, count):
     return tuple(zeros(((tensor.shape[0] + count, *tensor.shape[1:]), tensor.dtype)) for tensor in tensors)
 
 
-def _vae(request):
+def vae_of(request):
+    """VAE of a Request, and the request with its size and the VAE's dtype."""
     opened = _open(request, open_vae)
     config = VAEConfig() if opened is None else opened.config
     request = replace(request, height=request.height or 1024, width=request.width or 1024)
@@ -315,14 +323,14 @@ def _vae(request):
 
 
 def _vae_decode(request):
-    vae, request = _vae(request)
+    vae, request = vae_of(request)
     scale, channels = vae.config.downsampling, vae.config.latent_channels
     latents = zeros(((request.batch, channels, request.height // scale, request.width // scale), ms.float32))
     return FlatInputs(vae, vae, [latents]), request
 
 
 def _vae_encode(request):
-    vae, request = _vae(request)
+    vae, request = vae_of(request)
     images = zeros(((request.batch, vae.config.in_channels, request.height, request.width), ms.float32))
     return FlatInputs(vae.encode, vae, [images]), request
 

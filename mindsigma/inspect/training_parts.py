@@ -2,10 +2,12 @@
 
 import mindspore as ms
 import numpy as np
+from mindspore.nn.utils import no_init_parameters
 
 from mindsigma.inspect.flat import FlatInputs, zeros
-from mindsigma.inspect.parts import network_of
+from mindsigma.inspect.parts import network_of, vae_of
 from mindsigma.models.controlnet import ControlNet
+from mindsigma.models.lpips import LPIPS
 from mindsigma.runtime import DTYPES
 from mindsigma.training.controlnet import CONDITION_AT, ControlledDenoising
 from mindsigma.training.dmd import DMDConfig, Matching
@@ -16,6 +18,7 @@ from mindsigma.training.lora import TARGETS, AdapterConfig, new_adapter
 from mindsigma.training.loss import COLUMNS, Denoising
 from mindsigma.training.method import FIRST_LOSS_SCALE
 from mindsigma.training.optimizers import OptimizerConfig
+from mindsigma.training.pictures import pictures_of
 from mindsigma.training.step import StepConfig, TrainingStep
 from mindsigma.training.twins import copy_of, evaluated, teacher_of
 
@@ -135,13 +138,25 @@ def _dmd(steps):
     fake, learner = copy_of(steps.dit, steps.learner, "fake", learns=True)
     if steps.request.recompute:
         _recompute(fake)
-    objective = Matching(steps.dit, teacher, evaluated(fake), DMDConfig(regression="huber"))
-    text = *steps.known(), *steps.text(1)
-    inputs = [steps.latents(), steps.latents(), *text, steps.latents(), *steps.conditions()]
+    regression = steps.request.dmd_regression
+    pictures = _pictures(steps.request) if regression == "lpips" else None
+    objective = Matching(steps.dit, teacher, evaluated(fake), DMDConfig(regression=regression), pictures)
+    text, wanted = (*steps.known(), *steps.text(1)), None if regression == "none" else steps.latents()
+    inputs = [steps.latents(), steps.latents(), *text, wanted, *steps.conditions()]
     cell = steps.cell(objective, inputs)
     inputs = [steps.latents(), steps.latents(), *steps.known(), *steps.conditions()]
     cell.beside = (steps.cell(Denoising(fake, bound=False), inputs, learner.parameters, ema=False),)
     return cell
+
+
+def _pictures(request):
+    """PictureDistance by the model's VAE and LPIPS without weights."""
+    with no_init_parameters():
+        lpips = LPIPS()
+    pictures = pictures_of(vae_of(request)[0], lpips)
+    if request.recompute:
+        pictures.one.recompute()
+    return pictures
 
 
 _METHODS = {"denoising": _denoising, "lcm": _lcm, "dmd": _dmd}

@@ -59,11 +59,17 @@ def open_pictures(vae, files):
     A VAE that draws is computed by kernels without gradients on a CPU; this one has the operators that have them.
     """
     decoder = Pending(vae.tensors, lambda: VAE(vae.config, vae.dtype), lambda cell: cell).load()
-    decoder.encoder = decoder.quant_conv = None  # only pictures are made: the weights of the other half go
-    object.__setattr__(decoder, "_moments", None)
-    for name, weight in decoder.parameters_and_names():
-        weight.name, weight.requires_grad = f"vae.{name}", False
-    return PictureDistance(decoder.set_train(False), load_lpips(files))
+    return pictures_of(decoder, load_lpips(files))
+
+
+def pictures_of(vae, lpips):
+    """PictureDistance by a VAE, of which only the decoder is kept, and LPIPS; both are frozen."""
+    vae.encoder = vae.quant_conv = None
+    object.__setattr__(vae, "_moments", None)
+    for network, beginning in (vae, "vae"), (lpips, "lpips"):
+        for name, weight in network.set_train(False).parameters_and_names():
+            weight.name, weight.requires_grad = f"{beginning}.{name}", False
+    return PictureDistance(vae, lpips)
 
 
 def needed_of_pictures(vae):

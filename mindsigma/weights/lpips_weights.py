@@ -28,7 +28,7 @@ LEFT_OUT = r"classifier\..*|lins\.\d\.model\.1\.weight|scaling_layer\.(shift|sca
 
 
 def load_lpips(paths):
-    """LPIPS with the weights of files, frozen; `paths` and errors as of `open_lpips`."""
+    """LPIPS with the weights of files; `paths` and errors as of `open_lpips`."""
     with no_init_parameters():
         network = LPIPS()
     found = open_lpips(paths)
@@ -36,7 +36,6 @@ def load_lpips(paths):
         source, stored = found[name]
         array = finite(source.path, stored, source.read(stored))
         weight.set_data(weight_tensor(source.path, stored, array, ms.float32))
-        weight.name, weight.requires_grad = f"lpips.{name}", False
     return network.set_train(False)
 
 
