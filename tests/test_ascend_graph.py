@@ -142,9 +142,9 @@ def test_a_step_has_no_node_to_spare(tmp_path):
     )  # latents in and out: 16 channels a token
 
 
-def training_dit(dtype, parameter_dtype):
+def training_dit(dtype, parameter_dtype, kv_compression=None):
     """A DiT of one block for the tests of the training step."""
-    config = DiTConfig(depth=1, hidden_size=144, num_heads=2, caption_channels=32)
+    config = DiTConfig(depth=1, hidden_size=144, num_heads=2, caption_channels=32, kv_compression=kv_compression)
     with no_init_parameters():
         return weights(DiT(config, dtype, parameter_dtype=parameter_dtype).set_train())
 
@@ -183,7 +183,7 @@ def written_once(step, count):
 )
 def test_training_step_is_one_graph(dtype, recompute, tmp_path):
     """Forward, backward, clip, optimiser and average; attention fused both ways, half precision over fp32 weights."""
-    dit = training_dit(dtype, ms.float32)
+    dit = training_dit(dtype, ms.float32, "conv:2:0" if recompute else None)
     if recompute:
         ms.set_context(mode=ms.GRAPH_MODE)  # where the graph is recomputed, not the chain
         dit.blocks[0].recompute()
@@ -194,6 +194,8 @@ def test_training_step_is_one_graph(dtype, recompute, tmp_path):
     assert {data for kind, _, data in nodes if kind.startswith("FlashAttention")} == {half}
     written_once(step, count)
     assert count["Softmax"] == count["BatchMatMul"] == 0
+    # Queries, keys and values of a compressed block are copies: a view would keep the product of each block.
+    assert count["SplitWithSize"] == (2 if recompute else 0)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ class SelfAttention(nn.Cell):
             # Copies, as what follows is a linear map (see `narrow`).
             x, alone = divide(x, (x.shape[0] - perturbed, perturbed))
             own = self.values(alone)
-        q, k, v = project_heads(x, self.qkv, self.heads, self.width, 3, self.widened)
+        q, k, v = project_heads(x, self.qkv, self.heads, self.width, 3, self.widened, apart=self.training)
         if self.qk_norm:
             q = widen_tokens(self.q_norm(q), self.heads[0], self.heads[1], self.width)
             k = self.k_norm(k)

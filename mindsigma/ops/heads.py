@@ -11,27 +11,29 @@ training, the same functions stand in the graph, on weights, which are small bes
 import numpy as np
 from mindspore import Tensor, ops
 
-from mindsigma.ops.operators import HEAD_MULTIPLE, dense, extend, narrow, split
+from mindsigma.ops.operators import HEAD_MULTIPLE, dense, extend, narrow, split, split_unevenly
 
 # Added to the logit of a dropped key: far enough for its weight to be exactly 0 in fp32 and fp16, and inside fp16's
 # range also after the division by the scale that the kernel multiplies back.
 MASKED = -3000.0
 
 
-def project_heads(x, linear, heads, width, parts=1, widened=None, first=0.0):
+def project_heads(x, linear, heads, width, parts=1, widened=None, first=0.0, apart=False):
     """Tuple of the `parts` of a Linear map of x (N, T, in), the first `widened` of them with heads of `width` columns.
 
     Args:
         heads: (number, D).
         widened: None: all.
         first: value of the first new column of each head.
+        apart: none may be a view, which keeps the whole (see `narrow`).
     """
     number, head_dim = heads
     channels, widened = number * head_dim, parts if widened is None else widened
     if len(linear.changes) > 0:  # they were made for the narrow weight
         y, pieces = linear(x), ()
+        narrow_pieces = (y,) if parts == 1 else split(y, parts, 2)
         for i in range(parts):
-            piece = narrow(y, 2, i * channels, channels)
+            piece = narrow_pieces[i]
             pieces += (widen_tokens(piece, number, head_dim, width, first) if i < widened else piece,)
         return pieces
     weight, bias = linear.weights(x.dtype)
@@ -41,6 +43,8 @@ def project_heads(x, linear, heads, width, parts=1, widened=None, first=0.0):
         return (y,)
     if widened in (0, parts):
         return split(y, parts, 2)
+    if apart:
+        return split_unevenly(y, (number * width,) * widened + (channels,) * (parts - widened), 2)
     result, end = (), 0
     for i in range(parts):
         begin, end = end, end + (number * width if i < widened else channels)

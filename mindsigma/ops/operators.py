@@ -35,6 +35,7 @@ _embed = auto_generate.Embedding()
 _copy_into = auto_generate.InplaceCopy()
 _narrow_view = auto_generate.NarrowView()
 _split_tensor = auto_generate.SplitTensor()
+_split_with_size = auto_generate.SplitWithSize()
 _unstack_view = auto_generate.UnstackExtView()
 
 _pool = ops.MaxPool(kernel_size=2, strides=2, pad_mode="valid")  # ops.max_pool2d has a slow gradient on a CPU
@@ -183,6 +184,17 @@ def divide(x, lengths):
     return pieces
 
 
+def split_unevenly(x, lengths, axis):
+    """Tuple of the pieces of x of these lengths along an axis; on Ascend each in memory of its own."""
+    if fused():
+        return _split_with_size(x, lengths, axis)
+    pieces, begin = (), 0
+    for length in lengths:
+        pieces += (narrow(x, axis, begin, length),)
+        begin += length
+    return pieces
+
+
 @ops.constexpr
 def _numbers(begin, count):
     """int32 (count,) from `begin` on, as a constant of the graph."""
@@ -214,6 +226,7 @@ def extend(x, axis, count):
 def narrow(x, axis, begin, length):
     """`length` places of x from `begin` along an axis. On Ascend a view: nothing is moved.
 
+    MindSpore does not compute views again in a backward pass: all that one is taken of is kept until then.
     Not for `dense`, which in a graph on Ascend reads what the view is taken of from its beginning: `divide` copies.
     """
     if fused():
