@@ -94,27 +94,38 @@ def test_divided_training(trained, zero):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("zero", "dtype"), [(2, "fp32"), (3, "fp32"), (3, "bf16")])
-def test_killed_and_continued_on_other_cards(data, tmp_path, zero, dtype):
-    """Two ranks are killed after a save; they go on to their own bits, four others and one to the same weights."""
+@pytest.mark.parametrize(
+    ("zero", "dtype", "ranks", "group", "others"),
+    [
+        (2, "fp32", 2, None, [(4, 2, None), (4, 0, None), (1, 0, None)]),
+        (3, "fp32", 2, None, [(4, 3, None), (4, 0, None), (1, 0, None)]),
+        (3, "bf16", 2, None, [(4, 3, None), (4, 0, None), (1, 0, None)]),
+        (2, "fp32", 4, 2, [(4, 3, 2), (2, 2, None)]),
+    ],
+)
+def test_killed_and_continued_on_other_cards(data, tmp_path, zero, dtype, ranks, group, others):
+    """Ranks are killed after a save; they go on to their own bits, others, divided in other ways, to the same weights.
 
-    def run(output, ranks, stage):
-        changes = {**ADAMW, "dtype": dtype, "steps": 4, "save_every": 2}
-        arguments = options(*data, output, batch_size=4 // ranks, zero=stage, **changes)
-        return Run(arguments, output / "logs", ranks, environment=host_environment())
+    `others`: (ranks, stage, group) each.
+    """
 
-    assert run(tmp_path / "unbroken", 2, zero).wait() == 0
-    killed = run(tmp_path / "killed", 2, zero)
+    def run(output, count, stage, size):
+        changes = {**ADAMW, "dtype": dtype, "steps": 4, "save_every": 2, "zero": stage, "zero_group": size}
+        arguments = options(*data, output, batch_size=4 // count, **changes)
+        return Run(arguments, output / "logs", count, environment=host_environment())
+
+    assert run(tmp_path / "unbroken", ranks, zero, group).wait() == 0
+    killed = run(tmp_path / "killed", ranks, zero, group)
     assert killed.until(checkpoint(tmp_path / "killed", 2).exists, 600)
     killed.kill()
     shutil.rmtree(checkpoint(tmp_path / "killed", 4), ignore_errors=True)
-    for ranks, stage in ((2, zero), (4, zero), (4, 0), (1, 0)):
-        output = tmp_path / f"{ranks}-{stage}"
+    for count, stage, size in [(ranks, zero, group), *others]:
+        output = tmp_path / f"{count}-{stage}-{size}"
         shutil.copytree(tmp_path / "killed", output)
-        continued = run(output, ranks, stage)
+        continued = run(output, count, stage, size)
         assert continued.wait() == 0, continued.text()
         assert "resumed from" in continued.text()
-        if ranks == 2:
+        if (count, stage, size) == (ranks, zero, group):
             assert_same(checkpoint(output, 4), checkpoint(tmp_path / "unbroken", 4))
         else:
             most = 1e-5 if dtype == "fp32" else 1e-2
@@ -122,16 +133,16 @@ def test_killed_and_continued_on_other_cards(data, tmp_path, zero, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_divided_came(data, tmp_path, zero):
+@pytest.mark.parametrize(("zero", "ranks", "group"), [(1, 2, None), (2, 2, None), (3, 2, None), (2, 4, 2), (3, 4, 2)])
+def test_divided_came(data, tmp_path, zero, ranks, group):
     """Factored states, whose means cross the shares; two micro-batches, and images of prompts, which stage 3 draws."""
     changes = {**ADAMW, "optimizer": "came", "eps": None, "accumulation": 2}
-    for ranks, stage in ((1, 0), (2, zero)):
-        more = {**changes, "prompts": "a", "sample_every": 2, "sample_steps": 1} if ranks == 2 else changes
-        arguments = options(*data, tmp_path / str(ranks), batch_size=4 // ranks, zero=stage, **more)
-        train(arguments, tmp_path / str(ranks) / "logs", ranks, environment=host_environment())
-    same_training(tmp_path / "2", tmp_path / "1", 1e-4, OF_KEYS)
-    drawn = sorted(path.name for path in (tmp_path / "2" / "samples").iterdir())
+    drawing = {"prompts": "a", "sample_every": 2, "sample_steps": 1}
+    for name, count, more in (("one", 1, {}), ("many", ranks, {**drawing, "zero": zero, "zero_group": group})):
+        arguments = options(*data, tmp_path / name, batch_size=4 // count, **changes, **more)
+        train(arguments, tmp_path / name / "logs", count, environment=host_environment())
+    same_training(tmp_path / "many", tmp_path / "one", 1e-4, OF_KEYS)
+    drawn = sorted(path.name for path in (tmp_path / "many" / "samples").iterdir())
     assert drawn == [f"step_{step:08d}_0.png" for step in (0, 2, STEPS)]
 
 
