@@ -6,6 +6,7 @@ import numpy as np
 from mindspore import Parameter, nn, ops
 
 from mindsigma.backends.cpu import kernels
+from mindsigma.backends.cpu.apart import each_share
 from mindsigma.backends.cpu.kernels import Rows
 from mindsigma.models.controlnet import ControlNet
 from mindsigma.models.dit import NORM_EPS, DiT, DiTBlock, FinalLayer, PatchEmbedding
@@ -32,6 +33,12 @@ class FastBlock(DiTBlock):
     def recompute(self, *_, **__):
         """Keep nothing but the inputs in training."""
         self.computes_again = True
+
+    def computes_in_kernels(self):
+        """Whether nothing of a block in sampling is left to MindSpore's operators."""
+        a, c, m = self.attn, self.cross_attn, self.mlp
+        changed = any(len(linear.changes) for linear in (a.qkv, a.proj, c.q_linear, c.proj, m.fc1, m.fc2))
+        return a.sampling is None and not a.qk_norm and not changed
 
     def text_kv(self, caption, mask):
         """See DiTBlock."""
@@ -204,13 +211,24 @@ class FastDiT(DiT):
         self.x_embedder.tokens(latents.astype(self.dtype), position, x)
         halves = kernels.array(x).reshape(2, -1) if x.shape[0] % 2 == 0 else None
         twice = halves is not None and modulations[0].step == 0 and np.array_equal(*halves)
-        added = ()
-        for i, block in enumerate(self.blocks):
-            if i == 1 and control is not None:
-                added = control(kernels.as_tensor(x))
-            if 1 <= i <= len(added):
-                np.add(kernels.array(x), kernels.array(added[i - 1]), out=kernels.array(x))
-            block.transform(x, modulations[i], text_kv[i], height, width, gather, None, x, twice=twice and i == 0)
+        first, *others = self.blocks
+        first.transform(x, modulations[0], text_kv[0], height, width, gather, None, x, twice=twice)
+        added = control(kernels.as_tensor(x)) if control is not None else ()
+        added = list(map(kernels.memory, added))
+        text_kv = [tuple(map(kernels.memory, pair)) for pair in text_kv]
+
+        def finish(begin, end):
+            part = x.images(begin, end)
+            for i, block in enumerate(others, 1):
+                if i <= len(added):
+                    np.add(kernels.array(part), kernels.array(added[i - 1].images(begin, end)), out=kernels.array(part))
+                rows, text = modulations[i].from_image(begin), [each.images(begin, end) for each in text_kv[i]]
+                block.transform(part, rows, text, height, width, gather, None, part)
+
+        if gather is None and all(block.computes_in_kernels() for block in others):
+            each_share(x.shape[0], finish)
+        else:
+            finish(0, x.shape[0])
         return self.final_layer(x, modulations[self.config.depth], height, width)
 
 

@@ -22,6 +22,10 @@ int guarded(F f) {
 
 extern "C" {
 
+int threads() { return thread_count(); }
+
+void apart(int more) { compute_apart(more); }
+
 int linear(const Linear* l) {
   return guarded([&] { apply(*l); });
 }

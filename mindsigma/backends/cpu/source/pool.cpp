@@ -101,8 +101,10 @@ struct Pool {
     }
   }
 
-  void run(long count, const std::function<void(long)>& f) {
-    std::lock_guard<std::mutex> guard(turn);
+  // Whether the loop was run: not while another one is.
+  bool run(long count, const std::function<void(long)>& f) {
+    std::unique_lock<std::mutex> guard(turn, std::try_to_lock);
+    if (!guard) return false;
     const uint64_t before = state.load();
     state.store(before | NONE);  // whoever has read the last loop takes nothing of what is set now
     tasks.store(count);
@@ -120,11 +122,13 @@ struct Pool {
       std::unique_lock<std::mutex> lock(mutex);
       done.wait(lock, idle);
     }
+    return true;
   }
 };
 
 Pool* pool = nullptr;  // never freed: its threads live as long as the process
 std::mutex making;
+std::atomic<int> apart{0};  // threads of the caller's that compute apart
 
 Pool& the_pool() {
   std::lock_guard<std::mutex> lock(making);
@@ -161,6 +165,7 @@ std::mutex using_workspace;
 // child begins anew. What the other threads computed with is left as it is; it counts for nothing while nobody writes.
 void begin_anew() {
   pool = nullptr;
+  apart = 0;
   workspace = new Buffer;
   new (&making) std::mutex;
   new (&using_workspace) std::mutex;
@@ -174,13 +179,12 @@ int thread_count() { return the_pool().threads; }
 
 void parallel(long tasks, const std::function<void(long)>& f) {
   Pool& shared = the_pool();
-  if (tasks <= 1 || shared.threads == 1) {
-    WithoutTinyNumbers mode;
-    for (long task = 0; task < tasks; task++) f(task);
-    return;
-  }
-  shared.run(tasks, f);
+  if (tasks > 1 && apart < shared.threads && shared.run(tasks, f)) return;
+  WithoutTinyNumbers mode;
+  for (long task = 0; task < tasks; task++) f(task);
 }
+
+void compute_apart(int more) { apart += more; }
 
 float* scratch(int place, long floats) {
   static thread_local Buffer buffers[4];

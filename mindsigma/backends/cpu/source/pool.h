@@ -8,6 +8,10 @@ int thread_count();
 // Call f(task) for every task of 0 ... tasks - 1, and return when all have been done.
 void parallel(long tasks, const std::function<void(long)>& f);
 
+// So many more threads of the caller's, or fewer, compute things of their own. While there are as many of them as
+// `thread_count`, each runs its loops alone.
+void compute_apart(int more);
+
 // Memory of this thread for intermediate results, `place` 0 ... 3, valid until the next call for the same place.
 float* scratch(int place, long floats);
 

@@ -1,0 +1,90 @@
+"""Images that threads compute apart, against all of them at once."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+from mindspore import Tensor, ops
+from test_cpu_networks import dits, drawn
+
+from mindsigma.backends.cpu import dit as fast_dit
+from mindsigma.backends.cpu import kernels
+from mindsigma.backends.cpu.apart import each_share
+from mindsigma.backends.cpu.library import library
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler, or MINDSIGMA_NATIVE=0")
+
+
+def shares(images):
+    """What each thread was given, in order, and the threads."""
+    given, threads = [], set()
+    each_share(images, lambda *share: (given.append(share), threads.add(threading.get_ident())))
+    return sorted(given), threads
+
+
+def test_shares_make_up_all_images():
+    count = library().threads()
+    for images in (count, 2 * count, 2 * count + 1, 5 * count - 1):
+        given, threads = shares(images)
+        assert len(given) == len(threads) == count
+        assert [i for share in given for i in range(*share)] == list(range(images))
+        sizes = [last - first for first, last in given]
+        assert max(sizes) - min(sizes) <= 1
+    if count > 1:
+        assert shares(count - 1) == ([(0, count - 1)], {threading.get_ident()})
+
+
+def test_an_error_of_any_share_is_told_when_all_have_ended():
+    images, ended = 2 * library().threads(), []
+
+    def compute(first, last, failing):
+        if first <= failing < last:
+            raise ArithmeticError(failing)
+        ended.append(first)
+
+    for failing in (0, images - 1):
+        ended.clear()
+        with pytest.raises(ArithmeticError, match=str(failing)):
+            each_share(images, lambda first, last, failing=failing: compute(first, last, failing))
+        assert len(ended) == library().threads() - 1
+    assert len(shares(images)[0]) == library().threads()
+
+
+def denoised(dit, latents, caption, mask):
+    text_kv, position = dit.text_kv(caption, mask), dit.position(latents.shape)
+    modulation = ops.concat(dit.modulations(Tensor(np.array([300.0], np.float32))), 1)
+    return dit.denoise(latents, modulation, text_kv, position).asnumpy()
+
+
+@pytest.mark.parametrize("kind", [{}, {"low_rank": True}, {"qk_norm": True}])
+def test_a_network_gives_the_same_bits(kind, monkeypatch):
+    """As when its images are computed together; only a network that is all in kernels is computed apart."""
+    images = 2 * library().threads() + 1  # uneven shares: who has less helps the other
+    latents, caption = Tensor(drawn(1, images, 4, 18, 14)), Tensor(drawn(2, images, 9, 32))
+    mask = np.ones((images, 9), np.int32)
+    mask[0, 1:], mask[-1, 4:] = 0, 0
+    dit, calls = dits(depth=3, **kind)[1].set_train(False), []
+    monkeypatch.setattr(fast_dit, "each_share", lambda *given: calls.append(given) or each_share(*given))
+    found = denoised(dit, latents, caption, Tensor(mask))
+    assert len(calls) == (0 if kind else 1)
+    monkeypatch.setattr(fast_dit, "each_share", lambda images, compute: compute(0, images))
+    assert np.array_equal(found, denoised(dit, latents, caption, Tensor(mask)))
+
+
+def test_a_fork_has_threads_of_its_own():
+    images = library().threads()
+    x, weight = drawn(0, images, 512, 256), drawn(1, 512, 256)
+    out = np.empty((images, 512, 512), np.float32)
+
+    def compute(first, last):
+        kernels.linear(x[first:last], weight, out=kernels.memory(out).images(first, last))
+
+    each_share(images, compute)
+    expected = out.copy()
+    child = os.fork()
+    if child == 0:
+        out[:] = 0
+        each_share(images, compute)
+        os._exit(int((out != expected).any()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
