@@ -2,7 +2,7 @@
 
     python tools/compare_controls.py --controlnet runs/edges/checkpoints/step_00000700/controlnet_ema --data held-out
 
-Draws the caption of each picture of a data set twice from the same noise, guided by the picture's Canny edges and not.
+Draws the caption of each picture of a data set from the same noise, guided by the picture's Canny edges and not.
 The table has means over the pictures, of the Canny edges of what was drawn. Precision: the share of drawn edge pixels
 that lie within a few pixels of an asked one; recall: the share of asked ones that lie near a drawn one; F1: their
 harmonic mean. The data's own pictures, once through the VAE, tell what is to be had.
@@ -31,6 +31,7 @@ def build_parser():
     add("--condition", default="canny", metavar="KIND", help="canny, with the thresholds of its training")
     add("--count", type=int, default=24, help="pictures, spread over the data")
     add("--scale", type=float, nargs="+", default=[1.0], help="of the control")
+    add("--guess-mode", action="store_true", help="draw with each scale in guess mode, too")
     add("--steps", type=int, default=20, help="denoising steps")
     add("--guidance-scale", type=float, default=4.5)
     add("--tolerance", type=float, default=2.0, help="pixels that an edge may lie beside the asked one")
@@ -103,10 +104,12 @@ def main():
     drawn_from, condition = cases(args, pipeline.default_size)
     rows = {"the pictures themselves, through the VAE": [through_vae(pipeline.vae, one) for _, one, _ in drawn_from]}
     options = {"num_inference_steps": args.steps, "guidance_scale": args.guidance_scale, "progress": False}
-    for name, scale in (("without control", 0.0), *((f"with control, scale {s:g}", s) for s in args.scale)):
+    ways = [("without control", 0.0, False), *((f"with control, scale {s:g}", s, False) for s in args.scale)]
+    ways += [(f"in guess mode, scale {s:g}", s, True) for s in args.scale if args.guess_mode]
+    for name, scale, guess in ways:
         rows[name] = []
         for i, (caption, _, asked) in enumerate(drawn_from):
-            control = {"control_image": asked, "control_scale": scale}
+            control = {"control_image": asked, "control_scale": scale, "guess_mode": guess}
             rows[name].append(pipeline(caption, seed=args.seed + i, **options, **control).images[0])
     table = []
     for name, pictures in rows.items():
