@@ -11,6 +11,7 @@ import pytest
 from conftest import relative_error
 from PIL import Image
 from training_runs import (
+    OF_KEYS,
     ROOT,
     Run,
     assert_same,
@@ -55,10 +56,6 @@ def trained(data, tmp_path_factory):
         return known[name]
 
     return run
-
-
-# The gradient of the keys' part of these is zero but for rounding; CAME divides it by its size.
-OF_KEYS = (".attn.qkv.bias", ".kv_linear.bias")
 
 
 def same_training(found, expected, most, but=()):
