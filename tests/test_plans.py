@@ -4,7 +4,7 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, load_tool
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.inspect import launches
@@ -90,6 +90,20 @@ def test_few_blocks_alone_tell_the_largest_batches(monkeypatch):
     assert batches == [(32 * 900 - 3300) // 66, (64 * 900 - 3300) // 66, 0]  # (15 / 16)^2 of 1024 is 900
     with pytest.raises(MindSigmaError, match="--few-blocks: a network of few blocks"):
         launches.batches_by_few_blocks(Request("sigma-mini", "train"), [32.0])
+
+
+def test_few_blocks_of_a_model_with_weights_have_no_values(monkeypatch):
+    asked = []
+
+    def plan(request, *_):
+        asked.append(request)
+        raise launches.TooLarge("not planned here")
+
+    monkeypatch.setattr(launches, "plan", plan)
+    for options, weights in (["--depth", "3"], False), ([], True):
+        monkeypatch.setattr("sys.argv", ["plan.py", *options])
+        load_tool("plan").main()
+        assert asked[-1].has_weights() == weights
 
 
 def test_what_runs_beside_the_backward_pass():

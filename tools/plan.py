@@ -40,7 +40,7 @@ def build_parser():
     add("--batch", type=int, help="images a card; default 1")
     add("--tokens", type=int, help="length of the captions; default the model's longest")
     add("--dtype", choices=("fp16", "bf16", "fp32"), help="of the activations; default fp16, and bf16 of train")
-    add("--depth", type=int, help="only so many blocks, of an architecture without weights")
+    add("--depth", type=int, help="only so many blocks; their weights have no values then")
     add("--kv-compression", metavar="MODE:FACTOR:LAYERS", help="instead of the model's own; none for none")
     add("--sampler", choices=tuple(SAMPLERS), default="dpm", help="of the denoising step")
     add("--pag-layers", metavar="LAYERS", help="the step has perturbed attention in these blocks, as in 14 or 3,13-15")
@@ -119,6 +119,7 @@ def main():
     from mindsigma.inspect.parts import Request
 
     values = {"model": "sigma-mini", "dtype": "bf16" if values.get("part") == "train" else "fp16", **values}
+    values["weights"] = "depth" not in values
     request = Request(**{field.name: values[field.name] for field in fields(Request) if field.name in values})
     print("Planned by MindSpore's Ascend backend in a dry run, not measured on an NPU.", flush=True)
     if args.recipe:
