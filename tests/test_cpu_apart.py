@@ -1,10 +1,12 @@
-"""Images that threads compute apart, against all of them at once."""
+"""Images that threads compute apart, against all of them at once, and guidance on arrays against tensors."""
 
 import os
 import threading
 
+import mindspore as ms
 import numpy as np
 import pytest
+from conftest import relative_error
 from mindspore import Tensor, ops
 from test_cpu_networks import dits, drawn
 
@@ -12,6 +14,9 @@ from mindsigma.backends.cpu import dit as fast_dit
 from mindsigma.backends.cpu import kernels
 from mindsigma.backends.cpu.apart import each_share
 from mindsigma.backends.cpu.library import library
+from mindsigma.backends.cpu.sampler import FastGuidedStep, accelerate_graphs
+from mindsigma.sampling.denoising import DenoisingGraphs, GuidedStep
+from mindsigma.sampling.dpm_solver import DPMSolver
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler, or MINDSIGMA_NATIVE=0")
 
@@ -88,3 +93,22 @@ def test_a_fork_has_threads_of_its_own():
         each_share(images, compute)
         os._exit(int((out != expected).any()))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("scale", [4.5, np.array([3.0, 3.0, 3.0, 1.0], np.float32).reshape(1, 4, 1, 1)])
+def test_guidance_on_arrays(guided, scale):
+    """What surrounds the network in a step, with a scale of all channels and one of each."""
+    dit, images = dits()[1], 3
+    plain, fast = (kind(dit, DPMSolver(), guided) for kind in (GuidedStep, FastGuidedStep))
+    latents, scale = Tensor(drawn(1, images, 4, 16, 16)), Tensor(scale, ms.float32)
+    prediction = Tensor(drawn(2, images * (2 if guided else 1), 8, 16, 16))
+    found = fast.guided_noise(prediction, scale, None).asnumpy()
+    assert relative_error(found, plain.guided_noise(prediction, scale, None).asnumpy()) < 1e-7
+    assert np.array_equal(fast.both(latents).asnumpy(), plain.both(latents).asnumpy())
+
+
+def test_graphs_guide_on_arrays_where_the_network_is_accelerated():
+    plain, fast = map(DenoisingGraphs, dits())
+    assert accelerate_graphs(plain).guided_step is GuidedStep
+    assert isinstance(accelerate_graphs(fast).step(DPMSolver(), True, (1, 4, 16, 16)), FastGuidedStep)

@@ -12,7 +12,7 @@ from mindspore import Tensor
 
 from mindsigma.arguments import array, flag, one_of, path_like, seeds_for, texts_of, whole
 from mindsigma.backends.cpu import accelerates
-from mindsigma.backends.cpu.sampler import accelerate_sampler
+from mindsigma.backends.cpu.sampler import accelerate_graphs, accelerate_sampler
 from mindsigma.data.aspect_ratio import INPUT_SIZES, bin_base, closest_bin, inference_bins
 from mindsigma.errors import MindSigmaError
 from mindsigma.models.vae import sample_posterior
@@ -359,7 +359,8 @@ class PixArtSigmaPipeline:
             sampler = Inpainting(sampler, clean, noise, mask)
         if self._steps is None:
             alone = self.parallel is None
-            self._steps = DenoisingGraphs(self.dit) if alone else ParallelGraphs(self.dit, self.parallel)
+            graphs = DenoisingGraphs(self.dit) if alone else ParallelGraphs(self.dit, self.parallel)
+            self._steps = accelerate_graphs(graphs)
         return denoising_steps(
             self._steps,
             Tensor(np.asarray(latents, np.float32)),

@@ -129,18 +129,26 @@ class GuidedStep(nn.Cell):
             )
             prediction, kept = ops.concat((unconditional, conditional), 0), (first, second)
         else:
-            inputs = ops.concat((latents, latents), 0) if self.guided else latents
+            inputs = self.both(latents) if self.guided else latents
             control = None if self.control is None else self.of_control(latents, given, self.guided)
             prediction, kept = self.conditional_network(inputs, modulation, text_kv, position, kept, control=control)
         perturbed = None
         if self.perturbed:
             perturbed = kept[1] if self.halves else kept
-        noise = guide(prediction, guidance_scale, self.guided, self.channels, self.rescale, perturbed)
+        noise = self.guided_noise(prediction, guidance_scale, perturbed)
         variance = None
         if self.sampler.learned_variance:
             variance = variance_of(prediction, self.guided, self.channels)
         latents, history = self.sampler(latents, history, scalars(numbers), noise, variance, fresh)
         return (latents, history) if self.kind == PLAIN else (latents, history, kept)
+
+    def both(self, latents):
+        """Latents (2 * N, c, h, w) of both halves of guidance."""
+        return ops.concat((latents, latents), 0)
+
+    def guided_noise(self, prediction, guidance_scale, perturbed):
+        """See `guide`."""
+        return guide(prediction, guidance_scale, self.guided, self.channels, self.rescale, perturbed)
 
     def of_control(self, latents, given, both=False):
         """What `DiT.run` takes as control: a function of the tokens after block 0."""
@@ -189,6 +197,7 @@ class DenoisingGraphs:
     """The graphs of a DiT's denoising, kept so that they are compiled once however often images are drawn."""
 
     joined = True  # one call computes both halves of guidance, unless it is told otherwise
+    guided_step = GuidedStep
 
     def __init__(self, dit):
         self.dit = dit
@@ -214,7 +223,7 @@ class DenoisingGraphs:
         """The step for latents of this shape, arguments as of GuidedStep. Samplers of one graph share it."""
         how = guided, guided and halves, kind, rescale if guided or perturbed else 0.0, perturbed, control
         if (sampler.graph, how) not in self._steps:
-            self._steps[sampler.graph, how] = GuidedStep(self.dit, sampler, *how)
+            self._steps[sampler.graph, how] = self.guided_step(self.dit, sampler, *how)
         return self._steps[sampler.graph, how]
 
     def halves(self, unconditional, conditional):

@@ -1,7 +1,7 @@
-"""The sums of a sampler's step in NumPy: the same formulas, on arrays.
+"""The sums of a denoising step in NumPy, guidance and the sampler's: the same formulas, on arrays.
 
-In a drawing process MindSpore hands its products to a thread of its own, which turns in a loop. Beside other busy
-processes each of them took 4 ms instead of 0.04.
+MindSpore hands concatenations, differences and products to a thread of its own, which then turns in a loop for a fifth
+of a second and takes a core from the kernels. Beside other busy processes each of them took 4 ms instead of 0.04.
 """
 
 import functools
@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindsigma.backends.cpu import kernels
+from mindsigma.sampling.denoising import GuidedStep
 from mindsigma.sampling.sampler import LinearMultistep, PredictorCorrector
 
 
@@ -30,6 +31,33 @@ def accelerate_sampler(sampler, dit):
     if isinstance(sampler, (LinearMultistep, PredictorCorrector)) and is_accelerated(dit):
         object.__setattr__(sampler, "__class__", _on_arrays(type(sampler)))
     return sampler
+
+
+class FastGuidedStep(GuidedStep):
+    """A step that doubles the latents and guides on arrays."""
+
+    def both(self, latents):
+        """See GuidedStep."""
+        return _tensor(np.concatenate((kernels.array(latents),) * 2))
+
+    def guided_noise(self, prediction, guidance_scale, perturbed):
+        """See GuidedStep."""
+        if self.rescale or perturbed is not None:
+            return super().guided_noise(prediction, guidance_scale, perturbed)
+        noise = kernels.array(prediction)[:, : self.channels]
+        if self.guided:
+            unconditional, conditional = np.split(noise, 2)
+            noise = unconditional + guidance_scale.asnumpy() * (conditional - unconditional)
+        return _tensor(noise)
+
+
+def accelerate_graphs(graphs):
+    """Make DenoisingGraphs guide on arrays, if their network is accelerated. Returns them."""
+    from mindsigma.backends.cpu import is_accelerated
+
+    if graphs.guided_step is GuidedStep and is_accelerated(graphs.dit):
+        graphs.guided_step = FastGuidedStep
+    return graphs
 
 
 @functools.cache

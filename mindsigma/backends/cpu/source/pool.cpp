@@ -177,9 +177,10 @@ const int registered = pthread_atfork(nullptr, nullptr, begin_anew);
 
 int thread_count() { return the_pool().threads; }
 
+int sharing_threads() { return apart < thread_count() ? thread_count() : 1; }
+
 void parallel(long tasks, const std::function<void(long)>& f) {
-  Pool& shared = the_pool();
-  if (tasks > 1 && apart < shared.threads && shared.run(tasks, f)) return;
+  if (tasks > 1 && sharing_threads() > 1 && the_pool().run(tasks, f)) return;
   WithoutTinyNumbers mode;
   for (long task = 0; task < tasks; task++) f(task);
 }

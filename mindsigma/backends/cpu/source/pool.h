@@ -5,6 +5,9 @@
 // Threads that take part in `parallel`.
 int thread_count();
 
+// Threads among which a loop that begins now is shared.
+int sharing_threads();
+
 // Call f(task) for every task of 0 ... tasks - 1, and return when all have been done.
 void parallel(long tasks, const std::function<void(long)>& f);
 

@@ -24,7 +24,7 @@ struct Shares {
   long down = 1, across = 1;
 
   Shares(long m, long n) {
-    const long threads = thread_count();
+    const long threads = sharing_threads();
     double least = -1;
     for (long d = pieces(m, 512); d <= std::max<long>(pieces(m, 512), std::min(pieces(m, 64), 4 * threads)); d++) {
       const long rows = pieces(pieces(m, d), ROWS) * ROWS;
