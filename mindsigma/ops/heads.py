@@ -31,9 +31,9 @@ def project_heads(x, linear, heads, width, parts=1, widened=None, first=0.0, apa
     channels, widened = number * head_dim, parts if widened is None else widened
     if len(linear.changes) > 0:  # they were made for the narrow weight
         y, pieces = linear(x), ()
-        narrow_pieces = (y,) if parts == 1 else split(y, parts, 2)
+        as_trained = (y,) if parts == 1 else split(y, parts, 2)
         for i in range(parts):
-            piece = narrow_pieces[i]
+            piece = as_trained[i]
             pieces += (widen_tokens(piece, number, head_dim, width, first) if i < widened else piece,)
         return pieces
     weight, bias = linear.weights(x.dtype)
