@@ -72,6 +72,7 @@ def guided_steps(name, pixels):
     """
     from mindspore import Tensor
 
+    from mindsigma.backends.cpu.sampler import accelerate_graphs, accelerate_sampler
     from mindsigma.models.dit import DiT
     from mindsigma.models.dit_config import preset
     from mindsigma.runtime import set_device
@@ -82,9 +83,9 @@ def guided_steps(name, pixels):
     dit = random_network(lambda: DiT(preset(name)))
     latents, _, states, mask = (Tensor(x) for x in problems.dit_inputs(pixels, dit.config.caption_channels))
     trajectory = denoising_steps(
-        DenoisingGraphs(dit),
+        accelerate_graphs(DenoisingGraphs(dit)),
         latents[1:],
-        DPMSolver(),
+        accelerate_sampler(DPMSolver(), dit),
         100,
         (states[1:], mask[1:]),
         problems.GUIDANCE,
