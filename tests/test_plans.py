@@ -90,6 +90,8 @@ def test_few_blocks_alone_tell_the_largest_batches(monkeypatch):
     assert batches == [(32 * 900 - 3300) // 66, (64 * 900 - 3300) // 66, 0]  # (15 / 16)^2 of 1024 is 900
     with pytest.raises(MindSigmaError, match="--few-blocks: a network of few blocks"):
         launches.batches_by_few_blocks(Request("sigma-mini", "train"), [32.0])
+    with pytest.raises(MindSigmaError, match="--few-blocks: .* ControlNet"):
+        launches.batches_by_few_blocks(Request("PixArt-Sigma-XL-2-1024-MS", "train", control_layers=13), [32.0])
 
 
 def test_few_blocks_of_a_model_with_weights_have_no_values(monkeypatch):

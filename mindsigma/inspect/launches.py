@@ -273,6 +273,8 @@ def batches_by_few_blocks(request, gibs, cards=1, zero=0, zero_group=0):
     Raises:
         MindSigmaError: where there is no such line.
     """
+    if request.control_layers:
+        raise MindSigmaError("--few-blocks: beside few blocks a ControlNet tells 1.4 times what it takes; leave it out")
     line = sizes_by_few_blocks(request, _planner(cards, zero, zero_group))
     if line is None:
         raise MindSigmaError("--few-blocks: a network of few blocks, or a batch that is too small or too large for it")
