@@ -1,6 +1,7 @@
 """The ordinary training: predict the noise in noisy latents; with prior preservation (DreamBooth) where asked for."""
 
 from mindsigma.errors import MindSigmaError
+from mindsigma.ops.operators import fused
 from mindsigma.training.inputs import StepInputs
 from mindsigma.training.learner import WholeLearner
 from mindsigma.training.loss import Denoising, LossConfig
@@ -53,7 +54,9 @@ class Training(Method):
         self.prior = run.record_list(self.class_data, CLASS_DATA) if self.class_data else None
         batches = 2 if self.prior else 1
         # Another network of the objective would share the weights that masters change; an adapter's are fp32 anyway.
-        whole = isinstance(run.learner, WholeLearner)
+        # Without a graph MindSpore gives weights that a recomputed block has beside its `construct`, such as those for
+        # the caption, gradients of the dtype that they were made with: there they stay fp32.
+        whole = isinstance(run.learner, WholeLearner) and (fused() or not args.recompute)
         self.training = self.step_of(Denoising(run.dit), run.learner.parameters, args.ema_decay, batches, whole)
         self.inputs = self.inputs_of(StepInputs, self.loss, run.source, args.seed)
         if self.prior:
