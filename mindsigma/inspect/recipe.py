@@ -40,5 +40,5 @@ def of_recipe(file):
         "lora_targets": args.lora_targets,
         "dora": args.dora,
         "lcm_substeps": args.lcm_substeps if distils else 1,
-        "dmd_regression": args.dmd_regression if distils else "none",
+        "dmd_regression": args.dmd_regression if distils else "huber",
     }

@@ -1,5 +1,7 @@
 """The ordinary training: predict the noise in noisy latents; with prior preservation (DreamBooth) where asked for."""
 
+import mindspore as ms
+
 from mindsigma.errors import MindSigmaError
 from mindsigma.ops.operators import fused
 from mindsigma.training.inputs import StepInputs
@@ -33,7 +35,16 @@ class Training(Method):
         """See Method."""
         if self.run.adapting:
             return super().needed(component, dtype)
+        dtype = dtype if self.has_masters() else ms.float32
         return learning(self.args, weights_of(component), dtype, self.run.ranks.count)
+
+    def has_masters(self):
+        """Whether weights of half precision have masters.
+
+        Without a graph MindSpore gives weights that a recomputed block has beside its `construct`, such as those for
+        the caption, gradients of the dtype that they were made with: there they stay fp32.
+        """
+        return fused() or not self.args.recompute
 
     def begin(self):
         """Draw the class's images that are missing."""
@@ -54,9 +65,7 @@ class Training(Method):
         self.prior = run.record_list(self.class_data, CLASS_DATA) if self.class_data else None
         batches = 2 if self.prior else 1
         # Another network of the objective would share the weights that masters change; an adapter's are fp32 anyway.
-        # Without a graph MindSpore gives weights that a recomputed block has beside its `construct`, such as those for
-        # the caption, gradients of the dtype that they were made with: there they stay fp32.
-        whole = isinstance(run.learner, WholeLearner) and (fused() or not args.recompute)
+        whole = isinstance(run.learner, WholeLearner) and self.has_masters()
         self.training = self.step_of(Denoising(run.dit), run.learner.parameters, args.ema_decay, batches, whole)
         self.inputs = self.inputs_of(StepInputs, self.loss, run.source, args.seed)
         if self.prior:
