@@ -1,8 +1,8 @@
 """Images of a batch that are computed apart, each share of them by a thread of its own.
 
-Threads that share every loop meet at the end of each, hundreds of times a step. Beside other busy processes one of them
-mostly has no core just then, and the others wait. Threads with images of their own meet once. No result changes: what
-a sum is made of does not depend on who computes it.
+Threads that share every loop meet at the end of each, ten times a block. Beside other busy processes one of them mostly
+has no core just then, and the others wait. Threads with images of their own meet once a step. No result changes: what a
+sum is made of does not depend on who computes it.
 """
 
 import functools
