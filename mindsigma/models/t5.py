@@ -90,13 +90,9 @@ class RelativeBias(nn.Cell):
     def construct(self, mask):
         """Bias (N, heads, L, L) fp32 that also drops the tokens where mask (N, L) is 0."""
         batch, length = mask.shape
-        bias = self.rows(bucket_tensor(length, self.buckets[0], self.buckets[1]))
+        bias = embedding(self.weight, bucket_tensor(length, self.buckets[0], self.buckets[1]))
         bias = bias.reshape(length, length, self.num_heads).transpose(2, 0, 1).expand_dims(0).astype(ms.float32)
         return bias + ((1.0 - mask.astype(ms.float32)) * MASKED).reshape(batch, 1, 1, length)
-
-    def rows(self, buckets):
-        """Rows (K, heads) of the table by their numbers (K,)."""
-        return embedding(self.weight, buckets)
 
 
 class GatedMLP(nn.Cell):

@@ -3,29 +3,44 @@
 import mindspore as ms
 
 from mindsigma.backends.cpu.dit import FastBlock, FastControlNet, FastDiT, FastFinalLayer, FastPatchEmbedding
+from mindsigma.backends.cpu.embeddings import FastCaptionEmbedding, FastScalarEmbedder
 from mindsigma.backends.cpu.library import library as native_library
-from mindsigma.backends.cpu.t5 import FastEmbedding, FastRelativeBias, FastT5Layer
-from mindsigma.backends.cpu.vae import FastConv, FastDecoder, FastEncoder, FastPixelAttention, FastResnet, FastUpsampler
+from mindsigma.backends.cpu.t5 import FastEmbedding, FastRelativeBias, FastRMSNorm, FastT5Layer
+from mindsigma.backends.cpu.vae import (
+    FastConv,
+    FastDecoder,
+    FastEncoder,
+    FastPixelAttention,
+    FastResnet,
+    FastUpsampler,
+    FastVAE,
+)
 from mindsigma.models.controlnet import ControlNet
-from mindsigma.models.dit import DiT, DiTBlock, FinalLayer, PatchEmbedding
+from mindsigma.models.dit import CaptionEmbedding, DiT, DiTBlock, FinalLayer, PatchEmbedding
+from mindsigma.models.embeddings import ScalarEmbedder
+from mindsigma.models.linear import RMSNorm
 from mindsigma.models.t5 import Embedding, RelativeBias, T5Layer
-from mindsigma.models.vae import Conv, Decoder, Encoder, PixelAttention, ResnetBlock, Upsampler
+from mindsigma.models.vae import VAE, Conv, Decoder, Encoder, PixelAttention, ResnetBlock, Upsampler
 
 FAST = {
     DiT: FastDiT,
     DiTBlock: FastBlock,
     ControlNet: FastControlNet,
     PatchEmbedding: FastPatchEmbedding,
+    CaptionEmbedding: FastCaptionEmbedding,
+    ScalarEmbedder: FastScalarEmbedder,
     FinalLayer: FastFinalLayer,
     T5Layer: FastT5Layer,
     Embedding: FastEmbedding,
     RelativeBias: FastRelativeBias,
+    RMSNorm: FastRMSNorm,
     Conv: FastConv,
     ResnetBlock: FastResnet,
     PixelAttention: FastPixelAttention,
     Upsampler: FastUpsampler,
     Encoder: FastEncoder,
     Decoder: FastDecoder,
+    VAE: FastVAE,
 }
 
 

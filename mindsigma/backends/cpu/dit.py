@@ -3,22 +3,16 @@
 from itertools import groupby
 
 import numpy as np
-from mindspore import Parameter, nn, ops
+from mindspore import Parameter, Tensor, nn, ops
 
 from mindsigma.backends.cpu import kernels
 from mindsigma.backends.cpu.apart import each_share
+from mindsigma.backends.cpu.embeddings import silu, tensors
 from mindsigma.backends.cpu.kernels import Rows
 from mindsigma.models.controlnet import ControlNet
-from mindsigma.models.dit import NORM_EPS, DiT, DiTBlock, FinalLayer, PatchEmbedding
+from mindsigma.models.dit import FINAL_UNIT, NORM_EPS, UNIT, DiT, DiTBlock, FinalLayer, PatchEmbedding
 
 SHIFT, GATE, MLP_SHIFT, MLP_GATE = 0, 2, 3, 5  # rows of modulation; a scale follows its shift
-
-
-def tensors(linear):
-    """Weight (out, in), with its changes, and bias of a Linear."""
-    if len(linear.changes) > 0:
-        return linear.merged_weight(), linear.bias
-    return linear.weight, linear.bias
 
 
 class FastBlock(DiTBlock):
@@ -39,6 +33,10 @@ class FastBlock(DiTBlock):
         a, c, m = self.attn, self.cross_attn, self.mlp
         changed = any(len(linear.changes) for linear in (a.qkv, a.proj, c.q_linear, c.proj, m.fc1, m.fc2))
         return a.sampling is None and not a.qk_norm and not changed
+
+    def modulation(self, t6):
+        """See DiTBlock."""
+        return super().modulation(t6) if self.training else unit_sum(self.scale_shift_table, t6, UNIT)
 
     def text_kv(self, caption, mask):
         """See DiTBlock."""
@@ -196,6 +194,16 @@ class ModulatedLinear(nn.Cell):
 class FastDiT(DiT):
     """A network whose tokens lie in memory that each block uses again."""
 
+    def embed_timestep(self, timestep, image_size=None, aspect_ratio=None):
+        """See DiT."""
+        if self.training:
+            return super().embed_timestep(timestep, image_size, aspect_ratio)
+        t = self.t_embedder(timestep, self.dtype)
+        if self.config.micro_condition:
+            sizes = self.csize_embedder(image_size, self.dtype), self.ar_embedder(aspect_ratio, self.dtype)
+            t = Tensor(kernels.array(t) + np.concatenate(list(map(kernels.array, sizes)), -1))
+        return t, kernels.linear(silu(t), *tensors(self.t_block[1]))
+
     def split_modulation(self, modulation):
         """See DiT; in Rows."""
         rows = Rows.of(modulation)
@@ -284,6 +292,10 @@ class FastPatchEmbedding(PatchEmbedding):
 class FastFinalLayer(FinalLayer):
     """Tokens to patches."""
 
+    def modulation(self, t):
+        """See FinalLayer."""
+        return super().modulation(t) if self.training else unit_sum(self.scale_shift_table, t, FINAL_UNIT)
+
     def construct(self, x, modulation, height, width):
         """See FinalLayer."""
         if self.training:
@@ -296,3 +308,9 @@ class FastFinalLayer(FinalLayer):
         out = kernels.empty(batch, patches.shape[1], height * p, width * p)
         kernels.array(out).reshape(patches.shape)[:] = patches
         return out
+
+
+def unit_sum(table, t, unit):
+    """Modulation (N, R, C): a table (R, C) plus that of timesteps, (N, R * C) or for all rows (N, C), plus the unit."""
+    table, t = kernels.array(table), kernels.array(t)
+    return Tensor(table + t.reshape(len(t), -1, table.shape[1]) + unit)

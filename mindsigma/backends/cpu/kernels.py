@@ -140,9 +140,10 @@ def pointer(x):
 
 
 def array(x):
-    """A NumPy view of a tensor or a Memory, valid as long as that is."""
+    """A NumPy view of a tensor or a Memory, whose numbers it keeps alive."""
     x = memory(x)
     floats = (ctypes.c_float * (prod(x.shape[:-1]) * x.step)).from_address(x.address)
+    floats.owner = x.owner
     rows = np.frombuffer(floats, np.float32).reshape(x.shape[:-1] + (x.step,))
     return rows[..., : x.shape[-1]]
 

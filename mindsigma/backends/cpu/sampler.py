@@ -10,12 +10,16 @@ import numpy as np
 from mindspore import Tensor
 
 from mindsigma.backends.cpu import kernels
-from mindsigma.sampling.denoising import GuidedStep
+from mindsigma.sampling.denoising import GuidedStep, Modulations
 from mindsigma.sampling.sampler import LinearMultistep, PredictorCorrector
 
 
 class OnArrays:
     """Before a Sampler among the bases of a class: hands its `construct` arrays instead of tensors."""
+
+    def start_history(self, shape):
+        """See Sampler."""
+        return tuple(kernels.empty(*shape) for _ in range(self.kept))  # zeros
 
     def construct(self, latents, history, numbers, noise, variance, fresh=None):
         """See Sampler."""
@@ -29,7 +33,7 @@ def accelerate_sampler(sampler, dit):
     from mindsigma.backends.cpu import is_accelerated
 
     if isinstance(sampler, (LinearMultistep, PredictorCorrector)) and is_accelerated(dit):
-        object.__setattr__(sampler, "__class__", _on_arrays(type(sampler)))
+        object.__setattr__(sampler, "__class__", _after(OnArrays, type(sampler)))
     return sampler
 
 
@@ -51,18 +55,44 @@ class FastGuidedStep(GuidedStep):
         return _tensor(noise)
 
 
+class FastModulations(Modulations):
+    """All modulations side by side, on arrays."""
+
+    def construct(self, timestep, image_size=None, aspect_ratio=None):
+        """See Modulations."""
+        return joined(self.dit.modulations(timestep, image_size, aspect_ratio), 1)
+
+
+class FastGraphs:
+    """Before DenoisingGraphs among the bases of a class: puts things side by side on arrays."""
+
+    guided_step = FastGuidedStep
+
+    def halves(self, unconditional, conditional):
+        """See DenoisingGraphs."""
+        if self.joined:
+            return joined((unconditional, conditional), 0)
+        return super().halves(unconditional, conditional)
+
+
 def accelerate_graphs(graphs):
-    """Make DenoisingGraphs guide on arrays, if their network is accelerated. Returns them."""
+    """Make DenoisingGraphs compute on arrays, if their network is accelerated. Returns them."""
     from mindsigma.backends.cpu import is_accelerated
 
-    if graphs.guided_step is GuidedStep and is_accelerated(graphs.dit):
-        graphs.guided_step = FastGuidedStep
+    if not isinstance(graphs, FastGraphs) and is_accelerated(graphs.dit):
+        graphs.__class__ = _after(FastGraphs, type(graphs))
+        graphs.modulations = FastModulations(graphs.dit)
     return graphs
 
 
+def joined(tensors, axis):
+    """Tensors side by side."""
+    return Tensor(np.concatenate([t.asnumpy() for t in tensors], axis))
+
+
 @functools.cache
-def _on_arrays(kind):
-    return type(kind.__name__, (OnArrays, kind), {"__doc__": kind.__doc__})
+def _after(fast, kind):
+    return type(kind.__name__, (fast, kind), {"__doc__": kind.__doc__})
 
 
 def _tensor(x):

@@ -1,9 +1,11 @@
 """Layers of a T5 encoder on the native kernels; its tables are looked up in NumPy."""
 
+import numpy as np
 from mindspore import Tensor
 
 from mindsigma.backends.cpu import kernels
-from mindsigma.models.t5 import Embedding, RelativeBias, T5Layer
+from mindsigma.models.linear import RMSNorm
+from mindsigma.models.t5 import MASKED, Embedding, RelativeBias, T5Layer, bucket_tensor
 
 
 class FastEmbedding(Embedding):
@@ -17,9 +19,22 @@ class FastEmbedding(Embedding):
 class FastRelativeBias(RelativeBias):
     """The same for the table of distances."""
 
-    def rows(self, buckets):
+    def construct(self, mask):
         """See RelativeBias."""
-        return Tensor(kernels.array(self.weight)[buckets.asnumpy()])
+        batch, length = mask.shape
+        buckets = bucket_tensor(length, *self.buckets).asnumpy().reshape(length, length)
+        bias = kernels.array(self.weight)[buckets].transpose(2, 0, 1)  # (heads, L, L)
+        dropped = (1 - mask.asnumpy().astype(np.float32)) * np.float32(MASKED)
+        return Tensor(bias + dropped.reshape(batch, 1, 1, length))
+
+
+class FastRMSNorm(RMSNorm):
+    """The last norm; those of the layers are in their linear maps."""
+
+    def construct(self, x):
+        """See RMSNorm."""
+        x = kernels.array(x)
+        return Tensor(x / np.sqrt((x * x).mean(-1, keepdims=True) + self.eps) * kernels.array(self.weight))
 
 
 class FastT5Layer(T5Layer):
