@@ -273,7 +273,10 @@ def control_images(value, count):
             things, one for each ControlNet, None for one that is left out.
     """
     if value is None:
-        raise MindSigmaError("control_image: give the picture that the ControlNet takes (--control-image)")
+        raise MindSigmaError(
+            "control_image: give the picture that the ControlNet takes (--control-image), [None] to leave it out of "
+            "this call, or open the model without --controlnet"
+        )
     values = [value] if count == 1 and not _holds_none(value) else value
     if not isinstance(values, (list, tuple)) or len(values) != count:
         found = len(values) if isinstance(values, (list, tuple)) else 1
