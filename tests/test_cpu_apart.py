@@ -2,6 +2,8 @@
 
 import os
 import threading
+import time
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -112,3 +114,38 @@ def test_graphs_guide_on_arrays_where_the_network_is_accelerated():
     plain, fast = map(DenoisingGraphs, dits())
     assert accelerate_graphs(plain).guided_step is GuidedStep
     assert isinstance(accelerate_graphs(fast).step(DPMSolver(), True, (1, 4, 16, 16)), FastGuidedStep)
+
+
+def test_graphs_put_side_by_side_on_arrays():
+    """Modulations with micro conditions, and the halves of guidance."""
+    plain, fast = map(DenoisingGraphs, dits(micro_condition=True))
+    for graphs in (plain, fast):
+        graphs.dit.set_train(False)
+        assert accelerate_graphs(accelerate_graphs(graphs)) is graphs
+    given = Tensor([999.0, 3.5]), Tensor(np.array([[512.0, 768.0]], np.float32)), Tensor([[0.667]])
+    found, expected = (graphs.modulations(*given).asnumpy() for graphs in (fast, plain))
+    assert found.shape == (2, 6 * 2 + 2, 96) and relative_error(found, expected) < 2e-6
+    states, masks = [Tensor(drawn(i, 1, 9, 32)) for i in range(2)], [Tensor(np.ones((1, 9), np.int32))] * 2
+    for pair in (states, masks):
+        found, expected = (graphs.halves(*pair) for graphs in (fast, plain))
+        assert found.dtype == expected.dtype and np.array_equal(found.asnumpy(), expected.asnumpy())
+
+
+def test_a_picture_wakes_no_thread_of_mindspore(mini):
+    """One operator would: it turns in a loop for a fifth of a second then (mindsigma/backends/README.md)."""
+
+    def waited():
+        found = {}
+        for task in Path("/proc/self/task").iterdir():
+            if (task / "comm").read_text().startswith(("ActorThread", "KernelThread")):
+                found[task.name] = int((task / "schedstat").read_text().split()[2])  # times it was given a core
+        return found
+
+    options = {"num_inference_steps": 2, "seed": 1, "progress": False}
+    mini("a red apple", **options)
+    Tensor(np.ones(1 << 20, np.float32)) * 2.0  # now there is such a thread
+    time.sleep(1)  # who turned in a loop has stopped
+    before = waited()
+    mini("a red apple", **options)
+    assert waited() == before
+    assert len(before) > 0
