@@ -186,7 +186,9 @@ def test_launcher_draws_the_picture_of_one_process(tmp_path, mode, npus):
         tmp_path / "one.png",
     ]
     subprocess.run(command, env={**os.environ, **host_environment()}, check=True, timeout=600)
-    said = launched("generate_ascend.sh", npus, tmp_path, *flags, "--parallel", mode, "--out", tmp_path / "many.png")
+    said = launched(
+        "generate_ascend.sh", npus, tmp_path, *flags, "--parallel", mode, "--verbose", "--out", tmp_path / "many.png"
+    )
     assert f"parallel {mode}: {npus} processes" in said
     one, many = (np.asarray(Image.open(tmp_path / name)).astype(int) for name in ("one.png", "many.png"))
     assert np.abs(one - many).max() <= 1
