@@ -128,6 +128,16 @@ class Collectives:
             return self._scatter(tensor)
         return self._sum(tensor)[self.ranks.rank : self.ranks.rank + 1]
 
+    def scatters(self, count):
+        """Operators of `sum_of_own` for Ascend, so many, of which each may be followed by another collective.
+
+        MindSpore puts off what follows a collective until nothing else is left to compute. What follows one with a
+        number, its `fusion`, it launches with the next such one (ExecOrderBuilder::BuildByBFS); those of the same
+        number would become one.
+        """
+        operators = tuple(self._sized(ops.ReduceScatter(**self._group)) for _ in range(count))
+        return tuple(operator.add_prim_attr("fusion", 1 + i) for i, operator in enumerate(operators))
+
     def total(self, values):
         """Sums over the processes of a few Python numbers, as a list of floats. Outside graphs; also a barrier."""
         if self.alone:

@@ -159,14 +159,17 @@ def test_a_training_step_on_cards(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 2])
-def test_gradients_are_sent_beside_the_backward_pass(monkeypatch, zero):
-    """Of two tensors each, so that four blocks are enough: most are launched in it, and it never waits for them."""
+@pytest.mark.parametrize(("zero", "cards", "group"), [(0, 2, 0), (2, 2, 0), (2, 4, 2)])
+def test_gradients_are_sent_beside_the_backward_pass(monkeypatch, zero, cards, group):
+    """Of two tensors each, so that four blocks are enough: most are launched in it, and it never waits for them.
+
+    So are the sums over groups of cards, which follow those within a group.
+    """
     dry_run = "from mindsigma.training import step; step.LARGEST_SENT = 700_000"
     dry_run += "; from mindsigma.inspect.dry_run import main; main()"
     monkeypatch.setattr(launches, "DRY_RUN", ("-c", dry_run))
     request = Request("sigma-mini", "train", 64, 64, dtype="bf16", tokens=16, depth=4, weights=False)
-    found = plan(replace(request, optimizer="adamw", recompute=True), cards=2, zero=zero)
+    found = plan(replace(request, optimizer="adamw", recompute=True), cards, zero, zero_group=group)
     sent = found.launches[OTHER] | found.launches[FAST]
     gradients = sent["AllReduce"] - (zero == 2) + sent.get("ReduceScatter", 0)  # beside the sum of the norm
     assert found.early >= 0.8 * gradients > 15 and found.waits == 0

@@ -74,8 +74,12 @@ class Shares:
         return tensors.reshape(count, self.count, rows // self.count, columns).transpose(1, 0, 2, 3)
 
     def sum_of_own(self, rows_of_each):
-        """This process's rows of the sum over the processes of K tensors, given as `rows_of_each`: (1, K, R / N, C)."""
-        return self.sum_of_groups(self.inside.sum_of_own(rows_of_each))
+        """This process's rows of the sum over its group of K tensors, given as `rows_of_each`: (1, K, R / N, C)."""
+        return self.inside.sum_of_own(rows_of_each)
+
+    def scatters(self, count):
+        """So many operators for `sum_of_own`, each of which a sum over all groups follows; () where none does."""
+        return () if self.stage != 2 or self.across.alone else self.inside.scatters(count)
 
     def sum_of_groups(self, rows):
         """The sum over all groups of this process's rows (K, R / N, C) of their sums."""

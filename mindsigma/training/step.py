@@ -127,6 +127,7 @@ class TrainingStep(nn.Cell):
         late = [shares.stage == 3 and not own for own in self.divided]
         self.sent = tuple(sorted(range(len(members)), key=lambda k: (late[k], -firsts[k])))
         self.places = tuple(self.sent.index(k) for k in range(len(members)))
+        self.scatters = shares.scatters(len(members))
         # Of squared norms: each process of a group has its rows of what is divided, and all of the rest.
         self.counted = tuple(1.0 if own else 1.0 / shares.count for own in self.divided)
         averages = self.objective.averages
@@ -275,7 +276,9 @@ class TrainingStep(nn.Cell):
             if not self.overlapped:
                 gradient = self.shares.rows_of_each(gradient) if scattered else gradient
                 gradient = ops.depend(gradient, sent[-1]) if len(sent) > 0 else gradient
-            if scattered:
+            if scattered and len(self.scatters) > 0:
+                gradient = self.shares.sum_of_groups(self.scatters[k](gradient))
+            elif scattered:
                 gradient = self.shares.sum_of_own(gradient)
             elif not self.divided[k] or self.shares.stage < 2:
                 gradient = self.collectives.sum(gradient)
