@@ -39,7 +39,7 @@ def run_together(config, starts, gradients, clip=1.0):
     for n, gradient in enumerate(map(np.stack, zip(*gradients)), 1):
         corrections = [1 - beta**n for beta in config.betas[:2]]
         numbers = Tensor(np.array([RATE, *corrections, clip], np.float32))
-        parameter, *states = update(parameter, Tensor(gradient), numbers, *static_arguments(config), *states)
+        parameter, states = update(parameter, Tensor(gradient), numbers, *static_arguments(config), states)
         trace.append(parameter.asnumpy())
     return trace, dict(zip(shapes, states))
 

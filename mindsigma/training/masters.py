@@ -13,6 +13,7 @@ from mindsigma.backends.ascend import align_heads, alignments
 from mindsigma.ops.heads import narrow_stacked, widen_stacked
 from mindsigma.ops.operators import divide, fused, stack
 from mindsigma.training.shares import divide_weights
+from mindsigma.training.updates import each
 
 
 def forms_of(dit, parameters, shares):
@@ -49,19 +50,27 @@ def spans_of(forms):
 
 def from_network(tensors, spans):
     """(K, *shape) fp32 of gradients of K Parameters of a group."""
-    pieces = ()
-    for begin, end, form in spans:
-        piece = stack(tensors[begin:end], 0)
-        pieces += (narrow_stacked(piece, *form) if len(form) > 0 else piece,)
+    pieces = each(ops.partial(_as_kept, tensors), spans)
     whole = pieces[0] if len(pieces) == 1 else ops.concat(pieces, 0)
     return whole if whole.dtype == ms.float32 else whole.astype(ms.float32)
+
+
+def _as_kept(tensors, span):
+    begin, end, form = span
+    piece = stack(tensors[begin:end], 0)
+    return narrow_stacked(piece, *form) if len(form) > 0 else piece
 
 
 def for_network(weights, spans, dtype):
     """Tuple of (count, *shape), one a span, of weights (K, *shape) fp32."""
     weights = weights if dtype == ms.float32 else weights.astype(dtype)
-    parts, pieces = divide(weights, [end - begin for begin, end, _ in spans]), ()
-    for i in range(len(spans)):
-        form = spans[i][2]
-        pieces += (widen_stacked(parts[i], *form) if len(form) > 0 else parts[i],)
-    return pieces
+    return each(_as_used, divide(weights, each(_count, spans)), spans)
+
+
+def _count(span):
+    return span[1] - span[0]
+
+
+def _as_used(piece, span):
+    form = span[2]
+    return widen_stacked(piece, *form) if len(form) > 0 else piece

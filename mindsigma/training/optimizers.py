@@ -94,7 +94,7 @@ def itself(tensors):
     return tensors
 
 
-def update(parameter, gradient, numbers, name, betas, eps, weight_decay, clip_threshold, *states, across=itself):
+def update(parameter, gradient, numbers, name, betas, eps, weight_decay, clip_threshold, states, across=itself):
     """One step of K tensors.
 
     Args:
@@ -103,54 +103,54 @@ def update(parameter, gradient, numbers, name, betas, eps, weight_decay, clip_th
             gradient.
         name, betas, eps, weight_decay, clip_threshold: constants of a graph, as `static_arguments` returns them; betas
             are pairs (beta, 1 - beta).
-        states: as `state_shapes` lists them, each with K before its shape.
+        states: tuple, as `state_shapes` lists them, each with K before its shape.
         across: function from a tuple of tensors to their means over the processes among which a matrix's rows are
             divided; `itself` where this process has all of them.
 
     Returns:
-        tuple: the parameter and the states after the step.
+        the parameter and the tuple of the states after the step.
     """
     gradient = gradient * numbers[CLIP]
     rate = numbers[LEARNING_RATE]
-    step, states = _step(gradient, numbers, name, betas, eps, clip_threshold, across, *states)
+    step, states = _step(gradient, numbers, name, betas, eps, clip_threshold, across, states)
     if weight_decay > 0:
         parameter = parameter * (1.0 - rate * weight_decay)
-    return (parameter - rate * step,) + states
+    return parameter - rate * step, states
 
 
-def _step(gradient, numbers, name, betas, eps, clip_threshold, across, *states):
+def _step(gradient, numbers, name, betas, eps, clip_threshold, across, states):
     if name == "adamw":
-        return _adamw(gradient, numbers, betas, eps, *states)
+        return _adamw(gradient, numbers, betas, eps, states)
     if name == "lion":
-        return _lion(gradient, betas, *states)
-    return _came(gradient, betas, eps, clip_threshold, across, *states)
+        return _lion(gradient, betas, states)
+    if len(gradient.shape) < 3:
+        return _came_vector(gradient, betas, eps, clip_threshold, states)
+    return _came_matrix(gradient, betas, eps, clip_threshold, across, states)
 
 
-def _adamw(gradient, numbers, betas, eps, m, v):
+def _adamw(gradient, numbers, betas, eps, states):
+    m, v = states
     m, v = averaged(m, gradient, betas[0]), averaged(v, gradient * gradient, betas[1])
     root = ops.sqrt(v * (1.0 / numbers[CORRECTION_2])) + eps[0]
     corrected = m * (1.0 / numbers[CORRECTION_1])
     return corrected / root if fused() else _divide(corrected, root), (m, v)
 
 
-def _lion(gradient, betas, m):
+def _lion(gradient, betas, states):
+    m = states[0]
     return ops.sign(averaged(m, gradient, betas[0])), (averaged(m, gradient, betas[1]),)
 
 
-def _came(gradient, betas, eps, clip_threshold, across, m, *moments):
-    if len(gradient.shape) < 3:
-        return _came_vector(gradient, betas, eps, clip_threshold, m, *moments)
-    return _came_matrix(gradient, betas, eps, clip_threshold, across, m, *moments)
-
-
-def _came_vector(gradient, betas, eps, clip_threshold, m, v):
+def _came_vector(gradient, betas, eps, clip_threshold, states):
+    m, v = states
     v = averaged(v, gradient * gradient + eps[0], betas[1])
     step = _limited(gradient * ops.rsqrt(v), clip_threshold, itself)
     m = averaged(m, step, betas[0])
     return m, (m, v)
 
 
-def _came_matrix(gradient, betas, eps, clip_threshold, across, m, v_row, v_column, residual_row, residual_column):
+def _came_matrix(gradient, betas, eps, clip_threshold, across, states):
+    m, v_row, v_column, residual_row, residual_column = states
     square = gradient * gradient + eps[0]
     v_row, v_column, inverse_root = _factored(square, v_row, v_column, betas[1], across)
     step = _limited(gradient * inverse_root, clip_threshold, across)
@@ -173,6 +173,6 @@ def _factored(square, row, column, decay, across):
     row = averaged(row, mean(square, -1), decay)
     of_columns, of_row = across((mean(square, -2), mean(row, -1, True)))
     column = averaged(column, of_columns, decay)
-    left, right = ops.rsqrt(row / of_row).expand_dims(-1), ops.rsqrt(column).expand_dims(-2)
+    left, right = ops.expand_dims(ops.rsqrt(row / of_row), -1), ops.expand_dims(ops.rsqrt(column), -2)
     # On a CPU a product of matrices, as MindSpore's broadcast keeps index tables of four times the tensor's size.
     return row, column, left * right if fused() else _outer(left, right)

@@ -31,6 +31,7 @@ from mindsigma.training.updates import (
     CONTROLS,
     SCALE,
     assign_all,
+    each,
     emptied,
     if_finite,
     square_sum,
@@ -110,7 +111,7 @@ class TrainingStep(nn.Cell):
         if largest is None:
             largest = (LARGEST_GROUP if self.collectives.alone else LARGEST_SENT) if fused() else 0
         dit = self.dit
-        masters = shares.stage == 3 or (config.masters and dit.dtype != ms.float32)
+        self.has_masters = masters = shares.stage == 3 or (config.masters and dit.dtype != ms.float32)
         forms = forms_of(dit, parameters, shares) if masters else ((),) * len(parameters)
         linear = linear_weights(dit) if shares.stage == 3 else {id(parameter) for parameter in parameters}
         divided = [id(parameter) in linear and shares.divides(parameter.shape) for parameter in parameters]
@@ -150,6 +151,10 @@ class TrainingStep(nn.Cell):
             to_network(dit, self.parameters, shares)
         # A graph reads tuples of Parameters, not the attributes of a Group.
         self.group_parameters = tuple(group.parameters for group in self.groups)
+        self.span_parameters = tuple(
+            tuple(group.parameters[begin:end] for begin, end, _ in spans)
+            for group, spans in zip(self.groups, self.spans)
+        )
         self.group_states = tuple(group.states for group in self.groups)
         self.group_averages = tuple(group.averages for group in self.groups)
         self.begins, self.ends = tuple(begin for begin, _ in members), tuple(end for _, end in members)
@@ -161,7 +166,7 @@ class TrainingStep(nn.Cell):
         start[SCALE] = config.loss_scale or 1.0
         self.controls = Parameter(Tensor(start), name="controls", requires_grad=False)
         self.betas = (*decays(optimizer), (0.0, 1.0))[:2]
-        self.ema_decay = (config.ema_decay, 1.0 - config.ema_decay)
+        self.averaging, self.ema_decay = config.ema_decay > 0, (config.ema_decay, 1.0 - config.ema_decay)
         self.constants = static_arguments(optimizer)
         self.map = ops.HyperMap()
         self.differentiate = ms.value_and_grad(self.loss, None, self.parameters, True)
@@ -238,9 +243,8 @@ class TrainingStep(nn.Cell):
         if self.shares.stage < 2:
             gradients = self.means(gradients)
         values, norm, finite = self.scale_and_norm(self.square_norms(gradients), controls, rate)
-        written = self.update(values, finite, gradients)
         # In a graph for Ascend a write that nothing waits for is left out.
-        return found + (norm, ops.depend(finite, written))
+        return found + (norm, self.update(values, finite, gradients))
 
     def grouped(self, gradients):
         """Gradients of the tensors as gradients of the groups, (K, *shape) each, as they are sent.
@@ -249,13 +253,15 @@ class TrainingStep(nn.Cell):
         at once, so all processes send in that order, and none waits for another collective, behind which MindSpore
         would put everything that is still to be computed (KernelGraph::SetExecOrderByDefault).
         """
+        if not self.overlapped:
+            return each(ops.partial(group_of, gradients), self.begins, self.ends, self.spans)
         formed, result = (), ()
         for k in self.sent:
             tensors = gradients[self.begins[k] : self.ends[k]]
-            if self.overlapped and len(formed) > 0:
+            if len(formed) > 0:
                 tensors = (ops.depend(tensors[0], formed[-1]),) + tensors[1:]
             gradient = from_network(tensors, self.spans[k])
-            if self.overlapped and self.shares.stage == 2 and self.divided[k]:
+            if self.shares.stage == 2 and self.divided[k]:
                 gradient = self.shares.rows_of_each(gradient)
             formed += (gradient,)
         for place in self.places:
@@ -320,18 +326,19 @@ class TrainingStep(nn.Cell):
         """Optimiser and averages, unless a gradient was not finite; every process gets the others' weights.
 
         Group by group, so that the new weights of one (K, *shape) are gone before the next. They are handed on, as a
-        graph that read the Parameters again could get the old. Returns what was written.
+        graph that read the Parameters again could get the old. Returns `finite`, which waits for all that.
         """
-        written = ()
+        written = finite
         for k in range(len(self.group_parameters)):
-            # One after the other, not all at once.
-            gradient = gradients[k] if len(written) == 0 else ops.depend(gradients[k], written[-1])
+            gradient = gradients[k]
+            if k > 0:  # one after the other, not all at once
+                gradient = ops.depend(gradient, written)
             if self.divided[k] and self.shares.stage == 1:
                 gradient = self.shares.own(gradient)
             own, whole, done = self.update_group(values, finite, k, gradient)
-            written += done
-            if self.config.ema_decay > 0:
-                written += (self.update_average(finite, k, own if self.own_averages else whole),)
+            if self.averaging:
+                done = (done, self.update_average(finite, k, own if self.own_averages else whole))
+            written = ops.depend(finite, done)
         return written
 
     def update_group(self, values, finite, k, gradient):
@@ -343,20 +350,17 @@ class TrainingStep(nn.Cell):
         old, states = self.own_weights(k), self.group_states[k]
         values = split(values, NUMBERS, 0)
         own, written = update_tensors(self.constants, values, finite, old, gradient, states, across)
-        if len(self.masters) > 0:
-            written += (assign(self.masters[k], own),)
+        if self.has_masters:
+            written = (written, assign(self.masters[k], own))
         whole = own
         if self.divided[k] and self.shares.stage < 3:
             whole = self.shares.whole(own if self.dtype == ms.float32 else own.astype(self.dtype))
         pieces = for_network(whole, self.spans[k], self.dtype)
-        for i in range(len(pieces)):
-            begin, end, _ = self.spans[k][i]
-            written += assign_all(self.group_parameters[k][begin:end], pieces[i])
-        return own, whole, written
+        return own, whole, (written, each(assign_all, self.span_parameters[k], pieces))
 
     def own_weights(self, k):
         """Weights of group k, fp32 (K, *shape), or this process's rows of them."""
-        if len(self.masters) > 0:
+        if self.has_masters:
             return self.masters[k]
         weights = stack(self.group_parameters[k], 0)
         return self.shares.own(weights) if self.divided[k] else weights
@@ -483,6 +487,11 @@ class Row:
         everything = self._stacked.asnumpy().copy()
         everything[self._index] = own
         self._stacked.set_data(Tensor(everything))
+
+
+def group_of(gradients, begin, end, spans):
+    """Gradient of a group (K, *shape), of those of all tensors."""
+    return from_network(gradients[begin:end], spans)
 
 
 @ops.constexpr

@@ -13,6 +13,8 @@ CORRECTION_1, CORRECTION_2, SCALE, GOOD_STEPS, SKIPPED, SKIPPED_IN_A_ROW, UPDATE
 CONTROLS = 7
 MAX_SCALE = 2.0**24
 
+each = ops.Map()  # a function of each element of tuples: a loop takes several times as long to compile
+
 
 def square_sum(x):
     """Sum of squares, fp32 (1,)."""
@@ -83,20 +85,24 @@ def update_tensors(constants, values, finite, weights, gradient, states, across)
         new weights (K, *shape), and what was written.
     """
     name, betas, eps, weight_decay, clip_threshold = constants
-    news = update(weights, gradient, values, name, betas, eps, weight_decay, clip_threshold, *states, across=across)
-    written = ()
-    for j in range(len(states)):
-        written += (assign(states[j], if_finite(finite, news[1 + j], states[j])),)
-    return if_finite(finite, news[0], weights), written
+    new, news = update(weights, gradient, values, name, betas, eps, weight_decay, clip_threshold, states, across)
+    return if_finite(finite, new, weights), each(ops.partial(assign_if, finite), states, news)
+
+
+def assign_if(finite, variable, value):
+    """Give a Parameter a value of its shape where finite (1,) is 1."""
+    return assign(variable, if_finite(finite, value, variable))
 
 
 def assign_all(variables, values):
     """Give K Parameters of one shape the values (K, *shape). Returns what was written."""
-    pieces = split(values, len(variables), 0)  # not a view, for which MindSpore would copy every Parameter first
-    written = ()
-    for i in range(len(variables)):
-        written += (assign(variables[i], pieces[i].reshape(variables[i].shape)),)
-    return written
+    # Pieces are no views, for which MindSpore would copy every Parameter first.
+    return each(assign_piece, variables, split(values, len(variables), 0))
+
+
+def assign_piece(variable, piece):
+    """Give a Parameter a value of as many elements."""
+    return assign(variable, piece.reshape(variable.shape))
 
 
 def emptied(variable, read):

@@ -82,7 +82,7 @@ class FastStep(TrainingStep):
         """See TrainingStep."""
         if finite.asnumpy()[0] > 0.5:
             return super().update(values, finite, gradients)
-        return ()
+        return finite
 
     def update_group(self, values, finite, k, gradient):
         """See TrainingStep; a group is one tensor, or this process's rows of one."""
@@ -92,7 +92,7 @@ class FastStep(TrainingStep):
             own = self.own_weights(k) if divided else parameter.expand_dims(0)
         else:
             across = self.shares.means if divided else itself
-            own, *news = update(self.own_weights(k), gradient, values, *self.constants, *states, across=across)
+            own, news = update(self.own_weights(k), gradient, values, *self.constants, states, across)
             for state, new in zip(states, news):
                 state.set_data(new)
         whole = self.shares.whole(own) if divided else own
