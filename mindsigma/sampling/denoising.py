@@ -262,7 +262,7 @@ def denoising_steps(
         raise MindSigmaError(f"{type(sampler).__name__} draws noise at every step: give fresh_noise")
     guided, table = unconditional is not None, sampler.table(num_steps, begin or 0)
     if begin is None and sampler.start_scale(table) != 1:
-        latents = latents * sampler.start_scale(table)
+        latents = Tensor(latents.asnumpy() * np.float32(sampler.start_scale(table)))
     plan = shortcuts.plan(len(table), guided, begin or 0, pag is not None)
     plan = plan if pag is None else pag.limit(plan, table)
     plan = controlled(plan, controls, begin or 0)
@@ -337,7 +337,7 @@ def draws_ahead(sampler, table, fresh_noise, shape):
     """Fresh noise (N, c, h, w) fp32 of every step, drawn before the first one, or None: no step waits for the host."""
     if not sampler.draws:
         return [None] * len(table)
-    none = ops.zeros(shape, ms.float32)  # where a step adds nothing of it
+    none = Tensor(np.zeros(shape, np.float32))  # where a step adds nothing of it
     return [
         Tensor(np.asarray(fresh_noise(sampler.first_draw + i, shape), np.float32)) if row.draws else none
         for i, row in enumerate(table)

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Tuple
 
-import mindspore as ms
-from mindspore import nn, ops
+import numpy as np
+from mindspore import Tensor, nn
 
 from mindsigma.arguments import one_of, whole
 from mindsigma.errors import MindSigmaError
@@ -121,7 +121,7 @@ class Sampler(nn.Cell):
 
     def start_history(self, shape):
         """Tuple of the `kept` latents before the first step, for latents of a shape."""
-        return tuple(ops.zeros(shape, ms.float32) for _ in range(self.kept))
+        return tuple(Tensor(np.zeros(shape, np.float32)) for _ in range(self.kept))
 
     def construct(self, latents, history, numbers, noise, variance, fresh=None):
         """Advance the latents by one step.

@@ -17,10 +17,6 @@ from mindsigma.sampling.sampler import LinearMultistep, PredictorCorrector
 class OnArrays:
     """Before a Sampler among the bases of a class: hands its `construct` arrays instead of tensors."""
 
-    def start_history(self, shape):
-        """See Sampler."""
-        return tuple(kernels.empty(*shape) for _ in range(self.kept))  # zeros
-
     def construct(self, latents, history, numbers, noise, variance, fresh=None):
         """See Sampler."""
         x, noise, fresh = (None if t is None else kernels.array(t) for t in (latents, noise, fresh))
