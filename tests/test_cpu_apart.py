@@ -1,5 +1,6 @@
 """Images that threads compute apart, against all of them at once, and guidance on arrays against tensors."""
 
+import contextlib
 import os
 import threading
 import time
@@ -131,27 +132,32 @@ def test_graphs_put_side_by_side_on_arrays():
         assert found.dtype == expected.dtype and np.array_equal(found.asnumpy(), expected.asnumpy())
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self/schedstat"), reason="Linux tells how often a thread ran")
 def test_a_picture_wakes_no_thread_of_mindspore(mini):
     """One operator would: it turns in a loop for a fifth of a second then (mindsigma/backends/README.md)."""
 
     def woken():
         found = {}
         for task in Path("/proc/self/task").iterdir():
-            if (task / "comm").read_text().startswith(("ActorThread", "KernelThread")):
-                found[task.name] = int((task / "schedstat").read_text().split()[2])  # times it was given a core
+            with contextlib.suppress(OSError):  # it has ended
+                if (task / "comm").read_text().startswith(("ActorThread", "KernelThread")):
+                    found[task.name] = int((task / "schedstat").read_text().split()[2])  # times it was given a core
         return found
 
     samplers = ("dpm", "ddim", "euler", "euler-ancestral", "lcm", "sa", "unipc")
     options = {"num_inference_steps": 2, "seed": 1, "progress": False}
     for sampler in samplers:
         mini("a red apple", sampler=sampler, **options)
-    (Tensor(np.ones(1 << 20, np.float32)) * 2.0).asnumpy()  # now there is such a thread
+    (Tensor(np.ones(1 << 20, np.float32)) * 2.0).asnumpy()
+    assert woken()  # now there is such a thread
     before = {}
     for _ in range(60):  # until it stands still, which takes longer beside other processes
         before, last = woken(), before
-        if before == last != {}:
+        if before == last:
             break
         time.sleep(1)
+    else:
+        pytest.skip("MindSpore's threads do not come to rest beside what else runs here")
     for sampler in samplers:
         mini("a red apple", sampler=sampler, **options)
         assert woken() == before, sampler

@@ -188,7 +188,7 @@ def test_t5():
 
 
 def test_vae():
-    config = VAEConfig(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8)
+    config = VAEConfig(block_out_channels=(16, 32), layers_per_block=1, norm_num_groups=8, shift_factor=0.3)
     plain, fast = (filled(VAE(config)).set_train(False) for _ in range(2))
     assert is_accelerated(accelerate(fast))
     latents, images = Tensor(drawn(0, 2, 4, 40, 34)), Tensor(drawn(1, 1, 3, 64, 96))

@@ -274,8 +274,8 @@ def control_images(value, count):
     """
     if value is None:
         raise MindSigmaError(
-            "control_image: give the picture that the ControlNet takes (--control-image), [None] to leave it out of "
-            "this call, or open the model without --controlnet"
+            "control_image: give the picture that the ControlNet takes (--control-image), "
+            f"{[None] * min(count, 8)} to leave it out of this call, or open the model without --controlnet"
         )
     values = [value] if count == 1 and not _holds_none(value) else value
     if not isinstance(values, (list, tuple)) or len(values) != count:

@@ -82,7 +82,7 @@ class Shares:
         return () if self.stage != 2 or self.across.alone else self.inside.scatters(count)
 
     def sum_of_groups(self, rows):
-        """The sum over all groups of this process's rows (K, R / N, C) of their sums."""
+        """The sum over all groups of this process's rows of their sums, (K, R / N, C) or (1, K, R / N, C)."""
         return self.across.sum(rows)
 
     def means(self, tensors):

@@ -17,7 +17,8 @@ def tensors(linear):
 def silu(x):
     """SiLU of a tensor, as an array."""
     x = kernels.array(x)
-    return x / (1 + np.exp(-x))
+    with np.errstate(over="ignore"):  # then it is 0
+        return x / (1 + np.exp(-x))
 
 
 class FastCaptionEmbedding(CaptionEmbedding):

@@ -3,7 +3,8 @@
 Results lie in memory of MindSpore, `Tensor(shape=, dtype=)`, although that fills them with zeros first (a pass over
 memory, about a hundredth of what the kernels take). `Tensor.from_numpy` would not, but then a thread of MindSpore lets
 go of an array, needs Python's lock for that, and may come when who waits for a tensor holds it, or when Python has
-ended; `mint.empty` costs a millisecond a call. What lies between two kernels is in memory that MindSpore never sees.
+ended; `mint.empty` costs a millisecond a call. What lies between the kernels of a block is in memory that MindSpore
+never sees.
 
 `data_ptr` waits until a tensor has been computed, and is asked at every call, as weights may change between two.
 """

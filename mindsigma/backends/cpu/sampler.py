@@ -1,4 +1,4 @@
-"""The sums of a denoising step in NumPy, guidance and the sampler's: the same formulas, on arrays.
+"""The sums of a denoising step, and what stands side by side before the first one: the same formulas, on arrays.
 
 MindSpore hands concatenations, differences and products to a thread of its own, which then turns in a loop for a fifth
 of a second and takes a core from the kernels. Beside other busy processes each of them took 4 ms instead of 0.04.
