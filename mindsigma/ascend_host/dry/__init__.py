@@ -13,7 +13,7 @@ from mindsigma.errors import MindSigmaError, one_line
 SOURCE = Path(__file__).parent / "report.cpp"
 FLAGS = ("-std=c++17", "-O2", "-shared", "-fPIC")
 PRELOAD, SETTINGS = "LD_PRELOAD", "MALLOC_CONF"
-KEEPING = "narenas:1,thp:always,dirty_decay_ms:-1,muzzy_decay_ms:-1"  # one heap in pages of 2 MiB, which only grows
+LARGE_PAGES = "narenas:1,thp:always"  # one heap, in pages of 2 MiB
 
 
 def preloading():
@@ -26,7 +26,7 @@ def preloading():
     """
     ours = [str(_library()), *_allocator()]
     others = [name for name in os.environ.get(PRELOAD, "").split() if name not in ours]
-    return {PRELOAD: " ".join([*ours, *others]), SETTINGS: os.environ.get(SETTINGS, KEEPING)}
+    return {PRELOAD: " ".join([*ours, *others]), SETTINGS: os.environ.get(SETTINGS, LARGE_PAGES)}
 
 
 def _allocator():
