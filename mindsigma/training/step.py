@@ -250,8 +250,8 @@ class TrainingStep(nn.Cell):
         """Gradients of the tensors as gradients of the groups, (K, *shape) each, as they are sent.
 
         Where processes share, on Ascend, one is formed after the other, as they are sent. A collective follows what it
-        sends at once, so all processes send in that order, and none waits for another collective, behind which MindSpore
-        would put everything that is still to be computed (KernelGraph::SetExecOrderByDefault).
+        sends at once, so all processes send in that order, and none waits for another collective, behind which
+        MindSpore would put everything that is still to be computed (KernelGraph::SetExecOrderByDefault).
         """
         if not self.overlapped:
             return each(ops.partial(group_of, gradients), self.begins, self.ends, self.spans)
