@@ -42,7 +42,7 @@ def launch_lines(folder, kinds):
         kind = re.sub(r"-op\d+$", "", name.rsplit("/", 1)[-1])
         if kind in kinds:
             counts[lines.get(name, UNKNOWN)][kind] += 1
-    return {line: dict(counts[line].most_common()) for line in sorted(counts, key=_place)}
+    return {line: by_number(counts[line]) for line in sorted(counts, key=_place)}
 
 
 def quoted(lines):
@@ -55,7 +55,12 @@ def quoted(lines):
         file, _, number = place.partition(":")
         text = (ROOT / file).read_text(encoding="utf-8").splitlines()[int(number) - 1].strip() if number else ""
         counts[f"{file}: {text}" if text else file].update(kinds)
-    return {line: dict(kinds.most_common()) for line, kinds in counts.items()}
+    return {line: by_number(kinds) for line, kinds in counts.items()}
+
+
+def by_number(kinds):
+    """A dict kind -> number, the largest number first, those of one number by name."""
+    return dict(sorted(kinds.items(), key=lambda kind: (-kind[1], kind[0])))
 
 
 def _lines_of_nodes(file):

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mindsigma.ascend_host.environment import host_environment
 from mindsigma.errors import MindSigmaError, one_line
-from mindsigma.inspect.launch_lines import launch_lines, quoted, saving_graphs
+from mindsigma.inspect.launch_lines import by_number, launch_lines, quoted, saving_graphs
 from mindsigma.inspect.parts import config_of, fewer_blocks
 
 # MindSpore's types of kernels, and what each means on a device.
@@ -156,7 +156,7 @@ def _plan(text, counted):
     peaks = [int(found[-1]) for found in (PEAK.findall(text), WITH_FRAGMENTS.findall(text)) if found]
     if len(peaks) != 2:
         raise MindSigmaError("the dry run told no peak of memory; is this MindSpore 2.7?")
-    ordered = {name: dict(kinds.most_common()) for name, kinds in launches.items()}
+    ordered = {name: by_number(kinds) for name, kinds in launches.items()}
     return Plan(ordered, *peaks, **counted, **beside_backward(text))
 
 
