@@ -1,7 +1,7 @@
 """A T5 encoder that is handed the weights of one layer at a time: slower for every text, but small at any depth."""
 
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from mindspore import dtype as mstype
 from mindspore.nn.utils import no_init_parameters
 
@@ -15,16 +15,16 @@ class StreamedT5Encoder:
     Args:
         config: T5Config; dtype: of the activations and weights, but for what T5 keeps in fp32.
         weights: function (name, dtype, rows=None) -> Tensor of a weight under T5Encoder's name, or of some of its rows.
-        prepare: function that is given the one layer that serves all, to make it fast, and returns it.
+        prepare: function that is given the cells that compute, of which one layer serves all, to make them fast.
         layers: function of the number of layers that gives their numbers; it may show how far they are.
     """
 
-    def __init__(self, config, dtype, weights, prepare=lambda layer: layer, layers=range):
+    def __init__(self, config, dtype, weights, prepare=lambda cells: cells, layers=range):
         self.config, self.dtype, self._weights, self._layers = config, dtype, weights, layers
         with no_init_parameters():
             self._layer = T5Layer(config, dtype, is_first=False)
             self._bias, self._norm = RelativeBias(config), RMSNorm(config.d_model, config.layer_norm_epsilon)
-        prepare(self._layer)
+        prepare(nn.CellList([self._layer, self._bias, self._norm], auto_prefix=False))
 
     def __call__(self, token_ids, mask):
         """As T5Encoder: token ids and mask (N, L) to states (N, L, d_model) fp32."""
