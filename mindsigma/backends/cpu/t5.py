@@ -5,7 +5,7 @@ from mindspore import Tensor
 
 from mindsigma.backends.cpu import kernels
 from mindsigma.models.linear import RMSNorm
-from mindsigma.models.t5 import MASKED, Embedding, RelativeBias, T5Layer, bucket_tensor
+from mindsigma.models.t5 import MASKED, Embedding, RelativeBias, T5Layer, relative_position_buckets
 
 
 class FastEmbedding(Embedding):
@@ -22,7 +22,7 @@ class FastRelativeBias(RelativeBias):
     def construct(self, mask):
         """See RelativeBias."""
         batch, length = mask.shape
-        buckets = bucket_tensor(length, *self.buckets).asnumpy().reshape(length, length)
+        buckets = relative_position_buckets(length, *self.buckets)
         bias = kernels.array(self.weight)[buckets].transpose(2, 0, 1)  # (heads, L, L)
         dropped = (1 - mask.asnumpy().astype(np.float32)) * np.float32(MASKED)
         return Tensor(bias + dropped.reshape(batch, 1, 1, length))
