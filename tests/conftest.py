@@ -14,13 +14,6 @@ from pathlib import Path
 
 os.environ.setdefault("GLOG_v", "3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# For the processes started from here on: MindSpore copies lists of kernels at every call, which the C library's
-# allocator does three times faster with larger caches once graphs have been compiled (ascend_host/environment.py).
-os.environ.setdefault(
-    "GLIBC_TUNABLES",
-    "glibc.malloc.tcache_count=20000:glibc.malloc.trim_threshold=1000000000:glibc.malloc.hugetlb=1",
-)
-
 # Each of pytest's processes keeps to its share of the cores: threads that wait for each other's core would spin.
 if "PYTEST_XDIST_WORKER" in os.environ:
     _number, _count = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
@@ -32,7 +25,12 @@ import numpy as np
 import pytest
 from mindspore import Tensor
 
+from mindsigma.ascend_host.environment import TUNABLES
 from mindsigma.runtime import set_device
+
+# For the processes started from here on: MindSpore copies lists of kernels at every call, which the C library's
+# allocator does three times faster with larger caches once graphs have been compiled.
+os.environ.setdefault("GLIBC_TUNABLES", TUNABLES)
 
 ROOT = Path(__file__).parents[1]
 ON_THE_HOST = "test_ascend_"  # files whose tests build the Ascend host, all but the one of exported graphs
