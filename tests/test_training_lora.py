@@ -15,7 +15,7 @@ from training_runs import TOKENS, WIDTH, checkpoint, tiny_dit, write_features, w
 from mindsigma import MindSigmaError, PixArtSigmaPipeline, load_dit
 from mindsigma.config_file import parse_with_config
 from mindsigma.data import Resolution
-from mindsigma.models.linear import Linear, LowRank
+from mindsigma.models.linear import LowRank, UnbiasedLinear
 from mindsigma.pipeline.components import Components, Held
 from mindsigma.training.inputs import StepInputs
 from mindsigma.training.learner import AdapterLearner
@@ -220,7 +220,7 @@ def test_small_changes_survive_half_precision():
     assert ((w + (b @ a)).astype(np.float16) == w).all()
     change = x.astype(np.float64) @ (b @ a).T.astype(np.float64)
 
-    layer = Linear(1024, 48, has_bias=False, dtype=ms.float16)
+    layer = UnbiasedLinear(1024, 48, dtype=ms.float16)
     layer.weight.set_data(Tensor(w))
     plain = layer(Tensor(x)).asnumpy()
     change_of = LowRank(Parameter(Tensor(a), name="a"), Parameter(Tensor(b), name="b"), None, 0, 1, 1.0)

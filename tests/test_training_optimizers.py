@@ -10,7 +10,7 @@ from mindspore import Parameter, Tensor, nn
 
 from mindsigma.errors import MindSigmaError
 from mindsigma.training.learning_rate import learning_rate, scaled_rate
-from mindsigma.training.optimizers import OptimizerConfig, state_shapes, static_arguments, update
+from mindsigma.training.optimizers import OptimizerConfig, optimizer_for, state_shapes
 
 # A vector, a matrix, the modulation table of a block, and the convolution of key compression.
 SHAPES = {"vector": (7,), "matrix": (12, 9), "table": (6, 8), "convolution": (10, 1, 2, 2)}
@@ -35,11 +35,11 @@ def run_together(config, starts, gradients, clip=1.0):
     """The parameters (K, ...) after each step and the last states, of K tensors of one shape in one update."""
     shapes = {name: (len(starts), *shape) for name, shape in state_shapes(config, starts[0].shape).items()}
     parameter, states = Tensor(np.stack(starts)), [Tensor(np.zeros(shape, np.float32)) for shape in shapes.values()]
-    trace = []
+    optimizer, trace = optimizer_for(config, starts[0].shape), []
     for n, gradient in enumerate(map(np.stack, zip(*gradients)), 1):
         corrections = [1 - beta**n for beta in config.betas[:2]]
-        numbers = Tensor(np.array([RATE, *corrections, clip], np.float32))
-        parameter, states = update(parameter, Tensor(gradient), numbers, *static_arguments(config), states)
+        rate, *corrections = (Tensor([number], ms.float32) for number in (RATE, *corrections))
+        parameter, states = optimizer.update(parameter, Tensor(gradient * clip), rate, corrections, states)
         trace.append(parameter.asnumpy())
     return trace, dict(zip(shapes, states))
 

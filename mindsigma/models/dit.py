@@ -12,12 +12,13 @@ from mindspore.common.initializer import Constant
 from mindsigma.models.checks import check_caption, check_latents, check_modulation, check_timestep
 from mindsigma.models.dit_config import DiTConfig, KVCompression
 from mindsigma.models.embeddings import ScalarEmbedder, position_tensor
-from mindsigma.models.linear import LayerNorm, Linear, cast, normal, parameter, xavier_uniform
-from mindsigma.ops.heads import head_width, join_heads, mask_column, project_heads, project_last, widen_tokens
+from mindsigma.models.linear import FlattenedLinear, LayerNorm, Linear, normal, parameter, xavier_uniform
+from mindsigma.ops.heads import head_width, join_heads, mask_column, project, project_heads, project_last, widen_tokens
 from mindsigma.ops.operators import (
     add_layer_norm,
     attention,
     divide,
+    each,
     filled,
     gelu,
     kept_multiply_add,
@@ -68,7 +69,7 @@ class SelfAttention(nn.Cell):
         if self.sampling == "conv":
             r = self.factor
             average = Constant(1.0 / (r * r))  # "Conv Avg Init"
-            self.sr = Linear(r * r, channels, average, dtype=dtype, shape=(channels, 1, r, r))
+            self.sr = FlattenedLinear((channels, 1, r, r), average, dtype)
             self.norm = LayerNorm(channels, COMPRESSION_NORM_EPS, dtype)
 
     def construct(self, x, height, width, gather=None, perturbed=0):
@@ -77,28 +78,35 @@ class SelfAttention(nn.Cell):
         `gather`: None, or a function (k, v) from the keys and values (N, K, C) of a band of rows to those of the image.
         `perturbed`: so many images at the end, whose tokens each attend to itself alone (arXiv 2403.17377).
         """
-        own = None
         if perturbed > 0:
             # Copies, as what follows is a linear map (see `narrow`).
             x, alone = divide(x, (x.shape[0] - perturbed, perturbed))
-            own = self.values(alone)
+            out = ops.concat((self.attended(x, height, width, gather), self.values(alone)), 0)
+        else:
+            out = self.attended(x, height, width, gather)
+        return join_heads(out, self.proj, self.heads, self.width)
+
+    def attended(self, x, height, width, gather):
+        """What the tokens of x (N, T, C) take of each other, before the last linear map: (N, T, heads * width)."""
         q, k, v = project_heads(x, self.qkv, self.heads, self.width, 3, self.widened, apart=self.training)
-        if self.qk_norm:
-            q = widen_tokens(self.q_norm(q), self.heads[0], self.heads[1], self.width)
-            k = self.k_norm(k)
-        if self.sampling is not None:
-            k, v = self.compress(k, height, width), self.compress(v, height, width)  # (N, K, C)
         if self.widened < 3:
-            k = widen_tokens(k, self.heads[0], self.heads[1], self.width)
-            v = widen_tokens(v, self.heads[0], self.heads[1], self.width)
+            q, k, v = self.normed_and_compressed(q, k, v, height, width)
         if gather is not None:
             k, v = gather(k, v)
-        if self.in_fp32:
-            q, k, v = q.astype(ms.float32), k.astype(ms.float32), v.astype(ms.float32)
-        out = attention(q, k, v, self.number, self.scale).astype(x.dtype)  # (N, T, heads * width)
-        if perturbed > 0:
-            out = ops.concat((out, own), 0)
-        return join_heads(out, self.proj, self.heads, self.width)
+        dtype = ms.float32 if self.in_fp32 else x.dtype
+        out = attention(ops.cast(q, dtype), ops.cast(k, dtype), ops.cast(v, dtype), self.number, self.scale)
+        return ops.cast(out, x.dtype)
+
+    def normed_and_compressed(self, q, k, v, height, width):
+        """Queries (N, T, heads * width), keys and values (N, K, heads * width), of which a layer norms or compresses
+        some.
+        """
+        number, head_dim = self.heads
+        if self.qk_norm:
+            q, k = widen_tokens(self.q_norm(q), number, head_dim, self.width), self.k_norm(k)
+        if self.sampling is not None:
+            k, v = self.compress(k, height, width), self.compress(v, height, width)  # (N, K, C)
+        return q, widen_tokens(k, number, head_dim, self.width), widen_tokens(v, number, head_dim, self.width)
 
     def values(self, x):
         """What attention gives where every token of x (N, T, C) attends to itself alone: (N, T, heads * width)."""
@@ -142,12 +150,12 @@ class CrossAttention(nn.Cell):
 
     def text_kv(self, caption, mask):
         """Keys and values (N, L, heads * width) of a projected caption (N, L, C) with mask (N, L) or None."""
-        k, v = project_heads(caption, self.kv_linear, self.heads, self.width, 2)
+        k, v = project_heads(caption, self.kv_linear, self.heads, self.width, 2, 2)
         return (k, v) if mask is None else (mask_column(k, mask, self.heads, self.width), v)
 
     def construct(self, x, k, v):
         """x (N, T, C) to (N, T, C); k and v of `text_kv`."""
-        (q,) = project_heads(x, self.q_linear, self.heads, self.width, first=1.0)
+        q = project(x, self.q_linear, self.heads, self.width, first=1.0)
         out = attention(q, k, v, self.number, self.scale)
         return join_heads(out, self.proj, self.heads, self.width)
 
@@ -178,7 +186,7 @@ class DiTBlock(nn.Cell):
 
     def modulation(self, t6):
         """What `construct` takes: (N, 6, C), from the timestep's modulation (N, 6 * C), which all blocks share."""
-        table = cast(self.scale_shift_table, t6.dtype)
+        table = ops.cast(self.scale_shift_table, t6.dtype)
         return table + t6.reshape(-1, 6, table.shape[1]) + constant(UNIT, t6.dtype)
 
     def text_kv(self, caption, mask):
@@ -221,7 +229,8 @@ class FinalLayer(nn.Cell):
 
     def modulation(self, t):
         """What `construct` takes: (N, 2, C), shift and 1 + scale, from the timestep's embedding (N, C)."""
-        return cast(self.scale_shift_table, t.dtype) + t.reshape(-1, 1, t.shape[-1]) + constant(FINAL_UNIT, t.dtype)
+        table = ops.cast(self.scale_shift_table, t.dtype)
+        return table + t.reshape(-1, 1, t.shape[-1]) + constant(FINAL_UNIT, t.dtype)
 
     def construct(self, x, modulation, height, width):
         """Tokens x (N, T, C) to (N, out_channels, h, w)."""
@@ -239,8 +248,8 @@ class PatchEmbedding(nn.Cell):
         super().__init__()
         self.patch_size, channels = config.patch_size, config.in_channels
         p = self.patch_size
-        init, shape = xavier_uniform(channels * p * p, config.hidden_size), (config.hidden_size, channels, p, p)
-        self.proj = Linear(channels * p * p, config.hidden_size, init, dtype=dtype, shape=shape)
+        init = xavier_uniform(channels * p * p, config.hidden_size)
+        self.proj = FlattenedLinear((config.hidden_size, channels, p, p), init, dtype)
 
     def construct(self, latents, position):
         """Latents (N, c, h, w) and position (1, T, C) to tokens (N, T, C), row by row."""
@@ -309,10 +318,7 @@ class DiT(nn.Cell):
     def text_kv(self, caption, caption_mask=None):
         """What the blocks take of the caption, which does not change from step to step: a tuple, one pair a block."""
         caption = self.embed_caption(caption, caption_mask)
-        pairs = ()
-        for block in self.blocks:
-            pairs += (block.text_kv(caption, caption_mask),)
-        return pairs
+        return each(ops.partial(_text_kv, caption, caption_mask), tuple(self.blocks))
 
     def embed_caption(self, caption, caption_mask=None):
         """The caption (N, L, caption_channels) as (N, L, C), its shape and the mask's checked."""
@@ -322,10 +328,7 @@ class DiT(nn.Cell):
     def modulations(self, timestep, image_size=None, aspect_ratio=None):
         """What the blocks and the final layer take of timesteps (N,): a tuple of (N, 6, C), the last one (N, 2, C)."""
         t, t6 = self.embed_timestep(timestep, image_size, aspect_ratio)
-        rows = ()
-        for block in self.blocks:
-            rows += (block.modulation(t6),)
-        return rows + (self.final_layer.modulation(t),)
+        return each(ops.partial(_modulation, t6), tuple(self.blocks)) + (self.final_layer.modulation(t),)
 
     def embed_timestep(self, timestep, image_size=None, aspect_ratio=None):
         """The embedding (N, C) of timesteps (N,), and what all blocks share of it, (N, 6 * C).
@@ -416,6 +419,14 @@ def rows_of(modulation, training):
     if modulation.shape[0] == 1 and not training:
         return unstack(modulation.reshape(modulation.shape[1:]), 0)
     return split(modulation, modulation.shape[1], 1)
+
+
+def _modulation(t6, block):
+    return block.modulation(t6)
+
+
+def _text_kv(caption, mask, block):
+    return block.text_kv(caption, mask)
 
 
 @ops.constexpr

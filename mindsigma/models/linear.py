@@ -33,16 +33,14 @@ class Linear(nn.Cell):
     Args:
         in_features, out_features: of the weight (out, in) and the bias (out,).
         init: initializer of the weight; by default Xavier's uniform.
-        has_bias: whether there is a bias.
         dtype: of the weights.
-        shape: of the weight where the checkpoints have another one that flattens to (out, in).
     """
 
-    def __init__(self, in_features, out_features, init=None, has_bias=True, dtype=ms.float32, shape=None):
+    def __init__(self, in_features, out_features, init=None, dtype=ms.float32):
         super().__init__()
         init = xavier_uniform(in_features, out_features) if init is None else init
-        self.weight = parameter(shape or (out_features, in_features), init, dtype)
-        self.bias = parameter((out_features,), "zeros", dtype) if has_bias else None
+        self.weight = parameter((out_features, in_features), init, dtype)
+        self.bias = parameter((out_features,), "zeros", dtype)
         self.changes = ()
 
     def change(self, changes):
@@ -54,8 +52,7 @@ class Linear(nn.Cell):
 
     def weights(self, dtype):
         """Weight (out, in) and bias (out,) or None in a dtype, without the changes."""
-        weight = self.weight.reshape(self.weight.shape[0], -1) if len(self.weight.shape) > 2 else self.weight
-        return cast(weight, dtype), None if self.bias is None else cast(self.bias, dtype)
+        return ops.cast(self.weight, dtype), ops.cast(self.bias, dtype)
 
     def merged_weight(self):
         """The weight (out, in) with its changes added to it, fp32."""
@@ -78,6 +75,10 @@ class Linear(nn.Cell):
         weight, bias = self.weights(x.dtype)
         if len(self.changes) == 0:
             return dense(x, weight, bias)
+        return self.changed(x, weight, bias)
+
+    def changed(self, x, weight, bias):
+        """What `construct` gives with the changes; weight and bias in x's dtype."""
         # A change is computed in fp32: added to a weight in half precision it would be rounded away.
         wide, y = x.astype(ms.float32), dense(x, weight).astype(ms.float32)
         count = self.changes[0].count
@@ -91,6 +92,31 @@ class Linear(nn.Cell):
             pieces += (piece,)
         y = (ops.concat(pieces, -1) if count > 1 else pieces[0]).astype(x.dtype)
         return y if bias is None else y + bias
+
+
+class UnbiasedLinear(Linear):
+    """x weight^T."""
+
+    def __init__(self, in_features, out_features, init=None, dtype=ms.float32):
+        super().__init__(in_features, out_features, init, dtype)
+        del self.bias
+        self.bias = None
+
+    def weights(self, dtype):
+        """See Linear."""
+        return ops.cast(self.weight, dtype), None
+
+
+class FlattenedLinear(Linear):
+    """A Linear whose weight has another shape in the checkpoints, one that flattens to (out, in)."""
+
+    def __init__(self, shape, init=None, dtype=ms.float32):
+        super().__init__(math.prod(shape[1:]), shape[0], init, dtype)
+        self.weight = parameter(shape, init, dtype)
+
+    def weights(self, dtype):
+        """See Linear."""
+        return ops.cast(self.weight.reshape(self.weight.shape[0], -1), dtype), ops.cast(self.bias, dtype)
 
 
 class LowRank(nn.Cell):
@@ -144,7 +170,7 @@ class LayerNorm(nn.Cell):
 
     def construct(self, x):
         """x (..., channels)."""
-        return layer_norm(x, cast(self.weight, x.dtype), cast(self.bias, x.dtype), self.eps)
+        return layer_norm(x, ops.cast(self.weight, x.dtype), ops.cast(self.bias, x.dtype), self.eps)
 
 
 class RMSNorm(nn.Cell):
@@ -158,8 +184,3 @@ class RMSNorm(nn.Cell):
     def construct(self, x):
         """x (..., channels)."""
         return rms_norm(x, self.weight, self.eps)
-
-
-def cast(tensor, dtype):
-    """A weight in a dtype."""
-    return tensor if tensor.dtype == dtype else tensor.astype(dtype)

@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from mindsigma.errors import MindSigmaError
-from mindsigma.models.linear import Linear, RMSNorm, normal, parameter
+from mindsigma.models.linear import RMSNorm, UnbiasedLinear, normal, parameter
 from mindsigma.ops.operators import attention_with_bias, embedding, gelu
 
 MASKED = -1e9
@@ -65,10 +65,10 @@ class T5Attention(nn.Cell):
         super().__init__()
         inner, d = config.num_heads * config.d_kv, config.d_model
         self.num_heads, self.dtype = config.num_heads, dtype
-        self.q = Linear(d, inner, normal((d * config.d_kv) ** -0.5), has_bias=False, dtype=dtype)
-        self.k = Linear(d, inner, normal(d**-0.5), has_bias=False, dtype=dtype)
-        self.v = Linear(d, inner, normal(d**-0.5), has_bias=False, dtype=dtype)
-        self.o = Linear(inner, d, normal(inner**-0.5), has_bias=False, dtype=dtype)
+        self.q = UnbiasedLinear(d, inner, normal((d * config.d_kv) ** -0.5), dtype=dtype)
+        self.k = UnbiasedLinear(d, inner, normal(d**-0.5), dtype=dtype)
+        self.v = UnbiasedLinear(d, inner, normal(d**-0.5), dtype=dtype)
+        self.o = UnbiasedLinear(inner, d, normal(inner**-0.5), dtype=dtype)
         if has_relative_bias:
             self.relative_attention_bias = RelativeBias(config)
 
@@ -103,9 +103,9 @@ class GatedMLP(nn.Cell):
         d, d_ff = config.d_model, config.d_ff
         self.dtype = dtype
         self.wide = ms.float32 if dtype == ms.float16 else dtype  # XXL's product of the gates overflows fp16
-        self.wi_0 = Linear(d, d_ff, normal(d**-0.5), has_bias=False, dtype=dtype)
-        self.wi_1 = Linear(d, d_ff, normal(d**-0.5), has_bias=False, dtype=dtype)
-        self.wo = Linear(d_ff, d, normal(d_ff**-0.5), has_bias=False, dtype=self.wide)
+        self.wi_0 = UnbiasedLinear(d, d_ff, normal(d**-0.5), dtype=dtype)
+        self.wi_1 = UnbiasedLinear(d, d_ff, normal(d**-0.5), dtype=dtype)
+        self.wo = UnbiasedLinear(d_ff, d, normal(d_ff**-0.5), dtype=self.wide)
 
     def construct(self, h):
         """h (N, L, d_model) fp32 to (N, L, d_model)."""

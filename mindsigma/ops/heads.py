@@ -18,29 +18,39 @@ from mindsigma.ops.operators import HEAD_MULTIPLE, dense, extend, narrow, split,
 MASKED = -3000.0
 
 
-def project_heads(x, linear, heads, width, parts=1, widened=None, first=0.0, apart=False):
+def project(x, linear, heads, width, first):
+    """A Linear map of x (N, T, in) with heads of `width` columns: (N, T, heads * width).
+
+    Args:
+        heads: (number, D).
+        first: value of the first new column of each head.
+    """
+    number, head_dim = heads
+    if len(linear.changes) > 0:  # they were made for the narrow weight
+        return widen_tokens(linear(x), number, head_dim, width, first)
+    weight, bias = linear.weights(x.dtype)
+    weight = widen_rows(weight, number, head_dim, width)
+    return dense(x, weight, widen_rows(bias, number, head_dim, width, first=first))
+
+
+def project_heads(x, linear, heads, width, parts, widened, apart=False):
     """Tuple of the `parts` of a Linear map of x (N, T, in), the first `widened` of them with heads of `width` columns.
 
     Args:
         heads: (number, D).
-        widened: None: all.
-        first: value of the first new column of each head.
         apart: none may be a view, which keeps the whole (see `narrow`).
     """
     number, head_dim = heads
-    channels, widened = number * head_dim, parts if widened is None else widened
+    channels = number * head_dim
     if len(linear.changes) > 0:  # they were made for the narrow weight
-        y, pieces = linear(x), ()
-        as_trained = (y,) if parts == 1 else split(y, parts, 2)
+        as_trained, pieces = split(linear(x), parts, 2), ()
         for i in range(parts):
             piece = as_trained[i]
-            pieces += (widen_tokens(piece, number, head_dim, width, first) if i < widened else piece,)
+            pieces += (widen_tokens(piece, number, head_dim, width) if i < widened else piece,)
         return pieces
     weight, bias = linear.weights(x.dtype)
     weight = widen_rows(weight, number, head_dim, width, parts, widened)
-    y = dense(x, weight, widen_rows(bias, number, head_dim, width, parts, widened, first))
-    if parts == 1:
-        return (y,)
+    y = dense(x, weight, widen_rows(bias, number, head_dim, width, parts, widened))
     if widened in (0, parts):
         return split(y, parts, 2)
     if apart:

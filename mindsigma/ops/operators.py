@@ -26,6 +26,7 @@ MAX_SCORES = 1 << 24
 _composing_for = []  # devices, the last one counts
 
 # What an NPU launches fast, by its primitives, where MindSpore's functions of the same meaning choose slow ones.
+_assign = ops.Assign()
 _add_product = auto_generate.AddcmulExt()
 _add_product_kept = auto_generate.AddcmulExt()
 _add_product_kept.add_prim_attr("recompute", False)
@@ -33,6 +34,8 @@ _add_layer_norm = auto_generate.AddLayerNormV2()
 _convolve = auto_generate.Conv2DExt()
 _embed = auto_generate.Embedding()
 _copy_into = auto_generate.InplaceCopy()
+_lerp = auto_generate.LerpScalar()
+_mean = auto_generate.MeanExt()
 _narrow_view = auto_generate.NarrowView()
 _split_tensor = auto_generate.SplitTensor()
 _split_with_size = auto_generate.SplitWithSize()
@@ -42,6 +45,9 @@ _pool = ops.MaxPool(kernel_size=2, strides=2, pad_mode="valid")  # ops.max_pool2
 _product = ops.BatchMatMul()
 _product_transposed = ops.BatchMatMul(transpose_b=True)
 _matmul_transposed = ops.MatMul(transpose_b=True)
+
+
+each = ops.Map()  # a function of each element of tuples: a loop takes several times as long to compile
 
 
 @contextmanager
@@ -213,7 +219,7 @@ def stack(tensors, axis):
 
 def mean(x, axis=None, keep_dims=False):
     """Mean of x over an axis, or axes, or all of it."""
-    return mint.mean(x, axis, keep_dims) if fused() else x.mean(axis, keep_dims)
+    return _mean(x, axis, keep_dims, None) if fused() else x.mean(axis, keep_dims)
 
 
 def extend(x, axis, count):
@@ -244,6 +250,19 @@ def multiply_add(x, a, b):
     if fused():
         return _add_product(x, a, b, 1)
     return (x.astype(ms.float32) + a.astype(ms.float32) * b.astype(ms.float32)).astype(a.dtype)
+
+
+def lerp(start, end, weight):
+    """start + weight * (end - start) in one pass, of tensors of one shape; weight: a number."""
+    return _lerp(start, end, weight) if fused() else start + weight * (end - start)
+
+
+def direct(operator):
+    """What is `assign`, `lerp` or `mean` on this device: a graph that need not choose each time compiles faster."""
+    if fused():
+        return {assign: _copy_into, lerp: _lerp, mean: _mean}[operator]
+    # MindSpore does not compile a graph where an attribute is a function that writes; a primitive may.
+    return _assign if operator is assign else operator
 
 
 def kept_multiply_add(x, a, b):

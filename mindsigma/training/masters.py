@@ -6,14 +6,15 @@ weights are what they were: a cast weight's gradient is cast back. (A weight tha
 of keys and values, has its two gradients added in half precision.)
 """
 
+from itertools import groupby
+
 import mindspore as ms
 from mindspore import Tensor, ops
 
 from mindsigma.backends.ascend import align_heads, alignments
 from mindsigma.ops.heads import narrow_stacked, widen_stacked
-from mindsigma.ops.operators import divide, fused, stack
+from mindsigma.ops.operators import divide, each, fused, stack
 from mindsigma.training.shares import divide_weights
-from mindsigma.training.updates import each
 
 
 def forms_of(dit, parameters, shares):
@@ -37,40 +38,91 @@ def to_network(dit, parameters, shares):
         parameter.set_data(values)
 
 
-def spans_of(forms):
-    """Tuple of (begin, end, form) of the neighbours of one form."""
-    spans = []
-    for i, form in enumerate(forms):
-        if spans and spans[-1][2] == form:
-            spans[-1] = (spans[-1][0], i + 1, form)
-        else:
-            spans.append((i, i + 1, form))
-    return tuple(spans)
+def layout_of(forms):
+    """Layout of a group of K tensors of these forms."""
+    spans, begins = [], [0]
+    for form, same in groupby(forms):
+        spans.append(WideSpan(form) if form else Span())
+        begins.append(begins[-1] + len(list(same)))
+    return Layout(spans, begins) if len(spans) == 1 else MixedLayout(spans, begins)
 
 
-def from_network(tensors, spans):
-    """(K, *shape) fp32 of gradients of K Parameters of a group."""
-    pieces = each(ops.partial(_as_kept, tensors), spans)
-    whole = pieces[0] if len(pieces) == 1 else ops.concat(pieces, 0)
-    return whole if whole.dtype == ms.float32 else whole.astype(ms.float32)
+@ms.jit_class
+class Span:
+    """Neighbours in a group, which the network has in the same form."""
+
+    def kept(self, gradients):
+        """(n, *shape) of a tuple of n of the network's gradients."""
+        return stack(gradients, 0)
+
+    def used(self, weights):
+        """(n, *shape) as the network has them, of weights (n, *shape)."""
+        return weights
 
 
-def _as_kept(tensors, span):
-    begin, end, form = span
-    piece = stack(tensors[begin:end], 0)
-    return narrow_stacked(piece, *form) if len(form) > 0 else piece
+@ms.jit_class
+class WideSpan(Span):
+    """A Span of weights that the network has wider: `form` is what heads.widen_stacked takes."""
+
+    def __init__(self, form):
+        self.form = form
+
+    def kept(self, gradients):
+        """See Span."""
+        return narrow_stacked(stack(gradients, 0), *self.form)
+
+    def used(self, weights):
+        """See Span."""
+        return widen_stacked(weights, *self.form)
 
 
-def for_network(weights, spans, dtype):
-    """Tuple of (count, *shape), one a span, of weights (K, *shape) fp32."""
-    weights = weights if dtype == ms.float32 else weights.astype(dtype)
-    return each(_as_used, divide(weights, each(_count, spans)), spans)
+@ms.jit_class
+class Layout:
+    """How K tensors of a group stand in the network: all in one Span.
+
+    Args:
+        spans: list of Span.
+        begins: where each begins, and K.
+    """
+
+    def __init__(self, spans, begins):
+        self.spans, self.span = tuple(spans), spans[0]
+        self.begins, self.ends = tuple(begins[:-1]), tuple(begins[1:])
+
+    def of_spans(self, things):
+        """Tuple of what belongs to each Span of a tuple of K things."""
+        return tuple(things[begin:end] for begin, end in zip(self.begins, self.ends))
+
+    def kept(self, gradients):
+        """(K, *shape) fp32 of the tuple of the network's gradients."""
+        return ops.cast(self.span.kept(gradients), ms.float32)
+
+    def used(self, weights, dtype):
+        """Tuple of (n, *shape), one a Span, of weights (K, *shape) fp32."""
+        return (self.span.used(ops.cast(weights, dtype)),)
 
 
-def _count(span):
-    return span[1] - span[0]
+@ms.jit_class
+class MixedLayout(Layout):
+    """A Layout of several Spans."""
+
+    def __init__(self, spans, begins):
+        super().__init__(spans, begins)
+        self.counts = tuple(end - begin for begin, end in zip(self.begins, self.ends))
+
+    def kept(self, gradients):
+        """See Layout."""
+        pieces = each(ops.partial(_kept, gradients), self.spans, self.begins, self.ends)
+        return ops.cast(ops.concat(pieces, 0), ms.float32)
+
+    def used(self, weights, dtype):
+        """See Layout."""
+        return each(_used, self.spans, divide(ops.cast(weights, dtype), self.counts))
 
 
-def _as_used(piece, span):
-    form = span[2]
-    return widen_stacked(piece, *form) if len(form) > 0 else piece
+def _kept(gradients, span, begin, end):
+    return span.kept(gradients[begin:end])
+
+
+def _used(span, weights):
+    return span.used(weights)

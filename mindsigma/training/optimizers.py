@@ -10,17 +10,18 @@ given to the ranks that own a tensor. mindone.trainers' CAME and torch.optim.Ada
 from dataclasses import dataclass, field
 from typing import Tuple
 
+import mindspore as ms
 from mindspore import ops
 
 from mindsigma.choices import OPTIMIZERS
 from mindsigma.errors import MindSigmaError
-from mindsigma.ops.operators import filled, fused, mean
+from mindsigma.ops.operators import direct, filled, fused, lerp, mean
 
 _outer = ops.BatchMatMul()
+_times = ops.Mul()
 _divide = ops.RealDiv()  # `/` keeps index tables on a CPU even where nothing is broadcast
 
-# Columns of `numbers`, the fp32 tensor that a step gives every update.
-LEARNING_RATE, CORRECTION_1, CORRECTION_2, CLIP = range(4)
+# fp32 numbers that a step gives every update: learning rate, two corrections, factor of the gradient.
 NUMBERS = 4
 
 
@@ -71,22 +72,20 @@ def state_shapes(config, shape):
     return {"m": shape, "v_row": row, "v_column": column, "residual_row": row, "residual_column": column}
 
 
-def static_arguments(config):
-    """What `update` takes of an OptimizerConfig, as constants of a graph: name, decays, eps, weight decay, threshold.
-
-    A decay is a pair (beta, 1 - beta): a graph would compute the difference in fp32, 1.7e-4 off for 0.9999.
-    """
-    return config.name, decays(config), config.eps, float(config.weight_decay), float(config.clip_threshold)
-
-
 def decays(config):
-    """(beta, 1 - beta) of an OptimizerConfig's averages."""
+    """(beta, 1 - beta) of an OptimizerConfig's averages: a graph would compute the difference in fp32, 1.7e-4 off for
+    0.9999.
+    """
     return tuple((float(beta), 1.0 - beta) for beta in config.betas)
 
 
-def averaged(average, value, decay):
-    """Moving average of a tensor; decay: a pair (beta, 1 - beta)."""
-    return decay[0] * average + decay[1] * value
+def optimizer_for(config, shape):
+    """The Optimizer of an OptimizerConfig for tensors of a shape."""
+    if config.name == "adamw":
+        return AdamW(config)
+    if config.name == "lion":
+        return Lion(config)
+    return CAME(config) if len(shape) > 1 else CAMEOfVectors(config)
 
 
 def itself(tensors):
@@ -94,85 +93,118 @@ def itself(tensors):
     return tensors
 
 
-def update(parameter, gradient, numbers, name, betas, eps, weight_decay, clip_threshold, states, across=itself):
-    """One step of K tensors.
+@ms.jit_class
+class Optimizer:
+    """How K tensors of one shape learn.
+
+    What is known before is decided in Python and kept as an attribute. A graph that had to choose, or to take a number
+    out of a tuple, would do so for each shape again, and take longer to compile.
 
     Args:
-        parameter, gradient: fp32 (K, *shape).
-        numbers: NUMBERS fp32 scalars: learning rate, 1 - beta1^n and 1 - beta2^n after n updates, factor of the
-            gradient.
-        name, betas, eps, weight_decay, clip_threshold: constants of a graph, as `static_arguments` returns them; betas
-            are pairs (beta, 1 - beta).
-        states: tuple, as `state_shapes` lists them, each with K before its shape.
-        across: function from a tuple of tensors to their means over the processes among which a matrix's rows are
-            divided; `itself` where this process has all of them.
+        config: OptimizerConfig.
 
-    Returns:
-        the parameter and the tuple of the states after the step.
+    Attributes:
+        first, second, third: 1 - beta, the part of a new value in each moving average.
+        eps, residual_eps, decay, threshold: the constants of OptimizerConfig.
+        lerp, mean: the operators of these names. outer: product of (..., R, 1) and (..., 1, C).
     """
-    gradient = gradient * numbers[CLIP]
-    rate = numbers[LEARNING_RATE]
-    step, states = _step(gradient, numbers, name, betas, eps, clip_threshold, across, states)
-    if weight_decay > 0:
-        parameter = parameter * (1.0 - rate * weight_decay)
-    return parameter - rate * step, states
+
+    def __init__(self, config):
+        self.first, self.second, self.third = (*(1.0 - beta for beta in config.betas), None)[:3]
+        self.eps, self.residual_eps = (*config.eps, None, None)[:2]
+        self.decay, self.threshold = float(config.weight_decay), float(config.clip_threshold)
+        self.lerp, self.mean = direct(lerp), direct(mean)
+        # On a CPU a product of matrices, as MindSpore's broadcast keeps index tables of four times the tensor's size.
+        self.outer = _times if fused() else _outer
+
+    def update(self, parameter, gradient, rate, corrections, states, across=itself):
+        """One step of K tensors.
+
+        Args:
+            parameter, gradient: fp32 (K, *shape).
+            rate: learning rate, fp32 (1,).
+            corrections: 1 - beta1^n and 1 - beta2^n after n updates, fp32 (1,).
+            states: tuple, as `state_shapes` lists them, each with K before its shape.
+            across: function from a tuple of tensors to their means over the processes among which a matrix's rows are
+                divided; `itself` where this process has all of them.
+
+        Returns:
+            the parameter and the tuple of the states after the step.
+        """
+        step, states = self.step(gradient, corrections, states, across)
+        if self.decay > 0:
+            parameter = parameter * (1.0 - rate * self.decay)
+        return parameter - rate * step, states
 
 
-def _step(gradient, numbers, name, betas, eps, clip_threshold, across, states):
-    if name == "adamw":
-        return _adamw(gradient, numbers, betas, eps, states)
-    if name == "lion":
-        return _lion(gradient, betas, states)
-    if len(gradient.shape) < 3:
-        return _came_vector(gradient, betas, eps, clip_threshold, states)
-    return _came_matrix(gradient, betas, eps, clip_threshold, across, states)
+@ms.jit_class
+class AdamW(Optimizer):
+    """arXiv 1711.05101."""
+
+    def step(self, gradient, corrections, states, _):
+        """The step before the learning rate, and the states after it."""
+        m, v = states
+        m = self.lerp(m, gradient, self.first)
+        v = self.lerp(v, gradient * gradient, self.second)
+        correction_1, correction_2 = corrections
+        root = ops.sqrt(v * (1.0 / correction_2)) + self.eps
+        corrected = m * (1.0 / correction_1)
+        return corrected / root if fused() else _divide(corrected, root), (m, v)
 
 
-def _adamw(gradient, numbers, betas, eps, states):
-    m, v = states
-    m, v = averaged(m, gradient, betas[0]), averaged(v, gradient * gradient, betas[1])
-    root = ops.sqrt(v * (1.0 / numbers[CORRECTION_2])) + eps[0]
-    corrected = m * (1.0 / numbers[CORRECTION_1])
-    return corrected / root if fused() else _divide(corrected, root), (m, v)
+@ms.jit_class
+class Lion(Optimizer):
+    """arXiv 2302.06675, algorithm 2."""
+
+    def step(self, gradient, corrections, states, _):
+        """The step before the learning rate, and the states after it."""
+        (m,) = states
+        return ops.sign(self.lerp(m, gradient, self.first)), (self.lerp(m, gradient, self.second),)
 
 
-def _lion(gradient, betas, states):
-    m = states[0]
-    return ops.sign(averaged(m, gradient, betas[0])), (averaged(m, gradient, betas[1]),)
+@ms.jit_class
+class CAME(Optimizer):
+    """arXiv 2307.02047, algorithm 2, over the last two axes."""
+
+    def step(self, gradient, corrections, states, across):
+        """The step before the learning rate, and the states after it."""
+        m, v_row, v_column, residual_row, residual_column = states
+        square = gradient * gradient + self.eps
+        v_row, v_column, inverse_root = self.factored(square, v_row, v_column, self.second, across)
+        step = self.limited(gradient * inverse_root, across)
+        m = self.lerp(m, step, self.first)
+        change = step - m
+        residual = change * change + self.residual_eps
+        residual_row, residual_column, inverse_root = self.factored(
+            residual, residual_row, residual_column, self.third, across
+        )
+        return m * inverse_root, (m, v_row, v_column, residual_row, residual_column)
+
+    def limited(self, step, across):
+        """`step` (K, ...) with each of the K scaled down to a root mean square of the threshold."""
+        (mean_square,) = across((self.mean(step * step, tuple(range(1, len(step.shape))), True),))
+        root_mean_square = ops.sqrt(mean_square)
+        return step * (1.0 / ops.maximum(root_mean_square / self.threshold, filled((1,), 1.0, step.dtype)))
+
+    def factored(self, square, row, column, part, across):
+        """Averages (..., R) and (..., C) of squares (..., R, C), moved on, and 1 / the root of the second moment that
+        they stand for, (..., R, C). `part`: of a new value in an average.
+        """
+        row = self.lerp(row, self.mean(square, -1, False), part)
+        of_columns, of_row = across((self.mean(square, -2, False), self.mean(row, -1, True)))
+        column = self.lerp(column, of_columns, part)
+        left = ops.expand_dims(ops.rsqrt(row / of_row), -1)
+        right = ops.expand_dims(ops.rsqrt(column), -2)
+        return row, column, self.outer(left, right)
 
 
-def _came_vector(gradient, betas, eps, clip_threshold, states):
-    m, v = states
-    v = averaged(v, gradient * gradient + eps[0], betas[1])
-    step = _limited(gradient * ops.rsqrt(v), clip_threshold, itself)
-    m = averaged(m, step, betas[0])
-    return m, (m, v)
+@ms.jit_class
+class CAMEOfVectors(CAME):
+    """CAME of biases, whose second moment has nothing to be factored into."""
 
-
-def _came_matrix(gradient, betas, eps, clip_threshold, across, states):
-    m, v_row, v_column, residual_row, residual_column = states
-    square = gradient * gradient + eps[0]
-    v_row, v_column, inverse_root = _factored(square, v_row, v_column, betas[1], across)
-    step = _limited(gradient * inverse_root, clip_threshold, across)
-    m = averaged(m, step, betas[0])
-    residual = (step - m) * (step - m) + eps[1]
-    residual_row, residual_column, inverse_root = _factored(residual, residual_row, residual_column, betas[2], across)
-    return m * inverse_root, (m, v_row, v_column, residual_row, residual_column)
-
-
-def _limited(step, threshold, across):
-    """`step` (K, ...) with each of the K scaled down to a root mean square of `threshold`."""
-    root_mean_square = ops.sqrt(across((mean(step * step, tuple(range(1, len(step.shape))), True),))[0])
-    return step * (1.0 / ops.maximum(root_mean_square / threshold, filled((1,), 1.0, step.dtype)))
-
-
-def _factored(square, row, column, decay, across):
-    """Averages (..., R) and (..., C) of squares (..., R, C), moved on, and 1 / the root of the second moment that they
-    stand for, (..., R, C).
-    """
-    row = averaged(row, mean(square, -1), decay)
-    of_columns, of_row = across((mean(square, -2), mean(row, -1, True)))
-    column = averaged(column, of_columns, decay)
-    left, right = ops.expand_dims(ops.rsqrt(row / of_row), -1), ops.expand_dims(ops.rsqrt(column), -2)
-    # On a CPU a product of matrices, as MindSpore's broadcast keeps index tables of four times the tensor's size.
-    return row, column, left * right if fused() else _outer(left, right)
+    def step(self, gradient, corrections, states, across):
+        """The step before the learning rate, and the states after it."""
+        m, v = states
+        v = self.lerp(v, gradient * gradient + self.eps, self.second)
+        m = self.lerp(m, self.limited(gradient * ops.rsqrt(v), itself), self.first)
+        return m, (m, v)

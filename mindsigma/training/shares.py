@@ -17,12 +17,13 @@ rows of a gradient are summed with those of the processes of its place in the ot
 """
 
 import mindspore as ms
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
-from mindsigma.models.linear import Linear, cast
+from mindsigma.models.linear import Linear
 from mindsigma.ops.operators import narrow
 
 
+@ms.jit_class
 class Shares:
     """The shares of a run's processes.
 
@@ -85,6 +86,14 @@ class Shares:
         """The sum over all groups of this process's rows of their sums, (K, R / N, C) or (1, K, R / N, C)."""
         return self.across.sum(rows)
 
+    def of_mean(self, gradient):
+        """This process's rows of a mean of gradients (K, R, ...), which from stage 2 on are all that it has of it."""
+        return self.own(gradient) if self.stage == 1 else gradient
+
+    def in_network(self, rows, dtype):
+        """What the network has of K tensors in its dtype: up to stage 2 all of them, else the rows that are given."""
+        return self.whole(ops.cast(rows, dtype)) if self.stage < 3 else rows
+
     def means(self, tensors):
         """Means over the group of a tuple of tensors that each process has made of its rows."""
         return self.inside.mean(tensors)
@@ -112,13 +121,29 @@ class Shares:
         return passes * (self.count - 1) // self.count + among_groups
 
 
+@ms.jit_class
+class Undivided:
+    """Stands for Shares where every process has all of a tensor."""
+
+    def of_mean(self, gradient):
+        """See Shares."""
+        return gradient
+
+    def in_network(self, tensors, dtype):
+        """See Shares."""
+        return tensors
+
+    def means(self, tensors):
+        """See Shares."""
+        return tensors
+
+
 class DividedLinear(Linear):
     """A Linear whose weight is this process's rows of it: stage 3."""
 
     def weights(self, dtype):
         """See Linear: the whole weight, gathered where it is used."""
-        weight = self.gather(cast(self.weight, dtype))
-        return weight, None if self.bias is None else cast(self.bias, dtype)
+        return self.gather(ops.cast(self.weight, dtype)), ops.cast(self.bias, dtype)
 
 
 def divide_weights(network, shares):

@@ -13,30 +13,27 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn, ops
 from mindsigma.choices import ZERO_STAGES
 from mindsigma.distributed import Collectives, Ranks
 from mindsigma.errors import MindSigmaError
-from mindsigma.ops.operators import assign, fused, split, stack
+from mindsigma.ops.operators import assign, direct, each, fused, lerp, split, stack
 from mindsigma.training.loss import Denoising
-from mindsigma.training.masters import for_network, forms_of, from_network, spans_of, to_network
+from mindsigma.training.masters import forms_of, layout_of, to_network
 from mindsigma.training.objective import Objective
 from mindsigma.training.optimizers import (
     NUMBERS,
     OptimizerConfig,
-    averaged,
     decays,
-    itself,
+    optimizer_for,
     state_shapes,
-    static_arguments,
 )
-from mindsigma.training.shares import Shares, linear_weights
+from mindsigma.training.shares import Shares, Undivided, linear_weights
 from mindsigma.training.updates import (
     CONTROLS,
     SCALE,
     assign_all,
-    each,
+    assign_if,
     emptied,
     if_finite,
     square_sum,
     unscale_and_clip,
-    update_tensors,
 )
 
 LARGEST_GROUP = 1 << 27  # elements, 512 MB: what an update makes in between stays small beside the activations
@@ -120,7 +117,7 @@ class TrainingStep(nn.Cell):
         self.parameters = ParameterTuple([parameters[i] for i in order])
         forms = [forms[i] for i in order]
         members = groups_of([keys[i] for i in order], largest)
-        self.spans = tuple(spans_of(forms[begin:end]) for begin, end in members)
+        self.layouts = tuple(layout_of(forms[begin:end]) for begin, end in members)
         self.divided = tuple(divided[order[begin]] for begin, _ in members)
         # The backward pass comes to the last blocks first, so their gradients are sent first.
         firsts = [min(order[begin:end]) for begin, end in members]
@@ -152,8 +149,7 @@ class TrainingStep(nn.Cell):
         # A graph reads tuples of Parameters, not the attributes of a Group.
         self.group_parameters = tuple(group.parameters for group in self.groups)
         self.span_parameters = tuple(
-            tuple(group.parameters[begin:end] for begin, end, _ in spans)
-            for group, spans in zip(self.groups, self.spans)
+            layout.of_spans(group.parameters) for group, layout in zip(self.groups, self.layouts)
         )
         self.group_states = tuple(group.states for group in self.groups)
         self.group_averages = tuple(group.averages for group in self.groups)
@@ -166,9 +162,10 @@ class TrainingStep(nn.Cell):
         start[SCALE] = config.loss_scale or 1.0
         self.controls = Parameter(Tensor(start), name="controls", requires_grad=False)
         self.betas = (*decays(optimizer), (0.0, 1.0))[:2]
-        self.averaging, self.ema_decay = config.ema_decay > 0, (config.ema_decay, 1.0 - config.ema_decay)
-        self.constants = static_arguments(optimizer)
-        self.map = ops.HyperMap()
+        self.averaging, self.ema_decay = config.ema_decay > 0, config.ema_decay
+        self.rules = tuple(optimizer_for(optimizer, group.whole_shape) for group in self.groups)
+        self.portions = tuple(shares if own else Undivided() for own in self.divided)
+        self.map, self.write = ops.HyperMap(), direct(assign)
         self.differentiate = ms.value_and_grad(self.loss, None, self.parameters, True)
 
     def own_states(self):
@@ -185,14 +182,13 @@ class TrainingStep(nn.Cell):
 
         With divided averages every process calls it.
         """
-        for group, spans in zip(self.groups, self.spans):
-            for begin, end, form in spans:
-                for name, parameter in zip(group.names[begin:end], group.parameters[begin:end]):
-                    if name in values:
-                        whole = values[name].asnumpy()
+        for group, layout, pieces in zip(self.groups, self.layouts, self.span_parameters):
+            for span, parameters in zip(layout.spans, pieces):
+                for parameter in parameters:
+                    if parameter.name in values:
+                        whole = values[parameter.name].asnumpy()
                         own = self.shares.own_of(whole) if group.shares and self.shares.stage == 3 else whole
-                        one = Tensor(own).expand_dims(0)
-                        (weight,) = for_network(one, ((0, 1, form),), self.dtype)
+                        weight = span.used(ops.cast(Tensor(own).expand_dims(0), self.dtype))
                         parameter.set_data(weight.reshape(parameter.shape))
 
     def averages(self):
@@ -254,13 +250,13 @@ class TrainingStep(nn.Cell):
         MindSpore would put everything that is still to be computed (KernelGraph::SetExecOrderByDefault).
         """
         if not self.overlapped:
-            return each(ops.partial(group_of, gradients), self.begins, self.ends, self.spans)
+            return each(kept_of, self.layouts, each(ops.partial(tensors_of, gradients), self.begins, self.ends))
         formed, result = (), ()
         for k in self.sent:
             tensors = gradients[self.begins[k] : self.ends[k]]
             if len(formed) > 0:
                 tensors = (ops.depend(tensors[0], formed[-1]),) + tensors[1:]
-            gradient = from_network(tensors, self.spans[k])
+            gradient = self.layouts[k].kept(tensors)
             if self.shares.stage == 2 and self.divided[k]:
                 gradient = self.shares.rows_of_each(gradient)
             formed += (gradient,)
@@ -328,35 +324,41 @@ class TrainingStep(nn.Cell):
         Group by group, so that the new weights of one (K, *shape) are gone before the next. They are handed on, as a
         graph that read the Parameters again could get the old. Returns `finite`, which waits for all that.
         """
-        written = finite
-        for k in range(len(self.group_parameters)):
-            gradient = gradients[k]
-            if k > 0:  # one after the other, not all at once
-                gradient = ops.depend(gradient, written)
-            if self.divided[k] and self.shares.stage == 1:
-                gradient = self.shares.own(gradient)
-            own, whole, done = self.update_group(values, finite, k, gradient)
-            if self.averaging:
-                done = (done, self.update_average(finite, k, own if self.own_averages else whole))
+        rate, correction_1, correction_2, factor = split(values, NUMBERS, 0)
+        corrections, is_finite, written = (correction_1, correction_2), finite > 0.5, finite
+        for k in range(len(self.groups)):
+            gradient = ops.depend(gradients[k], written)  # one after the other, not all at once
+            done = self.update_group(rate, corrections, factor, is_finite, k, gradient)
             written = ops.depend(finite, done)
         return written
 
-    def update_group(self, values, finite, k, gradient):
-        """The optimiser of the tensors of group k, of this process's rows if they are divided.
+    def update_group(self, rate, corrections, factor, finite, k, gradient):
+        """The optimiser and the average of the tensors of group k, of this process's rows if they are divided.
 
-        Returns their new weights fp32, of its rows and whole, and what was written.
+        Args:
+            rate, corrections: of Optimizer.update.
+            factor: fp32 (1,), of the gradient.
+            finite: bool (1,); where it is false nothing changes.
+            gradient: fp32 (K, *shape).
+
+        Returns:
+            what was written.
         """
-        across = self.shares.means if self.divided[k] else itself
-        old, states = self.own_weights(k), self.group_states[k]
-        values = split(values, NUMBERS, 0)
-        own, written = update_tensors(self.constants, values, finite, old, gradient, states, across)
+        share = self.portions[k]
+        states = self.group_states[k]
+        old = self.own_weights(k)
+        gradient = share.of_mean(gradient) * factor
+        new, news = self.rules[k].update(old, gradient, rate, corrections, states, share.means)
+        own = if_finite(finite, new, old)
+        written = each(ops.partial(assign_if, self.write, finite), states, news)
         if self.has_masters:
-            written = (written, assign(self.masters[k], own))
-        whole = own
-        if self.divided[k] and self.shares.stage < 3:
-            whole = self.shares.whole(own if self.dtype == ms.float32 else own.astype(self.dtype))
-        pieces = for_network(whole, self.spans[k], self.dtype)
-        return own, whole, (written, each(assign_all, self.span_parameters[k], pieces))
+            written = (written, self.write(self.masters[k], own))
+        whole = share.in_network(own, self.dtype)
+        pieces = self.layouts[k].used(whole, self.dtype)
+        written = (written, each(ops.partial(assign_all, self.write), self.span_parameters[k], pieces))
+        if self.averaging:
+            written = (written, self.update_average(finite, k, own if self.own_averages else whole))
+        return written
 
     def own_weights(self, k):
         """Weights of group k, fp32 (K, *shape), or this process's rows of them."""
@@ -369,8 +371,8 @@ class TrainingStep(nn.Cell):
         """Moving average of the weights of group k. Returns what was written."""
         places = self.group_averages[k]
         average = places[0] if self.own_averages else stack(places, 0)
-        average = if_finite(finite, averaged(average, weights, self.ema_decay), average)
-        return assign(places[0], average) if self.own_averages else assign_all(places, average)
+        average = if_finite(finite, lerp(average, weights, 1.0 - self.ema_decay), average)
+        return self.write(places[0], average) if self.own_averages else assign_all(self.write, places, average)
 
     def waited(self):
         """Seconds in collectives since the last call, where the step is not one graph; else 0."""
@@ -489,9 +491,14 @@ class Row:
         self._stacked.set_data(Tensor(everything))
 
 
-def group_of(gradients, begin, end, spans):
-    """Gradient of a group (K, *shape), of those of all tensors."""
-    return from_network(gradients[begin:end], spans)
+def tensors_of(gradients, begin, end):
+    """Gradients of the tensors of a group, of those of all."""
+    return gradients[begin:end]
+
+
+def kept_of(layout, gradients):
+    """Gradient of a group (K, *shape), of those of its tensors."""
+    return layout.kept(gradients)
 
 
 @ops.constexpr

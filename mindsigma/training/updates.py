@@ -5,21 +5,18 @@ optimiser, moving average.
 import mindspore as ms
 from mindspore import ops
 
-from mindsigma.ops.operators import assign, filled, split
-from mindsigma.training.optimizers import update
+from mindsigma.ops.operators import assign, each, filled, split
 
 # Elements of the control tensor, which the step itself carries on: it must not depend on the host to know of overflows.
 CORRECTION_1, CORRECTION_2, SCALE, GOOD_STEPS, SKIPPED, SKIPPED_IN_A_ROW, UPDATES = range(7)
 CONTROLS = 7
 MAX_SCALE = 2.0**24
 
-each = ops.Map()  # a function of each element of tuples: a loop takes several times as long to compile
-
 
 def square_sum(x):
-    """Sum of squares, fp32 (1,)."""
-    x = x.astype(ms.float32).reshape(1, -1)
-    return (x * x).sum().reshape(1)
+    """Sum of squares (1,) of an fp32 tensor."""
+    x = x.reshape(1, -1)
+    return ops.sum(x * x).reshape(1)
 
 
 def unscale_and_clip(squares, controls, rate, max_norm, scaled, scale_window, accumulation, betas):
@@ -35,7 +32,7 @@ def unscale_and_clip(squares, controls, rate, max_norm, scaled, scale_window, ac
         betas: decays of the optimiser (optimizers.decays), for the correction of its averages.
 
     Returns:
-        numbers for optimizers.update, norm of the true gradient (1,), finite as fp32 0 or 1 (1,), and new controls.
+        numbers for Optimizer.update, norm of the true gradient (1,), finite as fp32 0 or 1 (1,), and new controls.
     """
     one = filled((1,), 1.0, ms.float32)
     old = split(controls, CONTROLS, 0)
@@ -66,43 +63,24 @@ def unscale_and_clip(squares, controls, rate, max_norm, scaled, scale_window, ac
 
 
 def if_finite(finite, value, variable):
-    """`value` where finite (1,) is 1, else `variable`, of one shape."""
-    keep = ops.broadcast_to((finite > 0.5).reshape((1,) * len(variable.shape)), variable.shape)
-    return ops.select(keep, value, variable)
+    """`value` where finite, bool (1,), is true, else `variable`, of one shape."""
+    return ops.select(ops.broadcast_to(finite.reshape((1,) * len(variable.shape)), variable.shape), value, variable)
 
 
-def update_tensors(constants, values, finite, weights, gradient, states, across):
-    """optimizers.update of K tensors of one shape where `finite` is 1; writes the states.
-
-    Args:
-        constants: of optimizers.static_arguments.
-        values: `numbers` of `unscale_and_clip`, one by one.
-        weights, gradient: (K, *shape) fp32.
-        states: tuple of Parameters (K, ...).
-        across: of optimizers.update.
-
-    Returns:
-        new weights (K, *shape), and what was written.
-    """
-    name, betas, eps, weight_decay, clip_threshold = constants
-    new, news = update(weights, gradient, values, name, betas, eps, weight_decay, clip_threshold, states, across)
-    return if_finite(finite, new, weights), each(ops.partial(assign_if, finite), states, news)
+def assign_if(write, finite, variable, value):
+    """Give a Parameter a value of its shape where finite, bool (1,), is true. `write`: `assign`, or `direct` of it."""
+    return write(variable, if_finite(finite, value, variable))
 
 
-def assign_if(finite, variable, value):
-    """Give a Parameter a value of its shape where finite (1,) is 1."""
-    return assign(variable, if_finite(finite, value, variable))
-
-
-def assign_all(variables, values):
+def assign_all(write, variables, values):
     """Give K Parameters of one shape the values (K, *shape). Returns what was written."""
     # Pieces are no views, for which MindSpore would copy every Parameter first.
-    return each(assign_piece, variables, split(values, len(variables), 0))
+    return each(ops.partial(assign_piece, write), variables, split(values, len(variables), 0))
 
 
-def assign_piece(variable, piece):
+def assign_piece(write, variable, piece):
     """Give a Parameter a value of as many elements."""
-    return assign(variable, piece.reshape(variable.shape))
+    return write(variable, piece.reshape(variable.shape))
 
 
 def emptied(variable, read):

@@ -11,7 +11,7 @@ from mindspore import Tensor
 
 from mindsigma.backends.cpu.library import library
 from mindsigma.backends.cpu.shared_mean import SharedMean
-from mindsigma.training.optimizers import CLIP, CORRECTION_1, CORRECTION_2, LEARNING_RATE, decays, itself, update
+from mindsigma.training.optimizers import decays
 from mindsigma.training.step import TrainingStep
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
@@ -84,27 +84,32 @@ class FastStep(TrainingStep):
             return super().update(values, finite, gradients)
         return finite
 
-    def update_group(self, values, finite, k, gradient):
+    def update_group(self, rate, corrections, factor, finite, k, gradient):
         """See TrainingStep; a group is one tensor, or this process's rows of one."""
         parameter, states, divided = self.group_parameters[k][0], self.group_states[k], self.divided[k]
+        share = self.portions[k]
+        gradient = share.of_mean(gradient)
         if self.optimizer.name == "adamw":
-            self._update_adamw(values, k, _whole(gradient), *states)
+            self._update_adamw((rate, *corrections, factor), k, _whole(gradient), *states)
             own = self.own_weights(k) if divided else parameter.expand_dims(0)
         else:
-            across = self.shares.means if divided else itself
-            own, news = update(self.own_weights(k), gradient, values, *self.constants, states, across)
+            own, news = self.rules[k].update(
+                self.own_weights(k), gradient * factor, rate, corrections, states, share.means
+            )
             for state, new in zip(states, news):
                 state.set_data(new)
         whole = self.shares.whole(own) if divided else own
         if divided or self.optimizer.name != "adamw":
             parameter.set_data(whole.reshape(parameter.shape))
-        return own, whole, ()
+        if self.averaging:
+            self.update_average(finite, k, own if self.own_averages else whole)
+        return ()
 
-    def _update_adamw(self, values, k, gradient, m, v):
-        numbers = values.asnumpy().astype(np.float64)
-        rate, root = numbers[LEARNING_RATE], numbers[CORRECTION_2] ** 0.5
+    def _update_adamw(self, numbers, k, gradient, m, v):
+        rate, correction_1, correction_2, factor = (float(number.asnumpy()[0]) for number in numbers)
+        root = correction_2**0.5
         (eps,), (first, second) = self.optimizer.eps, decays(self.optimizer)
-        constants = numbers[CLIP], 1.0 - rate * self.optimizer.weight_decay, rate * root / numbers[CORRECTION_1]
+        constants = factor, 1.0 - rate * self.optimizer.weight_decay, rate * root / correction_1
         pointers = (tensor.data_ptr() for tensor in (gradient, m, v))
         _functions().update_adamw(
             self._own_pointer(k), *pointers, gradient.size, *constants, *first, *second, eps * root
@@ -114,7 +119,7 @@ class FastStep(TrainingStep):
         """See TrainingStep; called where the step is finite."""
         average, parameter = self.group_averages[k][0], self.group_parameters[k][0]
         pointer = self._own_pointer(k) if self.own_averages else parameter.data_ptr()
-        _functions().update_average(average.data_ptr(), pointer, average.size, *self.ema_decay)
+        _functions().update_average(average.data_ptr(), pointer, average.size, self.ema_decay, 1.0 - self.ema_decay)
         return average
 
     def _own_pointer(self, k):
