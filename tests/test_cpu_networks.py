@@ -150,7 +150,10 @@ def test_what_cross_attention_adds_is_given_and_taken():
 
 
 def test_halves_of_guidance_are_those_of_one():
-    """Before they saw their captions they are the same; each has the bits that it has alone."""
+    """Before they saw their captions they are the same; each is what it is alone.
+
+    To rounding: without AVX-512 the library sums a product of another height in another order.
+    """
     _, dit = dits(depth=3)
     dit.set_train(False)
     latents, caption = drawn(0, 2, 4, 16, 16), Tensor(drawn(1, 4, 9, 32))
@@ -159,8 +162,9 @@ def test_halves_of_guidance_are_those_of_one():
     both = dit.denoise(Tensor(np.concatenate([latents, latents])), modulation, text_kv, position).asnumpy()
     for half in (slice(0, 2), slice(2, 4)):
         of_half = tuple((k[half], v[half]) for k, v in text_kv)
-        assert (dit.denoise(Tensor(latents), modulation, of_half, position).asnumpy() == both[half]).all()
-    assert (both[:2] != both[2:]).any()
+        alone = dit.denoise(Tensor(latents), modulation, of_half, position).asnumpy()
+        assert relative_error(alone, both[half]) < 1e-6
+    assert relative_error(both[:2], both[2:]) > 1e-3
 
 
 def test_weights_may_change():
