@@ -1,10 +1,11 @@
-"""AdamW, Lion and CAME as pure functions: (parameter, gradient, numbers, states) to their successors.
+"""AdamW, Lion and CAME: from parameters, gradients and states to their successors, without writing any of them.
 
 Each computes K tensors of one shape at once, (K, *shape), so that an NPU launches a few kernels for all blocks. What a
 tensor becomes does not depend on the others beside it.
 
-Libraries' optimisers write their parameters themselves. As functions they can leave an overflowed step out, and be
-given to the ranks that own a tensor. mindone.trainers' CAME and torch.optim.AdamW are the references in the tests.
+Libraries' optimisers write their parameters themselves. These hand new ones on, so that a step which overflowed can be
+left out, and a tensor be given to the ranks that own it. mindone.trainers' CAME and torch.optim.AdamW are the
+references in the tests.
 """
 
 from dataclasses import dataclass, field
@@ -73,9 +74,7 @@ def state_shapes(config, shape):
 
 
 def decays(config):
-    """(beta, 1 - beta) of an OptimizerConfig's averages: a graph would compute the difference in fp32, 1.7e-4 off for
-    0.9999.
-    """
+    """(beta, 1 - beta) of an OptimizerConfig's averages."""
     return tuple((float(beta), 1.0 - beta) for beta in config.betas)
 
 
@@ -104,7 +103,8 @@ class Optimizer:
         config: OptimizerConfig.
 
     Attributes:
-        first, second, third: 1 - beta, the part of a new value in each moving average.
+        first, second, third: 1 - beta, the part of a new value in each moving average. A graph would compute it in
+            fp32, 1.7e-4 off for 0.9999.
         eps, residual_eps, decay, threshold: the constants of OptimizerConfig.
         lerp, mean: the operators of these names. outer: product of (..., R, 1) and (..., 1, C).
     """

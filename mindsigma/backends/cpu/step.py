@@ -119,7 +119,8 @@ class FastStep(TrainingStep):
         """See TrainingStep; called where the step is finite."""
         average, parameter = self.group_averages[k][0], self.group_parameters[k][0]
         pointer = self._own_pointer(k) if self.own_averages else parameter.data_ptr()
-        _functions().update_average(average.data_ptr(), pointer, average.size, self.ema_decay, 1.0 - self.ema_decay)
+        parts = self.config.ema_decay, self.averaged_part
+        _functions().update_average(average.data_ptr(), pointer, average.size, *parts)
         return average
 
     def _own_pointer(self, k):
