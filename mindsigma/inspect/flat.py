@@ -1,10 +1,8 @@
 """Cells whose inputs are flat lists of tensors, which is all that an exported graph takes."""
 
 import mindspore as ms
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 from mindspore.common.initializer import Zero
-
-from mindsigma.ops.operators import each
 
 
 def zeros(array):
@@ -52,17 +50,16 @@ class FlatInputs(nn.Cell):
         return _Constant(argument)
 
     def construct(self, *tensors):
-        return self.function(*each(ops.partial(_value, tensors), tuple(self.arguments)))
+        arguments = ()
+        for part in self.arguments:
+            arguments += (part(tensors),)
+        return self.function(*arguments)
 
     def init_parameters_data(self, auto_parallel_mode=False):
         """No parameter: what has no values yet needs none to be exported, and MindSpore would make them after it
         compiled the graph, 12 GB for T5-XXL.
         """
         return {}
-
-
-def _value(tensors, part):
-    return part(tensors)
 
 
 class _Input(nn.Cell):

@@ -18,7 +18,6 @@ from mindsigma.ops.operators import (
     add_layer_norm,
     attention,
     divide,
-    each,
     filled,
     gelu,
     kept_multiply_add,
@@ -318,7 +317,10 @@ class DiT(nn.Cell):
     def text_kv(self, caption, caption_mask=None):
         """What the blocks take of the caption, which does not change from step to step: a tuple, one pair a block."""
         caption = self.embed_caption(caption, caption_mask)
-        return each(ops.partial(_text_kv, caption, caption_mask), tuple(self.blocks))
+        pairs = ()
+        for block in self.blocks:
+            pairs += (block.text_kv(caption, caption_mask),)
+        return pairs
 
     def embed_caption(self, caption, caption_mask=None):
         """The caption (N, L, caption_channels) as (N, L, C), its shape and the mask's checked."""
@@ -328,7 +330,10 @@ class DiT(nn.Cell):
     def modulations(self, timestep, image_size=None, aspect_ratio=None):
         """What the blocks and the final layer take of timesteps (N,): a tuple of (N, 6, C), the last one (N, 2, C)."""
         t, t6 = self.embed_timestep(timestep, image_size, aspect_ratio)
-        return each(ops.partial(_modulation, t6), tuple(self.blocks)) + (self.final_layer.modulation(t),)
+        rows = ()
+        for block in self.blocks:
+            rows += (block.modulation(t6),)
+        return rows + (self.final_layer.modulation(t),)
 
     def embed_timestep(self, timestep, image_size=None, aspect_ratio=None):
         """The embedding (N, C) of timesteps (N,), and what all blocks share of it, (N, 6 * C).
@@ -419,14 +424,6 @@ def rows_of(modulation, training):
     if modulation.shape[0] == 1 and not training:
         return unstack(modulation.reshape(modulation.shape[1:]), 0)
     return split(modulation, modulation.shape[1], 1)
-
-
-def _modulation(t6, block):
-    return block.modulation(t6)
-
-
-def _text_kv(caption, mask, block):
-    return block.text_kv(caption, mask)
 
 
 @ops.constexpr
