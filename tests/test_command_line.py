@@ -5,7 +5,6 @@ import ast
 import importlib
 import os
 import re
-import resource
 import subprocess
 import sys
 import warnings
@@ -145,16 +144,13 @@ def test_every_tool_is_tried_below():
 
 @pytest.mark.parametrize("tool", MISTAKES)
 def test_a_mistake_is_answered_at_once(tool):
-    """In one line, within half a second of processor time, and so before MindSpore is imported."""
+    """In one line, before MindSpore is imported, which takes seconds."""
     flags, words = MISTAKES[tool]
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-X", "importtime", str(ROOT / "tools" / f"{tool}.py"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     lines = [line for line in done.stderr.splitlines() if not line.startswith("import time:")]
     assert done.returncode == 2 and len(lines) == 1 and words in lines[0], done.stderr[-2000:]
     assert not re.search(r"\| +(mindspore|gradio)\b", done.stderr)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
 
 
 @pytest.mark.parametrize("tool", ["generate", "train", "convert", "prepare_data", "extract_features", "web"])
