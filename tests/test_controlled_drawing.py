@@ -249,7 +249,8 @@ def test_pictures_of_a_batch(pipeline, edges):
     """One for each image that is drawn, and how many there may be."""
     both = pipeline(["a cat", "an owl"], control_image=[edges, edges // 2], **{**SMALL, "seed": [3, 3]}).images
     alone = pipeline("an owl", control_image=edges // 2, **SMALL).images
-    assert relative_error(both[1:], alone) < 1e-4  # rounded apart, as products of another height are summed
+    # 1.3e-5 without AVX-512, where products of another height are summed in another order.
+    assert relative_error(both[1:], alone) < 2e-5
     with pytest.raises(MindSigmaError, match="2 control images for 1 images; give one, or one for each"):
         pipeline("a cat", control_image=[edges, edges], **SMALL)
 

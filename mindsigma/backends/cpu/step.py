@@ -98,7 +98,7 @@ class FastStep(TrainingStep):
             )
             for state, new in zip(states, news):
                 state.set_data(new)
-        whole = self.shares.whole(own) if divided else own
+        whole = share.in_network(own, self.dtype)
         if divided or self.optimizer.name != "adamw":
             parameter.set_data(whole.reshape(parameter.shape))
         if self.averaging:
