@@ -8,6 +8,7 @@ from functools import cache
 
 import mindspore as ms
 import numpy as np
+import pytest
 from conftest import GOLDEN, Case, drawn_weight
 from mindspore import Tensor
 
@@ -15,6 +16,7 @@ from mindsigma import PixArtSigmaPipeline
 from mindsigma.backends.ascend import align_heads
 from mindsigma.models.controlnet import ControlNet
 from mindsigma.models.dit import DiT
+from mindsigma.ops import pieces
 from mindsigma.runtime import DTYPES, device, set_device
 from mindsigma.sampling.controls import Control
 from mindsigma.sampling.denoising import DenoisingGraphs, denoising_steps
@@ -36,6 +38,13 @@ def output(name, dtype):
     """The output of a reference case, through a DiT as it samples."""
     case = Case(name)
     return {"out": align_heads(dit(case, dtype).set_train(False))(*case.inputs())}
+
+
+def in_pieces(name, dtype):
+    """The same with every MLP in pieces, of 7 tokens or less."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "MOST_NUMBERS", 7 * 4 * Case(name).config["hidden_size"])
+        return output(name, dtype)
 
 
 def gradients(name, dtype):
@@ -122,6 +131,8 @@ def compute(name, dtype):
         parts = gradients(name.split("-")[1], dtype)
     elif name.startswith("guided-"):
         parts = guided(name.split("-")[1], dtype)
+    elif name.startswith("pieces-"):
+        parts = in_pieces(name.split("-")[1], dtype)
     elif name in ("t5", "vae"):
         parts = {"t5": t5, "vae": vae}[name](dtype)
     else:

@@ -47,7 +47,9 @@ def within(label, value, expected, limits, dtype):
 
 def expected_of(name):
     """Reference of a DiT or of T5."""
-    return ascend_networks.reference("official_dpm_8")["t5"] if name == "t5" else Case(name).out
+    if name == "t5":
+        return ascend_networks.reference("official_dpm_8")["t5"]
+    return Case(name.removeprefix("pieces-")).out
 
 
 def jobs_of(names, mode):
@@ -66,22 +68,30 @@ def check_networks(results):
     return errors
 
 
-GRADIENTS, GUIDED = "gradients-ms_kv_conv", "guided-ms_kv_conv"
+GRADIENTS, GUIDED, PIECES = "gradients-ms_kv_conv", "guided-ms_kv_conv", "pieces-ms_kv_conv"
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory):
     """What one process computes in PyNative mode, and one network as a graph; names of the kernels launched."""
-    jobs = [*jobs_of([*CASES, "t5", GRADIENTS], "pynative"), "ms_kv_conv:fp16:graph", *jobs_of([GUIDED], "graph")]
+    jobs = [
+        *jobs_of([*CASES, "t5", GRADIENTS], "pynative"),
+        "ms_kv_conv:fp16:graph",
+        *jobs_of([GUIDED, PIECES], "graph"),
+    ]
     return on_the_host(tmp_path_factory.mktemp("host"), *jobs)
 
 
 def test_dit_and_t5_are_the_references(quick):
     results, launched = quick
     assert {"aclnnFlashAttentionScore", "aclnnAddmm", "aclnnLayerNorm", "aclnnGelu"} <= launched
-    names = GRADIENTS, GUIDED
+    names = GRADIENTS, GUIDED, PIECES
     check_networks({job: value for job, value in results.items() if not job.startswith(names) and ":pynative:" in job})
     assert (results["ms_kv_conv:fp16:graph:out"] == results["ms_kv_conv:fp16:pynative:out"]).all()
+
+
+def test_mlps_in_pieces_are_the_reference(quick):
+    check_networks({job: value for job, value in quick[0].items() if job.startswith(PIECES)})
 
 
 def test_perturbed_attention_under_a_mask_with_a_controlnet_is_the_cpus(quick):

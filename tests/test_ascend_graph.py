@@ -75,6 +75,16 @@ def test_dit_is_one_graph_with_fused_attention(dtype, tmp_path):
     assert tokens == {(2 * 1024 * 16, 80, 1), (1152 * 16, 80, 1)}  # compressed keys; the columns of a weight
 
 
+def test_the_mlp_of_4096_px_is_in_two_pieces(tmp_path):
+    with no_init_parameters():
+        dit = DiT(DiTConfig(depth=1, input_size=512, pe_interpolation=8.0), ms.float16)
+    inputs = np.zeros((2, 4, 512, 512), np.float32), np.zeros(2, np.float32), np.zeros((2, 16, 4096), np.float32)
+    nodes = exported(weights(dit), [*map(Tensor, inputs)], tmp_path)
+    hidden = [dims for kind, dims, _ in nodes if kind == "Dense" and dims[-1] == 4608]
+    assert hidden == [(65536, 4608)] * 2
+    assert Counter(kind for kind, _, _ in nodes)["GeLU"] == 2 + 1  # one of the caption
+
+
 def test_vae_and_t5_export(tmp_path):
     with no_init_parameters():
         vae = VAE(VAEConfig(block_out_channels=(32, 64), layers_per_block=1), ms.float16)

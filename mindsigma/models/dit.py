@@ -29,6 +29,7 @@ from mindsigma.ops.operators import (
     split,
     unstack,
 )
+from mindsigma.ops.pieces import few, pieces_of
 
 __all__ = ["DiT", "DiTBlock", "DiTConfig", "KVCompression"]
 
@@ -164,11 +165,21 @@ class MLP(nn.Cell):
 
     def __init__(self, in_features, hidden_features, out_features, init=None, dtype=ms.float32):
         super().__init__()
+        self.hidden = hidden_features
         self.fc1 = Linear(in_features, hidden_features, init, dtype=dtype)
         self.fc2 = Linear(hidden_features, out_features, init, dtype=dtype)
 
     def construct(self, x):
         """x (..., in) to (..., out)."""
+        if self.training or few(x, self.hidden):
+            return self.whole(x)
+        pieces = ()
+        for piece in pieces_of(x, self.hidden):
+            pieces += (self.whole(piece),)
+        return ops.concat(pieces, 0).reshape(x.shape[:-1] + (-1,))
+
+    def whole(self, x):
+        """`construct` of all tokens at once."""
         return self.fc2(gelu(self.fc1(x)))
 
 
