@@ -29,7 +29,7 @@ from mindsigma.ops.operators import (
     split,
     unstack,
 )
-from mindsigma.ops.pieces import few, pieces_of
+from mindsigma.ops.pieces import at_once, pieces_of
 
 __all__ = ["DiT", "DiTBlock", "DiTConfig", "KVCompression"]
 
@@ -171,7 +171,7 @@ class MLP(nn.Cell):
 
     def construct(self, x):
         """x (..., in) to (..., out)."""
-        if self.training or few(x, self.hidden):
+        if self.training or at_once(x, self.hidden):
             return self.whole(x)
         pieces = ()
         for piece in pieces_of(x, self.hidden):

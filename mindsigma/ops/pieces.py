@@ -11,13 +11,13 @@ from mindsigma.ops.operators import fused, split_unevenly
 MOST_NUMBERS = 5 << 26
 
 
-def few(x, width):
-    """Whether rows x (..., C) may become `width` numbers each all at once: always but on Ascend."""
+def at_once(x, width):
+    """Whether rows x (..., C) may become `width` numbers each all at once; on a CPU they always may."""
     return not fused() or len(piece_lengths(x.shape, width, MOST_NUMBERS)) == 1
 
 
 def pieces_of(x, width):
-    """Rows x (..., C) as a tuple of (n, C): the fewest pieces that are `few`."""
+    """Rows x (..., C) as a tuple of (n, C): the fewest pieces that may be computed `at_once`."""
     return split_unevenly(x.reshape(-1, x.shape[-1]), piece_lengths(x.shape, width, MOST_NUMBERS), 0)
 
 
